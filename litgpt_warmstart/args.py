@@ -1,0 +1,166 @@
+"""Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import litgpt.args
+from litgpt.config import Config
+from litgpt.data import DataModule
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.schedule import Schedule, ScheduleName
+
+Alignment = Literal["heads", "blocks", "literal"]
+Parametrization = Literal["mup", "sp"]
+
+
+@dataclass
+class TrainArgs(litgpt.args.TrainArgs):
+    """Training-related arguments, as in ``litgpt pretrain``"""
+
+    save_interval: int | None = 1000
+    """Number of optimizer steps between saving checkpoints"""
+    log_interval: int = 1
+    """Number of optimizer steps between logging calls"""
+    global_batch_size: int | None = None
+    """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
+    micro_batch_size: int | None = None
+    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: 4 or its next divisor"""
+    lr_warmup_steps: int | None = None
+    """Number of optimizer steps with learning rate warmup active, for the schedules ``warmup`` and ``cosine``"""
+    lr_warmup_fraction: float | None = None
+    """The fraction of the run's optimizer steps to use for learning rate warmup"""
+    epochs: int | None = None
+    """Not supported: a warmstart repeats no token"""
+    max_tokens: int | None = None
+    """Total number of tokens to train on, cut to whole optimizer steps. Goes before ``tokens_per_param``"""
+    max_steps: int | None = None
+    """Limits the number of optimizer steps to run"""
+    max_time: float | None = None
+    """Limits the number of seconds to train for"""
+    max_seq_length: int | None = None
+    """Limits the length of samples, in tokens"""
+    tie_embeddings: bool | None = None
+    """Not supported: muP needs a readout of its own"""
+    max_norm: float | None = 1.0
+    """Clip gradients to this total norm; null turns it off"""
+    min_lr: float = 0.1
+    """Where the schedule ``cosine`` ends, as a ratio to the base learning rate"""
+
+    def check(self, schedule: ScheduleName) -> None:
+        """Raise a UserError for what this trainer refuses or what would do nothing."""
+        if self.epochs is not None:
+            raise UserError("--train.epochs is not supported: a run reads each token once; set --train.max_tokens")
+        if self.tie_embeddings:
+            raise UserError("--train.tie_embeddings is not supported: muP scales the embedding and the readout apart")
+        for name in ("save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens",
+                     "max_steps", "max_time", "max_seq_length", "max_norm"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--train.{name} must be above 0, got {value}")
+        if not 0 <= self.min_lr <= 1:
+            raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
+        warms_up = bool(self.lr_warmup_steps or self.lr_warmup_fraction)
+        if schedule == "constant" and warms_up:
+            raise UserError("--schedule constant has no warmup: use --schedule warmup, or leave the warmup length out")
+        if schedule == "warmup" and not warms_up:
+            raise UserError("--schedule warmup needs --train.lr_warmup_steps or --train.lr_warmup_fraction")
+
+
+@dataclass
+class EvalArgs(litgpt.args.EvalArgs):
+    """Evaluation-related arguments, as in ``litgpt pretrain``"""
+
+    interval: int = 1000
+    """Number of optimizer steps between validations"""
+    max_new_tokens: int | None = None
+    """Not supported: pretraining generates no text while it runs"""
+    max_iters: int = 100
+    """Number of validation blocks (sequences), whatever the micro-batch; fewer where the data has fewer"""
+    initial_validation: bool = True
+    """Whether to validate before the first step"""
+    final_validation: bool = True
+    """Whether to validate after the last step"""
+    evaluate_example: str | int = "first"
+    """Not supported: for finetuning"""
+
+    def check(self) -> None:
+        """Raise a UserError for what this trainer refuses."""
+        if self.max_new_tokens is not None:
+            raise UserError("--eval.max_new_tokens is not supported: generate from the checkpoint instead")
+        if self.evaluate_example != "first":
+            raise UserError("--eval.evaluate_example is for finetuning: leave it out")
+        for name in ("interval", "max_iters"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"--eval.{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the source's weights become the target's: eq. (1) of arXiv 2411.07340."""
+
+    source_dir: Path
+    """Checkpoint folder of the source (the base of the command line)."""
+    shrink: float = 0.4
+    """lambda_shrink in [0, 1]; 0 is muP from scratch, bit for bit."""
+    alignment: Alignment = "heads"
+    """Where attention's rows go: by head, by q/k/v block, or as the fused tensor stands."""
+    perturb: float = 1.0
+    """Multiplier of the muP standard deviation that is added; 0 adds nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shrink <= 1:
+            raise UserError(f"--shrink must lie in [0, 1], got {self.shrink}")
+        if self.perturb < 0:
+            raise UserError(f"--perturb must not be negative, got {self.perturb}")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run; ``fit`` reads this and its state, nothing else."""
+
+    command: str
+    """The command that makes the run, as typed: ``warmstart`` or ``warmstart_scratch``."""
+    config: Config
+    """The target."""
+    mup_base_config: Config
+    """Where the learning rate was tuned; the target's own config under standard parametrization."""
+    parametrization: Parametrization
+    base_lr: float
+    schedule: Schedule
+    data: DataModule
+    train: TrainArgs
+    eval: EvalArgs
+    log: litgpt.args.LogArgs
+    optimizer: str | dict
+    precision: str
+    out_dir: Path
+    max_steps: int
+    """Optimizer steps of the whole run: the token budget in whole steps."""
+    block_size: int
+    """Tokens per sequence that count; a block stores one more."""
+    growth: Growth | None = None
+    initial_checkpoint_dir: Path | None = None
+    """Weights to start from as they are; excludes ``growth``."""
+    seen: tuple[DataUse, ...] = ()
+    """What must not be read again, oldest first."""
+    resume: bool | Literal["auto"] | Path = False
+    overwrite: bool = False
+    tokenizer_dir: Path | None = None
+    logger_name: str = "tensorboard"
+    seed: int = 42
+    compile: bool = True
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """The command's arguments with every default filled in, for hyperparameters.yaml."""
+
+    @property
+    def accumulation_iters(self) -> int:
+        """Micro-batches per optimizer step."""
+        return self.train.global_batch_size // self.train.micro_batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that count per optimizer step."""
+        return self.train.global_batch_size * self.block_size

@@ -1,0 +1,266 @@
+"""LitGPT checkpoint folders plus our record: safe loads, atomic writes.
+
+    final/
+      lit_model.pth          raw LitGPT weights, the readout's 1/width_mult folded in: stock LitGPT reads them
+      model_config.yaml      carries muP's attention_scores_scalar
+      hyperparameters.yaml   the command's arguments, for --config
+      tokenizer files        as LitGPT has them
+      warmstart.yaml         the record: where the weights come from and what they have seen
+      training_state.pth     what only training needs: unfolded readout, optimizer, counters, random states
+"""
+
+import hashlib
+import os
+import pickle
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from litgpt.config import Config
+from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
+from litgpt.utils import copy_config_files, save_config
+
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.record import Ancestor, Record
+
+WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
+HYPERPARAMETERS = "hyperparameters.yaml"
+UNFOLDED_READOUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint folder says of itself, without its weights; ours or stock LitGPT's."""
+
+    path: Path
+    config: Config
+    record: Record | None
+    """None for a folder that this package did not write."""
+
+    @property
+    def mup_base_config(self) -> Config:
+        """Where the learning rate was tuned; a foreign checkpoint's own shapes."""
+        return Config(**self.record.mup_base_config) if self.record else self.config
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder itself if it holds a tokenizer."""
+        return self.path if any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+
+
+@dataclass(frozen=True)
+class Checkpoint(Header):
+    """A checkpoint folder, read."""
+
+    weights: dict[str, torch.Tensor]
+    """Memory-mapped, by LitGPT name, with the readout unfolded."""
+
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """The lineage of a run that starts from this checkpoint: this one last, unless it was only grown."""
+        earlier = self.record.lineage if self.record else ()
+        if self.record and not self.record.tokens:
+            return earlier
+        this = Ancestor(
+            name=self.config.name,
+            path=str(self.path),
+            sha256=file_sha256(self.path / WEIGHTS),
+            parameters=sum(weight.numel() for weight in self.weights.values()),
+            tokens=self.record.tokens if self.record else 0,
+            matmul_flops=self.record.matmul_flops if self.record else 0,
+            data=self.record.data if self.record else None,
+        )
+        return (*earlier, this)
+
+
+def read_header(path: Path, what: str = "base") -> Header:
+    """Read a checkpoint folder's config and record.
+
+    Args:
+        path: The folder.
+        what: What the folder is to the user, for messages.
+
+    Raises:
+        UserError: The folder is missing, no checkpoint, or one of the two files is damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
+    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+    if missing:
+        hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"
+        raise UserError(f"{what} {str(path)!r} is not a checkpoint folder, {missing[0]} is missing: {hint}")
+    try:
+        config = Config.from_file(path / CONFIG)
+    except Exception as error:  # yaml, TypeError of an unknown key, assertions of Config
+        raise UserError(f"{str(path / CONFIG)!r} is not a LitGPT config: {one_line(error)}") from error
+    return Header(path, config, Record.load(path / RECORD) if (path / RECORD).is_file() else None)
+
+
+def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
+    """Read a checkpoint folder: config, record, and weights memory-mapped, with the readout unfolded.
+
+    Args:
+        path: The folder.
+        what: What the folder is to the user, for messages.
+
+    Raises:
+        UserError: As :func:`read_header`; or the weights are cut off, carry pickled code, or hold a NaN or Inf.
+    """
+    header = read_header(path, what)
+    weights = dict(_litgpt_names(load_tensors(path / WEIGHTS), header.config))
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{what} {str(path / WEIGHTS)!r} holds NaN or Inf in {name}: take an earlier checkpoint")
+    if header.record and header.record.width_mult != 1.0:
+        weights[UNFOLDED_READOUT] = _unfolded_readout(path, weights[UNFOLDED_READOUT], header.record.width_mult)
+    return Checkpoint(header.path, header.config, header.record, weights)
+
+
+def _unfolded_readout(path: Path, folded: torch.Tensor, width_mult: float) -> torch.Tensor:
+    """The readout as trained: exact where the training state is at hand and belongs to the weights."""
+    if (path / STATE).is_file():
+        unfolded = load_tensors(path / STATE).get(UNFOLDED_READOUT)
+        if unfolded is not None and torch.equal(unfolded / width_mult, folded):
+            return unfolded
+    return folded * width_mult
+
+
+def _litgpt_names(content: dict[str, Any], config: Config) -> Iterator[tuple[str, torch.Tensor]]:
+    content = content.get("model", content)
+    for name, weight in content.items():
+        name = name.replace("_orig_mod.", "").removeprefix("module.")
+        if legacy := re.fullmatch(r"(.*\.attn)\.attn\.(weight|bias)", name):  # older LitGPT
+            name, weight = f"{legacy[1]}.qkv.{legacy[2]}", qkv_reassemble(weight, config)
+        yield name, weight
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """``torch.load`` of tensors and plain values alone, memory-mapped.
+
+    Raises:
+        UserError: The file is missing, cut off, or carries pickled code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{str(path)!r} does not exist") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{str(path)!r} carries pickled code besides tensors, which is not run: save its state dict alone"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read, it seems cut off or damaged: copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose code decides a run."""
+    found = {"python": platform.python_version()}
+    for package in ("litgpt-warmstart", "litgpt", "lightning", "mup", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            found[package] = "not installed"
+    return found
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
+
+    Yields:
+        A hidden folder beside ``path``, renamed to it at the end and removed after an error.
+    """
+    partial, older = path.with_name(f".{path.name}.partial"), _older(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            _flush_to_disk(file)
+        _flush_to_disk(partial)
+        if path.exists():
+            path.rename(older)
+        partial.rename(path)
+        _flush_to_disk(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        raise UserError(f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _older(path: Path) -> Path:
+    return path.with_name(f".{path.name}.older")
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(
+    path: Path,
+    weights: dict[str, torch.Tensor],
+    config: Config,
+    record: Record,
+    hyperparameters: dict[str, Any],
+    tokenizer_dir: Path | None,
+    fold: Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]],
+    training_state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    Args:
+        path: The folder.
+        weights: The model's weights as trained, by LitGPT name.
+        config: The model.
+        record: Goes into ``warmstart.yaml``.
+        hyperparameters: The command's arguments.
+        tokenizer_dir: Where tokenizer files are copied from, if there are any.
+        fold: Folds the readout's 1/width_mult into the weights.
+        training_state: What only training needs; tensors and plain values.
+    """
+    with atomic_folder(path) as partial:
+        torch.save(fold(weights, record.width_mult), partial / WEIGHTS)
+        if record.width_mult != 1.0:
+            training_state = {UNFOLDED_READOUT: weights[UNFOLDED_READOUT], **(training_state or {})}
+        if training_state:
+            torch.save(training_state, partial / STATE)
+        if tokenizer_dir is not None:
+            copy_config_files(tokenizer_dir, partial)
+        save_config(config, partial)
+        record.save(partial / RECORD)
+        dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
+
+
+def dump_yaml(content: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML in their own order."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def latest_checkpoint(out_dir: Path) -> Path | None:
+    """The checkpoint of ``out_dir`` with the most optimizer steps that training can go on from; None without one."""
+    final = out_dir / "final"
+    if _older(final).is_dir() and not final.exists():  # killed between the two renames of atomic_folder
+        _older(final).rename(final)
+    folders = [f for f in (*out_dir.glob("step-*"), final) if (f / STATE).is_file()]
+    return max(folders, key=lambda f: Record.load(f / RECORD).step_count, default=None)

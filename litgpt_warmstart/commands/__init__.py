@@ -1,0 +1,11 @@
+"""The commands by name. Each module is named as its command is typed and has one function, ``setup``."""
+
+from collections.abc import Callable
+
+from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+
+COMMANDS: dict[str, Callable] = {
+    "warmstart": warmstart.setup,
+    "warmstart_scratch": warmstart_scratch.setup,
+    "warmstart_grow": warmstart_grow.setup,
+}

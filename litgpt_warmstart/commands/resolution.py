@@ -1,0 +1,316 @@
+"""From a command's arguments to a run specification: what the user left out comes from the base's record or Table 1."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import instantiate_class
+from litgpt.args import LogArgs
+from litgpt.config import Config
+from litgpt.data import DataModule
+from litgpt.types import LoggerChoice
+from litgpt.utils import extend_checkpoint_dir, get_default_supported_precision, init_out_dir, num_parameters
+
+from litgpt_warmstart.args import EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
+from litgpt_warmstart.data import BlockDataModule
+from litgpt_warmstart.data.loaders import class_path, init_args
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.record import Record
+from litgpt_warmstart.scales import SCALES, find_scale, resolve_config
+from litgpt_warmstart.schedule import Schedule, ScheduleName
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Where the learning rate was tuned."""
+
+    config: Config
+    """muP's base shapes."""
+    record: Record | None = None
+    """Of the checkpoint that says so."""
+
+
+def pretrain(
+    command: str,
+    target: str | None,
+    start: Header | None,
+    growth: Growth | None,
+    parametrization: Parametrization,
+    out_dir: Path,
+    own_arguments: dict[str, Any],
+    *,
+    tokens_per_param: float = 20.0,
+    lr: float | None = None,
+    schedule: ScheduleName = "constant",
+    mup_base: str | None = None,
+    precision: Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed", None] = None,
+    resume: bool | Literal["auto"] | Path = False,
+    overwrite: bool = False,
+    data: DataModule | None = None,
+    train: TrainArgs = TrainArgs(),
+    eval: EvalArgs = EvalArgs(),
+    log: LogArgs = LogArgs(),
+    optimizer: str | dict = "AdamW",
+    devices: int | str = 1,
+    num_nodes: int = 1,
+    tokenizer_dir: Path | None = None,
+    logger_name: LoggerChoice = "tensorboard",
+    seed: int = 42,
+    compile: bool = True,
+) -> Path:
+    """Fill in what was left out, check it, and train.
+
+    Arguments:
+        command: The command's name.
+        target: What ``--target`` says; None for the shapes of ``start``.
+        start: Checkpoint that the weights come from, grown or as they are; None from scratch.
+        growth: How ``start`` becomes the target; None for its weights as they are.
+        parametrization: muP or standard.
+        out_dir: Folder of the run.
+        own_arguments: The command's other arguments, for hyperparameters.yaml.
+        tokens_per_param: Tokens to train on per parameter of the target.
+        lr: Learning rate at the muP base; muP carries it to the target's width. Default: that of the base's record,
+            else the paper's for the scale that is the muP base.
+        schedule: How the learning rate moves over the run. muP's ratios between parameters stay.
+        mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
+            folder, whose record then gives learning rate, batch size, data, and where its data ended. Default: what
+            the base's record says, else the base's own shapes, else the target's.
+        precision: The precision to use for training. Determines a compatible precision setting by default.
+        resume: Path to a checkpoint directory to resume from in case training was interrupted, or ``True`` to resume
+            from the latest checkpoint in ``out_dir``. An error will be raised if no checkpoint is found. Passing
+            ``'auto'`` will resume from the latest checkpoint but not error if no checkpoint exists.
+        overwrite: Replace a run that ``out_dir`` already holds.
+        data: Where tokens come from, e.g. ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``,
+            ``TinyLlama``, ``OpenWebText``, ``TinyStories``, ``MicroLlama``. Default: the base's.
+        train: Training-related arguments. See ``litgpt_warmstart.args.TrainArgs`` for details.
+        eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
+        log: Logging-related arguments, for wandb and litlogger.
+        optimizer: An Adam-like optimizer's name (such as "AdamW") or config. ``lr`` goes before its own.
+        devices: How many devices to use; one for now.
+        num_nodes: How many nodes the code is being run on; one for now.
+        tokenizer_dir: Optional path to the tokenizer dir that was used for preprocessing the dataset. Only some data
+            modules require this. Default: the base's.
+        logger_name: The name of the logger to send metrics to; metrics.csv is written in any case.
+        seed: The random seed of the initialization and the perturbation.
+        compile: Whether to compile the model; without a compiler, training goes on without.
+
+    Raises:
+        UserError: An argument is wrong, or something needed is known from nowhere.
+    """
+    from litgpt_warmstart import parametrization as mup
+    from litgpt_warmstart import pretrain as trainer
+    from litgpt_warmstart.model import MuGPT
+
+    _check_devices(devices, num_nodes)
+    train.check(schedule)
+    eval.check()
+    if tokens_per_param <= 0:
+        raise UserError(f"--tokens_per_param must be above 0, got {tokens_per_param}")
+    if parametrization == "sp" and mup_base is not None:
+        raise UserError("--mup_base has no meaning with --parametrization sp: leave one of them out")
+    mup.resolve_optimizer(optimizer)
+
+    config, tuned = resolve_models(target, start, growth, mup_base, data)
+    if parametrization == "sp":
+        tuned = Tuned(config, tuned.record)
+    config = mup.mup_config(config, tuned.config)
+    with torch.device("meta"):
+        parameters = num_parameters(MuGPT(config))
+
+    known = start.record if start and start.record else tuned.record
+    data = data if data is not None else _recorded_data(known, start)
+    if hasattr(data, "prompt_style"):
+        raise UserError(f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles")
+    base_lr = resolve_lr(lr, optimizer, tuned)
+    if base_lr <= 0:
+        raise UserError(f"--lr must be above 0, got {base_lr}")
+    train = _resolve_batch(train, tuned)
+    if train.max_seq_length and train.max_seq_length > config.block_size:
+        raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
+    block_size = train.max_seq_length or config.block_size
+    max_steps = _resolve_steps(train, tokens_per_param * parameters, block_size)
+    tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else start.tokenizer_dir if start else None
+    precision = precision or get_default_supported_precision(training=True)
+    out_dir = init_out_dir(out_dir)
+
+    shared = dict(
+        tokens_per_param=tokens_per_param, lr=base_lr, schedule=schedule, mup_base=mup_base, precision=precision,
+        data={"class_path": class_path(data), "init_args": init_args(data)}, train=asdict(train), eval=asdict(eval),
+        log=asdict(log), optimizer=optimizer, devices=devices, num_nodes=num_nodes,
+        tokenizer_dir=tokenizer_dir and str(tokenizer_dir), logger_name=logger_name, seed=seed, compile=compile,
+    )  # fmt: skip
+    spec = RunSpec(
+        command=command,
+        config=config,
+        mup_base_config=tuned.config,
+        parametrization=parametrization,
+        base_lr=base_lr,
+        schedule=_resolve_schedule(schedule, train, max_steps),
+        data=data,
+        train=train,
+        eval=eval,
+        log=log,
+        optimizer=optimizer,
+        precision=precision,
+        out_dir=out_dir,
+        max_steps=max_steps,
+        block_size=block_size,
+        growth=growth,
+        initial_checkpoint_dir=start.path if start and not growth else None,
+        seen=known.data_uses if known else (),
+        resume=resume,
+        overwrite=overwrite,
+        tokenizer_dir=tokenizer_dir,
+        logger_name=logger_name,
+        seed=seed,
+        compile=compile,
+        hyperparameters={**own_arguments, "out_dir": str(out_dir), **shared},
+    )
+    return trainer.setup(spec)
+
+
+def read_base(base: Path | None, option: str = "--base") -> Header:
+    """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
+
+    Raises:
+        UserError: It is left out, or no checkpoint folder.
+    """
+    if base is None:
+        raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
+    return read_header(extend_checkpoint_dir(Path(base)), option)
+
+
+def resolve_models(
+    target: str | None, start: Header | None, growth: Growth | None, mup_base: str | None, data: DataModule | None
+) -> tuple[Config, Tuned]:
+    """The target's config, before muP's attention scale, and where the learning rate was tuned.
+
+    Raises:
+        UserError: No target, one that ``start`` cannot become, or an unknown muP base.
+    """
+    from litgpt_warmstart.growth import check_growable
+
+    tuned = _read_tuned(mup_base)
+    vocabulary = {}
+    if start:
+        vocabulary = _vocabulary(start.config)
+    elif isinstance(data, BlockDataModule):
+        vocabulary = dict(padded_vocab_size=data.padded_vocab_size, vocab_size=data.vocab_size)
+    elif tuned:
+        vocabulary = _vocabulary(tuned.config)
+    if target is None and not (start and not growth):
+        known = ", ".join(s.short_name for s in SCALES)
+        raise UserError(f"--target is missing: choose one of {known}, or give a LitGPT name or a model_config.yaml")
+    config = resolve_config(target, **vocabulary) if target else start.config
+    if start and growth:
+        check_growable(start.config, config)
+    elif start:
+        for name in ("n_layer", "n_embd", "n_head", "head_size", "intermediate_size", "padded_vocab_size"):
+            has, asked = getattr(start.config, name), getattr(config, name)
+            if has != asked:
+                raise UserError(
+                    f"--initial_checkpoint_dir {str(start.path)!r} has {name} {has}, --target {target} has {asked}:"
+                    " leave --target out"
+                )
+        config = start.config
+    if tuned is None and mup_base is not None:
+        tuned = Tuned(resolve_config(mup_base, **_vocabulary(config)))
+    elif tuned is None:
+        tuned = Tuned(start.mup_base_config, start.record) if start else Tuned(config)
+    return config, tuned
+
+
+def _vocabulary(config: Config) -> dict[str, int]:
+    return dict(padded_vocab_size=config.padded_vocab_size, vocab_size=config.vocab_size)
+
+
+def _read_tuned(mup_base: str | None) -> Tuned | None:
+    """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
+    if mup_base is None:
+        return None
+    folder = extend_checkpoint_dir(Path(mup_base))
+    if not (folder / WEIGHTS).is_file():
+        return None
+    header = read_header(folder, "--mup_base")
+    return Tuned(header.mup_base_config, header.record)
+
+
+def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
+    """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base.
+
+    Raises:
+        UserError: It is known from nowhere.
+    """
+    if lr is not None:
+        return lr
+    if isinstance(optimizer, dict) and "lr" in (optimizer.get("init_args") or {}):
+        return optimizer["init_args"]["lr"]
+    if tuned.record and tuned.record.base_lr is not None:
+        return tuned.record.base_lr
+    scale = find_scale(tuned.config.name)
+    if scale and scale.base_lr is not None and tuned.record is None:
+        return scale.base_lr
+    known = ", ".join(s.short_name for s in SCALES if s.base_lr)
+    raise UserError(
+        f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with a"
+        " checkpoint trained by this package"
+    )
+
+
+def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
+    scale = find_scale(tuned.config.name)
+    batch = (
+        train.global_batch_size
+        or (tuned.record.global_batch_size if tuned.record else None)
+        or (scale.global_batch_size if scale else None)
+    )
+    if batch is None:
+        raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
+    micro = train.micro_batch_size or next(size for size in (4, 3, 2, 1) if batch % size == 0)
+    if batch % micro:
+        raise UserError(
+            f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one of them"
+        )
+    return replace(train, global_batch_size=batch, micro_batch_size=micro)
+
+
+def _resolve_steps(train: TrainArgs, default_tokens: float, block_size: int) -> int:
+    tokens = train.max_tokens or int(default_tokens)
+    steps = tokens // (train.global_batch_size * block_size)
+    if steps == 0:
+        raise UserError(
+            f"a budget of {tokens:,} tokens is less than one step of {train.global_batch_size} x {block_size:,}: raise"
+            " --train.max_tokens or lower --train.global_batch_size"
+        )
+    return min(steps, train.max_steps or steps)
+
+
+def _resolve_schedule(name: ScheduleName, train: TrainArgs, max_steps: int) -> Schedule:
+    warmup = train.lr_warmup_steps or math.ceil((train.lr_warmup_fraction or 0) * max_steps)
+    if warmup > max_steps:
+        raise UserError(f"a warmup of {warmup:,} steps is longer than the run of {max_steps:,}: shorten it")
+    return Schedule(name, max_steps, warmup, train.min_lr)
+
+
+def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
+    """The DataModule that a record names. Only LitGPT's and ours are built from a file."""
+    use = record.latest_data if record else None
+    if use is None:
+        whose = f"{str(start.path)!r} has no record of its data" if start else "there is no base to take it from"
+        raise UserError(f"no data: {whose}; pass --data, e.g. --data StdlibText, or --data TextFiles with its options")
+    if not use.class_path.startswith(("litgpt.data.", "litgpt_warmstart.data.")):
+        raise UserError(f"the base was trained on {use.class_path}: name it with --data to use it again")
+    try:
+        return instantiate_class((), {"class_path": use.class_path, "init_args": use.init_args})
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"the base's data {use.class_path} cannot be set up again ({error}): pass --data") from error
+
+
+def _check_devices(devices: int | str, num_nodes: int) -> None:
+    available = torch.cuda.device_count() if str(devices) in ("auto", "-1") else int(devices) if str(devices).isdigit() else 0
+    if available > 1 or num_nodes != 1 or (available == 0 and str(devices) not in ("auto", "-1")):
+        raise UserError(f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1")
+

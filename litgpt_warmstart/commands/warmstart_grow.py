@@ -1,0 +1,60 @@
+"""litgpt warmstart_grow: the transform alone, into a checkpoint folder."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from litgpt_warmstart.args import Alignment, Growth
+from litgpt_warmstart.commands.resolution import read_base, resolve_models
+from litgpt_warmstart.errors import UserError, told_in_one_line
+
+
+def setup(
+    base: Path | None = None,
+    target: str | None = None,
+    out_dir: Path | None = None,
+    shrink: float = 0.4,
+    alignment: Alignment = "heads",
+    perturb: float = 1.0,
+    mup_base: str | None = None,
+    seed: int = 42,
+    overwrite: bool = False,
+) -> None:
+    """Grow a small trained checkpoint into a wider one without training it.
+
+    ``warmstart_scratch --initial_checkpoint_dir`` trains on the result as ``warmstart`` would.
+
+    Arguments:
+        base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
+        target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
+            takes the base's vocabulary.
+        out_dir: The checkpoint folder to write.
+        shrink: lambda_shrink in [0, 1].
+        alignment: Where the rows of attention go: ``heads`` keeps each head, ``blocks`` each of q, k and v, and
+            ``literal`` pads the fused tensor as it stands, for comparison only.
+        perturb: Multiplier of the standard deviation sigma_muP that is added; 0 adds nothing.
+        mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
+            folder. Default: what the base's record says, else the base's own shapes.
+        seed: The random seed of the perturbation.
+        overwrite: Replace an existing ``out_dir``.
+    """
+    with told_in_one_line("litgpt warmstart_grow"):
+        from litgpt_warmstart.grow_folder import grow_folder
+
+        if out_dir is None:
+            raise UserError("--out_dir is missing: give the checkpoint folder to write")
+        out_dir = Path(out_dir)
+        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())) and not overwrite:
+            raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
+        start = read_base(base)
+        growth = Growth(start.path, shrink, alignment, perturb)
+        config, tuned = resolve_models(target, start, growth, mup_base, None)
+        arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
+        arguments |= {k: v for k, v in asdict(growth).items() if k != "source_dir"}
+        record = grow_folder(growth, config, tuned.config, tuned.record, seed, out_dir, arguments)
+        reason = record.growth.alignment_reason
+        print(
+            f"Grew {record.lineage[-1].name} ({record.lineage[-1].parameters:,} parameters) into {record.name}"
+            f" ({record.parameters:,}): shrink {shrink:g}, alignment {record.growth.alignment}"
+            + (f" instead of {alignment}: {reason}" if reason else "")
+            + f"; wrote {str(out_dir)!r}"
+        )

@@ -1,0 +1,37 @@
+"""litgpt warmstart_scratch: train a scale from scratch; makes bases, and the runs to compare a warmstart with."""
+
+from pathlib import Path
+
+from litgpt_warmstart.args import Parametrization
+from litgpt_warmstart.commands.resolution import pretrain, read_base
+from litgpt_warmstart.errors import told_in_one_line
+
+
+def setup(
+    target: str | None = None,
+    parametrization: Parametrization = "mup",
+    initial_checkpoint_dir: Path | None = None,
+    out_dir: Path = Path("out/warmstart_scratch"),
+    **kwargs,
+) -> None:
+    """Pretrain a model from scratch, or from weights as they are.
+
+    With ``--mup_base`` set to a trained checkpoint this is the run to compare a warmstart from it with: the same
+    learning rate, and the same batches in the same order.
+
+    Arguments:
+        target: The model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name takes the
+            vocabulary of the data or of the muP base where they have one.
+        parametrization: ``mup`` (learning rates carry over width) or ``sp`` (standard).
+        initial_checkpoint_dir: Optional path to a checkpoint directory to start from as it is, for example one that
+            ``warmstart_grow`` wrote. Mutually exclusive with ``resume`` from another run.
+        out_dir: Directory in which to save checkpoints and logs.
+    """
+    with told_in_one_line("litgpt warmstart_scratch"):
+        start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
+        own = dict(
+            target=target,
+            parametrization=parametrization,
+            initial_checkpoint_dir=str(start.path) if start else None,
+        )
+        pretrain("warmstart_scratch", target, start, None, parametrization, Path(out_dir), own, **kwargs)

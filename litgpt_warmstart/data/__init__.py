@@ -1,0 +1,6 @@
+"""DataModules of this package; ``--data NAME`` finds them once this is imported."""
+
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.stdlib_text import StdlibText
+
+__all__ = ["BlockDataModule", "StdlibText"]

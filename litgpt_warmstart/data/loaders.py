@@ -1,0 +1,228 @@
+"""From a DataModule to batches: ours by block range, LitGPT's own and foreign ones as they come."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.data import DataModule
+from litgpt.tokenizer import Tokenizer
+from torch.utils.data import DataLoader
+
+from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.loss import IGNORE_INDEX
+
+
+@dataclass
+class DataPlan:
+    """A prepared DataModule and the part of it that a run reads."""
+
+    spec: RunSpec
+    blocks: BlockRange | None = None
+    """None for a DataModule that does not hand out blocks by number."""
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """Where the checkpoint's tokenizer files come from."""
+        if self.spec.tokenizer_dir is None and isinstance(self.spec.data, BlockDataModule):
+            return self.spec.data.tokenizer_dir
+        return self.spec.tokenizer_dir
+
+    def use(self, step_count: int) -> DataUse:
+        """What has been read after a number of optimizer steps."""
+        data, read = self.spec.data, step_count * self.spec.train.global_batch_size
+        return DataUse(
+            class_path=class_path(data),
+            init_args=init_args(data),
+            tokens=read * self.spec.block_size,
+            fingerprint=data.fingerprint if self.blocks else None,
+            start_token=self.blocks.start_token() if self.blocks else None,
+            stop_token=self.blocks.stop_token(read) if self.blocks else None,
+        )
+
+    def train_loader(self, step_count: int, iter_num: int, loader_state: dict[str, Any] | None) -> DataLoader:
+        """The training batches from the next token on.
+
+        Args:
+            step_count: Finished optimizer steps.
+            iter_num: Finished micro-batches.
+            loader_state: What the loader said at the last checkpoint, if it speaks of its position.
+        """
+        data = self.spec.data
+        if self.blocks:
+            data.select(self.blocks.first + step_count * self.spec.train.global_batch_size, self.blocks.stop)
+            return data.train_dataloader()
+        loader = data.train_dataloader()
+        if iter_num and loader_state is not None:
+            loader.load_state_dict(loader_state)
+        elif iter_num:
+            return SkippingLoader(loader, iter_num)
+        return loader
+
+    def loader_state(self, loader: DataLoader) -> dict[str, Any] | None:
+        """The loader's own word for its position, where blocks are not numbered and it has one."""
+        return loader.state_dict() if not self.blocks and hasattr(loader, "state_dict") else None
+
+    def describe(self) -> str:
+        """The data in a few words, for the start of a run."""
+        name = type(self.spec.data).__name__
+        if not self.blocks:
+            return name
+        of = self.spec.data.num_blocks("train")
+        return f"{name} blocks {self.blocks.first:,} to {self.blocks.stop:,} of {of:,}"
+
+
+@dataclass
+class SkippingLoader:
+    """A loader without a position of its own, from its n-th batch on."""
+
+    loader: DataLoader
+    skip: int
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for index, batch in enumerate(self.loader):
+            if index >= self.skip:
+                yield batch
+
+
+def plan_data(spec: RunSpec) -> DataPlan:
+    """Prepare the data and choose what the run reads of it, after everything in ``spec.seen``.
+
+    Raises:
+        UserError: The data is missing, too short, or needs another vocabulary.
+    """
+    data, seen = spec.data, spec.seen
+    tokenizer = _tokenizer(spec)
+    try:
+        data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
+        data.prepare_data()
+        data.setup()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
+        raise UserError(f"--data {type(data).__name__}: {one_line(error)}") from error
+
+    plan = DataPlan(spec)
+    if isinstance(data, BlockDataModule):
+        if data.vocab_size > spec.config.padded_vocab_size:
+            raise UserError(
+                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {spec.config.padded_vocab_size:,}"
+                " classes: take a base and data with the same tokenizer"
+            )
+        _check_same_tokenizer(spec.tokenizer_dir, data)
+        first = first_free_block(seen, data.fingerprint, spec.block_size)
+        batch = spec.train.global_batch_size
+        plan.blocks = take_blocks(first, spec.max_steps * batch, data.num_blocks("train"), spec.block_size, batch)
+        if others := {use.class_path.rpartition(".")[2] for use in seen if use.fingerprint != data.fingerprint}:
+            plan.warnings.append(
+                f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
+                f" {type(data).__name__} as it is prepared here: tokens may repeat"
+            )
+        if data.num_blocks("val") == 0:
+            raise UserError(f"--data {type(data).__name__}: the validation split is shorter than one block")
+    else:
+        _check_length(spec)
+        if seen:
+            plan.warnings.append(
+                f"{type(data).__name__} does not say which tokens it reads: it may repeat some that the base has seen"
+            )
+    return plan
+
+
+def _tokenizer(spec: RunSpec) -> Tokenizer | None:
+    if spec.tokenizer_dir is None:
+        return None
+    try:
+        tokenizer = Tokenizer(spec.tokenizer_dir)
+    except NotImplementedError:
+        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model") from None
+    except Exception as error:
+        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r}: {one_line(error)}") from error
+    if tokenizer.vocab_size > spec.config.padded_vocab_size:
+        raise UserError(
+            f"the tokenizer in {str(spec.tokenizer_dir)!r} has {tokenizer.vocab_size:,} tokens, the model"
+            f" {spec.config.padded_vocab_size:,} classes: take a base and data with the same tokenizer"
+        )
+    return tokenizer
+
+
+def _check_same_tokenizer(tokenizer_dir: Path | None, data: BlockDataModule) -> None:
+    """Raise a UserError where the model's tokenizer is not the one that the data was prepared with."""
+    if tokenizer_dir is None or not (tokenizer_dir / "tokenizer.json").is_file():
+        return
+    if (tokenizer_dir / "tokenizer.json").read_bytes() != (data.tokenizer_dir / "tokenizer.json").read_bytes():
+        raise UserError(
+            f"--data {type(data).__name__} was prepared with another tokenizer than the one in {str(tokenizer_dir)!r}:"
+            " take a base and data with the same tokenizer"
+        )
+
+
+def _check_length(spec: RunSpec) -> None:
+    """Raise a UserError where a loader knows its length and the budget is longer."""
+    try:
+        batches = len(spec.data.train_dataloader())
+    except TypeError:  # no length, as for a mix of streams
+        return
+    except Exception as error:
+        raise UserError(f"--data {type(spec.data).__name__}: {one_line(error)}") from error
+    fits = batches // spec.accumulation_iters
+    if fits < spec.max_steps:
+        remedy = f"pass --train.max_tokens {fits * spec.tokens_per_step} or less" if fits else "take a smaller batch"
+        raise UserError(
+            f"the data is too short: {spec.max_steps * spec.tokens_per_step:,} tokens asked,"
+            f" {batches * spec.train.micro_batch_size * spec.block_size:,} in {type(spec.data).__name__}: {remedy}"
+        )
+
+
+def next_batches(loader: Iterable[torch.Tensor], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets on the device, int64, shape (B, T) each, from stored batches of shape (B, T + 1)."""
+    for stored in loader:
+        if not isinstance(stored, torch.Tensor):
+            raise UserError("the data gives no token tensors, as instruction-tuning DataModules do: take one for pretraining")
+        stored = stored.to(device, non_blocking=True).long()
+        yield stored[:, :-1].contiguous(), stored[:, 1:].contiguous()
+
+
+def val_batches(
+    plan: DataPlan, max_blocks: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """The first validation blocks, at most ``max_blocks`` whatever the micro-batch.
+
+    Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
+    targets do not count.
+
+    Yields:
+        Inputs and targets, shape (B, T) each, and how many of the B blocks count.
+    """
+    size, left = plan.spec.train.micro_batch_size, max_blocks
+    for input_ids, targets in next_batches(plan.spec.data.val_dataloader(), device):
+        counted = min(left, len(input_ids))
+        if counted < size:
+            filling = size - counted
+            input_ids = torch.cat((input_ids[:counted], input_ids[:1].expand(filling, -1)))
+            targets = torch.cat((targets[:counted], torch.full_like(targets[:1], IGNORE_INDEX).expand(filling, -1)))
+        yield input_ids, targets, counted
+        left -= counted
+        if left == 0:
+            return
+
+
+def class_path(data: DataModule) -> str:
+    """Import path of a DataModule's class, shortened where its package exports it."""
+    cls = type(data)
+    package = cls.__module__.rpartition(".")[0]
+    return f"{package if package in ('litgpt.data', 'litgpt_warmstart.data') else cls.__module__}.{cls.__qualname__}"
+
+
+def init_args(data: DataModule) -> dict[str, Any]:
+    """Arguments that make the DataModule again, as plain values."""
+    names = list(inspect.signature(type(data).__init__).parameters)[1:]
+    values = {name: getattr(data, name) for name in names if hasattr(data, name)}
+    return {name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()}

@@ -1,0 +1,143 @@
+"""StdlibText: the text of the Python standard library on this machine, for trying things without a download."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.errors import UserError
+
+EOS = "<|endoftext|>"
+FORMAT_VERSION = 1
+VAL_FRACTION = 0.04
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
+
+
+@dataclass
+class StdlibText(BlockDataModule):
+    """The Python standard library's own source text, about 12 MB without its tests; nothing is downloaded.
+
+    A byte-level BPE of 4,096 tokens is trained on it once and cached with the tokens (about 3.5 million). Files are
+    shuffled and split into training and validation by the hash of their names.
+    """
+
+    data_path: Path = Path("data/stdlib_text")
+    """Where tokenizer and tokens are cached; prepared at first use."""
+
+    vocab_size: ClassVar[int] = 4096
+    padded_vocab_size: ClassVar[int] = 4096
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.data_path = Path(self.data_path)
+
+    @property
+    def fingerprint(self) -> str:
+        return self._index["fingerprint"]
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.data_path
+
+    def tokens(self, split: str) -> np.ndarray:
+        return np.memmap(self.data_path / f"{split}.bin", dtype=np.uint16, mode="r")
+
+    @cached_property
+    def _index(self) -> dict:
+        try:
+            index = json.loads((self.data_path / "index.json").read_text(encoding="utf-8"))
+            if index["format_version"] != FORMAT_VERSION:
+                raise UserError(f"{str(self.data_path)!r} has another format version: delete it to prepare it anew")
+            for split in ("train", "val"):
+                if (self.data_path / f"{split}.bin").stat().st_size != 2 * index["tokens"][split]:
+                    raise ValueError(f"{split}.bin has another size")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{str(self.data_path)!r} is damaged ({error}): delete it to prepare it anew") from error
+        return index
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and encode the text, unless the cache has both.
+
+        Raises:
+            UserError: ``data_path`` holds something else, or cannot be written.
+        """
+        if self.data_path.exists() and any(self.data_path.iterdir()):
+            self._index  # noqa: B018  # raises for a damaged cache
+            return
+        print(f"Preparing StdlibText in {str(self.data_path)!r} (once, about 15 s) ...", file=sys.stderr)
+        try:
+            self.data_path.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{self.data_path.name}-", dir=self.data_path.parent))
+        except OSError as error:
+            raise UserError(f"cannot write {str(self.data_path.parent)!r}: {error.strerror}") from error
+        try:
+            partial.chmod(0o755)
+            _prepare(partial, self.vocab_size)
+            partial.rename(self.data_path)  # fails if another process was first, whose result is the same
+        except OSError as error:
+            if not (self.data_path / "index.json").is_file():
+                raise UserError(f"cannot write {str(self.data_path)!r}: {error.strerror}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def stdlib_documents() -> dict[str, str]:
+    """Name -> text of the standard library's modules, without tests and installed packages, in shuffled order."""
+    root = Path(os.__file__).parent
+    names = [p.relative_to(root) for p in root.rglob("*.py") if not LEFT_OUT & set(p.relative_to(root).parts)]
+    shuffled = sorted((n.as_posix() for n in names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    return {name: (root / name).read_text(encoding="utf-8", errors="replace") for name in shuffled}
+
+
+def in_validation(name: str) -> bool:
+    """Whether a document belongs to the validation split, by a hash independent of the shuffle's."""
+    return int.from_bytes(hashlib.sha256(f"val:{name}".encode()).digest()[:4], "big") < VAL_FRACTION * 2**32
+
+
+def _prepare(folder: Path, vocab_size: int) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    documents = stdlib_documents()
+    splits = {"train": [], "val": []}
+    for name, text in documents.items():
+        splits["val" if in_validation(name) else "train"].append(text)
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(splits["train"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS, "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+    eos, counts, digest = tokenizer.token_to_id(EOS), {}, hashlib.sha256()
+    for split, texts in splits.items():
+        ids = [np.array([*encoding.ids, eos], np.uint16) for encoding in tokenizer.encode_batch(texts)]
+        tokens = np.concatenate(ids)
+        tokens.tofile(folder / f"{split}.bin")
+        counts[split] = len(tokens)
+        digest.update(tokens.tobytes())
+    index = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": digest.hexdigest(),
+        "tokens": counts,
+        "documents": {split: len(texts) for split, texts in splits.items()},
+        "characters": {split: sum(map(len, texts)) for split, texts in splits.items()},
+        "python": sys.version.split()[0],
+    }
+    (folder / "index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -1,0 +1,64 @@
+"""MuGPT: LitGPT's GPT with mup's readout. The forward pass is inherited."""
+
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from mup import MuReadout
+
+from litgpt_warmstart.errors import UserError
+
+
+class Readout(MuReadout):
+    """mup's readout that keeps its multiplier as a plain number.
+
+    :class:`mup.MuReadout` reads ``weight.infshape`` at every call, which deepcopy, ``load_state_dict(assign=True)`` and
+    FSDP lose. Here the shapes are needed only while the optimizer is built.
+
+    Args:
+        width_mult: n_embd over the muP base's n_embd; the input is divided by it.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, width_mult: float) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self._width_mult = width_mult
+
+    def width_mult(self) -> float:
+        return self._width_mult
+
+
+class MuGPT(GPT):
+    """LitGPT's GPT whose logits are divided by ``width_mult`` (arXiv 2203.03466, table 8).
+
+    Args:
+        config: The model; its ``attention_scores_scalar`` carries muP's attention scale
+            (:func:`litgpt_warmstart.parametrization.mup_config` sets it).
+        width_mult: n_embd over the muP base's n_embd. At 1 the logits equal LitGPT's GPT bit for bit.
+
+    Raises:
+        UserError: The config has a part that muP or growth does not cover.
+    """
+
+    def __init__(self, config: Config, width_mult: float = 1.0) -> None:
+        check_supported(config)
+        super().__init__(config)
+        self.lm_head = Readout(config.n_embd, config.padded_vocab_size, config.lm_head_bias, width_mult)
+
+
+def check_supported(config: Config) -> None:
+    """Raise a UserError, naming the part, for a config outside the dense families that share LitGPT's plain blocks."""
+    refused = {
+        "mixture of experts": config.n_expert > 0,
+        "multi-head latent attention": config.latent_attention is not None,
+        "embeddings scaled by sqrt(n_embd) or norms with unit offset (Gemma)": config.scale_embeddings
+        or (config.norm_class_name == "RMSNorm" and "Gemma" in config.name),
+    }
+    for part, present in refused.items():
+        if present:
+            raise UserError(f"{config.name or 'the config'} has {part}, which warmstarting does not support")
+
+
+def fold_readout(state_dict: dict[str, torch.Tensor], width_mult: float) -> dict[str, torch.Tensor]:
+    """MuGPT's weights -> weights with the same logits in LitGPT's GPT: 1/width_mult goes into ``lm_head.weight``."""
+    if width_mult == 1.0:
+        return state_dict
+    return {**state_dict, "lm_head.weight": state_dict["lm_head.weight"] / width_mult}

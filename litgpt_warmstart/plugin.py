@@ -1,0 +1,29 @@
+"""Our commands and scales in a running ``litgpt``.
+
+LitGPT 0.5.13 has no plugin interface. Its console script imports ``litgpt.__main__``, whose table PARSER_DATA makes the
+command line and must agree with ``parser_commands()``. When LitGPT changes that, this file is the one to notice.
+"""
+
+from types import ModuleType
+
+
+def register(litgpt_main: ModuleType) -> None:
+    """Add our commands to LitGPT's table and our scales to its configs. Doing so twice changes nothing.
+
+    Args:
+        litgpt_main: The module ``litgpt.__main__``, executed.
+    """
+    import litgpt.parser_config
+
+    from litgpt_warmstart import scales
+    from litgpt_warmstart.commands import COMMANDS
+
+    scales.register()
+    litgpt_main.PARSER_DATA.update(COMMANDS)
+    known = litgpt.parser_config.parser_commands()
+    if missing := [name for name in COMMANDS if name not in known]:
+
+        def parser_commands() -> list[str]:
+            return [*known, *missing]
+
+        litgpt.parser_config.parser_commands = litgpt_main.parser_commands = parser_commands
