@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from litgpt_warmstart.errors import UserError
 EOS = "<|endoftext|>"
 FORMAT_VERSION = 1
 VAL_FRACTION = 0.04
+PIECE_CHARACTERS = 2048
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 
 
@@ -27,7 +29,7 @@ class StdlibText(BlockDataModule):
     """The Python standard library's own source text, about 12 MB without its tests; nothing is downloaded.
 
     A byte-level BPE of 4,096 tokens is trained on it once and cached with the tokens (about 3.5 million). Files are
-    shuffled and split into training and validation by the hash of their names.
+    split into training and validation by the hash of their names, cut into pieces, and the pieces shuffled.
     """
 
     data_path: Path = Path("data/stdlib_text")
@@ -91,11 +93,30 @@ class StdlibText(BlockDataModule):
 
 
 def stdlib_documents() -> dict[str, str]:
-    """Name -> text of the standard library's modules, without tests and installed packages, in shuffled order."""
+    """Name -> text of the standard library's modules, without tests and installed packages."""
     root = Path(os.__file__).parent
     names = [p.relative_to(root) for p in root.rglob("*.py") if not LEFT_OUT & set(p.relative_to(root).parts)]
-    shuffled = sorted((n.as_posix() for n in names), key=lambda name: hashlib.sha256(name.encode()).digest())
-    return {name: (root / name).read_text(encoding="utf-8", errors="replace") for name in shuffled}
+    return {n.as_posix(): (root / n).read_text(encoding="utf-8", errors="replace") for n in sorted(names)}
+
+
+def pieces(text: str) -> list[str]:
+    """A text cut at line ends into pieces of about :data:`PIECE_CHARACTERS`.
+
+    Uncut, one of the library's tables or long modules would fill whole batches by itself.
+    """
+    found, lines, length = [], [], 0
+    for line in text.splitlines(keepends=True):
+        if lines and length + len(line) > PIECE_CHARACTERS:
+            found.append("".join(lines))
+            lines, length = [], 0
+        lines.append(line)
+        length += len(line)
+    return [*found, "".join(lines)] if lines else found
+
+
+def shuffled(names: Iterable[str]) -> list[str]:
+    """Names in an order that depends on nothing but themselves."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 
 def in_validation(name: str) -> bool:
@@ -107,9 +128,10 @@ def _prepare(folder: Path, vocab_size: int) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     documents = stdlib_documents()
-    splits = {"train": [], "val": []}
-    for name, text in documents.items():
-        splits["val" if in_validation(name) else "train"].append(text)
+    parts = {f"{name}:{i}": piece for name, text in documents.items() for i, piece in enumerate(pieces(text))}
+    splits: dict[str, list[str]] = {"train": [], "val": []}
+    for part in shuffled(parts):
+        splits["val" if in_validation(part.rpartition(":")[0]) else "train"].append(parts[part])
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -136,7 +158,8 @@ def _prepare(folder: Path, vocab_size: int) -> None:
         "format_version": FORMAT_VERSION,
         "fingerprint": digest.hexdigest(),
         "tokens": counts,
-        "documents": {split: len(texts) for split, texts in splits.items()},
+        "documents": len(documents),
+        "pieces": {split: len(texts) for split, texts in splits.items()},
         "characters": {split: sum(map(len, texts)) for split, texts in splits.items()},
         "python": sys.version.split()[0],
     }

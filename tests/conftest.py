@@ -1,0 +1,66 @@
+"""Small models of each family, prepared data, and a way to run commands in this process."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from litgpt.config import Config
+
+from litgpt_warmstart import parametrization
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.model import MuGPT
+
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+def neox(n_embd: int = 16, n_head: int = 2, **changes: object) -> Config:
+    """GPT-NeoX, as the scales: parallel residual, LayerNorm, biases, rotary on a part of each head."""
+    settings = dict(name=f"neox-{n_embd}", block_size=64, n_layer=2, n_embd=n_embd, n_head=n_head,
+                    vocab_size=96, padded_vocab_size=96, rotary_percentage=0.5)  # fmt: skip
+    return Config(**(settings | changes))
+
+
+def llama(n_embd: int = 16, n_head: int = 4, **changes: object) -> Config:
+    """LLaMA: RMSNorm, SwiGLU, query groups, no biases, rotary on whole heads."""
+    settings = dict(name=f"llama-{n_embd}", n_query_groups=2, rotary_percentage=1.0, parallel_residual=False,
+                    bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=3 * n_embd)  # fmt: skip
+    return neox(n_embd, n_head, **(settings | changes))
+
+
+FAMILIES: dict[str, Callable[..., Config]] = {
+    "neox": neox,
+    "llama": llama,
+    "qwen3": lambda *a, **k: llama(*a, norm_qk=True, **k),
+    "olmo2": lambda *a, **k: llama(*a, **{"norm_qk": True, "norm_qk_type": "olmo2", "post_attention_norm": True,
+                                          "post_mlp_norm": True, "norm_1": False, "norm_2": False} | k),  # fmt: skip
+    "phi": lambda *a, **k: neox(*a, **{"lm_head_bias": True, "shared_attention_norm": True} | k),
+}
+"""Block types with a maker each: (n_embd, n_head) -> Config."""
+
+
+def build(config: Config, mup_base: Config | None = None, seed: int = 0, perturb: float = 1.0) -> MuGPT:
+    """A MuGPT on the CPU with muP's initialization."""
+    mup_base = mup_base or config
+    model = MuGPT(parametrization.mup_config(config, mup_base), parametrization.width_mult(config, mup_base))
+    parametrization.set_base_shapes(model, mup_base)
+    parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed, perturb))
+    return model
+
+
+def randomized(model: MuGPT, seed: int = 1) -> MuGPT:
+    """The same model with every parameter random, gains and biases included, as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + 0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def stdlib_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """StdlibText, prepared once."""
+    path = tmp_path_factory.mktemp("data") / "stdlib_text"
+    StdlibText(path).prepare_data()
+    return path
