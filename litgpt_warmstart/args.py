@@ -27,7 +27,7 @@ class TrainArgs(litgpt.args.TrainArgs):
     global_batch_size: int | None = None
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
-    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: 4 or its next divisor"""
+    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the largest up to 4"""
     lr_warmup_steps: int | None = None
     """Number of optimizer steps with learning rate warmup active, for the schedules ``warmup`` and ``cosine``"""
     lr_warmup_fraction: float | None = None

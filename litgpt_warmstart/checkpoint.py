@@ -1,12 +1,12 @@
 """LitGPT checkpoint folders plus our record: safe loads, atomic writes.
 
-    final/
-      lit_model.pth          raw LitGPT weights, the readout's 1/width_mult folded in: stock LitGPT reads them
-      model_config.yaml      carries muP's attention_scores_scalar
-      hyperparameters.yaml   the command's arguments, for --config
-      tokenizer files        as LitGPT has them
-      warmstart.yaml         the record: where the weights come from and what they have seen
-      training_state.pth     what only training needs: unfolded readout, optimizer, counters, random states
+final/
+  lit_model.pth          raw LitGPT weights, the readout's 1/width_mult folded in: stock LitGPT reads them
+  model_config.yaml      carries muP's attention_scores_scalar
+  hyperparameters.yaml   the command's arguments, for --config
+  tokenizer files        as LitGPT has them
+  warmstart.yaml         the record: where the weights come from and what they have seen
+  training_state.pth     what only training needs: unfolded readout, optimizer, counters, random states
 """
 
 import hashlib
@@ -53,7 +53,9 @@ class Header:
     @property
     def tokenizer_dir(self) -> Path | None:
         """The folder itself if it holds a tokenizer."""
-        return self.path if any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+        return (
+            self.path if any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
+        )
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{str(path)!r} does not exist") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{str(path)!r} carries pickled code besides tensors, which is not run: save its state dict alone"
+            f"{str(path)!r} carries pickled code besides tensors, which is not run: if you trust it, load it yourself"
+            " and save its state dict alone"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read, it seems cut off or damaged: copy it again") from error
@@ -199,7 +202,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
         _flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        raise UserError(f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder") from error
+        raise UserError(
+            f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)

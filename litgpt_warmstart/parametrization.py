@@ -171,7 +171,9 @@ def resolve_optimizer(optimizer: str | dict) -> tuple[type[torch.optim.Optimizer
     try:
         cls = getattr(importlib.import_module(module_name or "torch.optim"), class_name)
     except (ImportError, AttributeError, ValueError):
-        raise UserError(f"no optimizer {path!r}: give a class of torch.optim such as AdamW, or a full import path") from None
+        raise UserError(
+            f"no optimizer {path!r}: give a class of torch.optim such as AdamW, or a full import path"
+        ) from None
     adam_like = inspect.isclass(cls) and (
         "betas" in inspect.signature(cls).parameters or issubclass(cls, (torch.optim.Adagrad, torch.optim.RMSprop))
     )
@@ -180,9 +182,7 @@ def resolve_optimizer(optimizer: str | dict) -> tuple[type[torch.optim.Optimizer
     return cls, init_args
 
 
-def build_optimizer(
-    model: GPT, optimizer: str | dict, base_lr: float, fused: bool = True
-) -> torch.optim.Optimizer:
+def build_optimizer(model: GPT, optimizer: str | dict, base_lr: float, fused: bool = True) -> torch.optim.Optimizer:
     """mup's grouping of a MuGPT's parameters under an Adam-like optimizer.
 
     Each group carries ``lr_scale`` beside ``lr``: the schedule writes ``base_lr * lr_scale * lr_multiplier``.

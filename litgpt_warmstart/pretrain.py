@@ -5,25 +5,21 @@ A loop of our own, because LitGPT's writes one learning rate into every paramete
 
 import math
 import os
-import shlex
 import shutil
 import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from litgpt.model import GPT
 from litgpt.utils import choose_logger, num_parameters
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from litgpt_warmstart import checkpoint, growth, parametrization, record
+from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.loaders import DataPlan, next_batches, plan_data, val_batches
 from litgpt_warmstart.errors import UserError
@@ -31,26 +27,10 @@ from litgpt_warmstart.flops import matmul_flops_per_token
 from litgpt_warmstart.grow_folder import record_growth
 from litgpt_warmstart.interrupt import StopRequest
 from litgpt_warmstart.loss import NextTokenLoss
-from litgpt_warmstart.metrics import FILE_NAME, MetricsFile
-from litgpt_warmstart.model import MuGPT, fold_readout
-
-
-@dataclass
-class State:
-    """What changes while a run goes on."""
-
-    gpt: GPT
-    """The bare model: its parameters, as trained."""
-    loss: nn.Module
-    """:class:`NextTokenLoss` around it, compiled and wrapped by Fabric."""
-    optimizer: torch.optim.Optimizer
-    lineage: tuple[record.Ancestor, ...]
-    growth: record.GrowthRecord | None
-    iter_num: int = 0
-    """Micro-batches."""
-    step_count: int = 0
-    """Optimizer updates."""
-    train_loader: DataLoader | None = None
+from litgpt_warmstart.metrics import MetricsFile
+from litgpt_warmstart.model import MuGPT
+from litgpt_warmstart.record import Ancestor, GrowthRecord
+from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remove_run, resume_command, save
 
 
 def setup(spec: RunSpec) -> Path:
@@ -77,31 +57,6 @@ def setup(spec: RunSpec) -> Path:
     return main(fabric, spec, resume_dir)
 
 
-def find_resume_dir(spec: RunSpec) -> Path | None:
-    """The checkpoint folder to go on from, or None to start.
-
-    Raises:
-        UserError: ``out_dir`` holds a run and neither --resume nor --overwrite is given, or there is nothing to resume.
-    """
-    if isinstance(spec.resume, Path):
-        folder = spec.resume if spec.resume.is_dir() else spec.resume.parent
-        if not (folder / checkpoint.STATE).is_file():
-            raise UserError(f"--resume {str(spec.resume)!r} has no {checkpoint.STATE}: give a step-*/ folder of a run")
-        return folder
-    found = checkpoint.latest_checkpoint(spec.out_dir)
-    if spec.resume:
-        if found is None and spec.resume is True:
-            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: start the run without --resume")
-        return found
-    holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
-    if holds_run and not spec.overwrite:
-        raise UserError(
-            f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume true to go on, --overwrite true to"
-            " replace it, or another --out_dir"
-        )
-    return None
-
-
 def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
     """Build model, optimizer and data from the specification, train, and save; see :func:`setup`."""
     fabric.seed_everything(spec.seed, verbose=False)
@@ -117,31 +72,13 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
 
     resumed = Resumed.read(resume_dir, spec, plan) if resume_dir else None
     if resumed and resumed.record.step_count >= spec.max_steps:
-        fabric.print(f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on")
+        fabric.print(
+            f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
+        )
         return resume_dir
 
-    with fabric.init_module(empty_init=True):
-        gpt = MuGPT(spec.config, parametrization.width_mult(spec.config, spec.mup_base_config))
-    gpt.max_seq_length = spec.block_size
-    parametrization.set_base_shapes(gpt, spec.mup_base_config)
-    growth_record = None
-    if resumed:
-        parametrization.load_weights(gpt, resumed.weights.items())
-        growth_record, lineage = resumed.record.growth, resumed.record.lineage
-    elif initial:
-        parametrization.load_weights(gpt, initial.weights.items())
-        growth_record, lineage = (initial.record.growth if initial.record else None), initial.ancestors()
-    else:
-        weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, spec.growth.perturb if source else 1.0)
-        lineage = source.ancestors() if source else ()
-        if source:
-            growth_record = record_growth(spec.growth, source.config, spec.config, spec.seed)
-            weights = growth.grow(
-                source.weights, weights, source.config, spec.config, spec.growth.shrink, spec.growth.alignment
-            )
-        parametrization.load_weights(gpt, weights)
+    gpt, growth_record, lineage = build_model(fabric, spec, source, initial, resumed)
     del source, initial
-
     loss: nn.Module = NextTokenLoss(gpt)
     if spec.compile:
         if reason := why_not_compile(fabric.device):
@@ -150,7 +87,10 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             loss = torch.compile(loss)
     loss = fabric.setup(loss)
     optimizer = parametrization.build_optimizer(
-        gpt, spec.optimizer, spec.base_lr, fused=spec.precision != "16-mixed"  # a fused step unscales by itself, too late for clipping
+        gpt,
+        spec.optimizer,
+        spec.base_lr,
+        fused=spec.precision != "16-mixed",  # a fused step unscales gradients itself, too late for clipping
     )
     optimizer = fabric.setup_optimizers(optimizer)
     state = State(gpt, loss, optimizer, lineage, growth_record)
@@ -176,16 +116,50 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
 
     if stop and state.step_count < spec.max_steps:
         folder = save(spec, state, plan, fabric, spec.out_dir / f"step-{state.step_count:08d}")
-        fabric.print(f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:\n  {resume_command()}")
+        fabric.print(
+            f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
+            f"\n  {resume_command()}"
+        )
         raise SystemExit(stop.exit_status)
     folder = save(spec, state, plan, fabric, spec.out_dir / "final")
     fabric.print(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
     return folder
 
 
-def fit(
-    fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: MetricsFile, stop: StopRequest
-) -> None:
+def build_model(
+    fabric: L.Fabric,
+    spec: RunSpec,
+    source: checkpoint.Checkpoint | None,
+    initial: checkpoint.Checkpoint | None,
+    resumed: Resumed | None,
+) -> tuple[MuGPT, GrowthRecord | None, tuple[Ancestor, ...]]:
+    """The bare model on the device, with the weights that training starts from or goes on with.
+
+    Returns:
+        The model, how its weights were grown, and what they come from.
+    """
+    with fabric.init_module(empty_init=True):
+        gpt = MuGPT(spec.config, parametrization.width_mult(spec.config, spec.mup_base_config))
+    gpt.max_seq_length = spec.block_size
+    parametrization.set_base_shapes(gpt, spec.mup_base_config)
+    if resumed:
+        parametrization.load_weights(gpt, resumed.weights.items())
+        return gpt, resumed.record.growth, resumed.record.lineage
+    if initial:
+        parametrization.load_weights(gpt, initial.weights.items())
+        only_grown = initial.record is not None and not initial.record.tokens
+        return gpt, initial.record.growth if only_grown else None, initial.ancestors()
+    perturb = spec.growth.perturb if spec.growth else 1.0
+    weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, perturb)
+    if source is None:
+        parametrization.load_weights(gpt, weights)
+        return gpt, None, ()
+    grown = growth.grow(source.weights, weights, source.config, spec.config, spec.growth.shrink, spec.growth.alignment)
+    parametrization.load_weights(gpt, grown)
+    return gpt, record_growth(spec.growth, source.config, spec.config, spec.seed), source.ancestors()
+
+
+def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: MetricsFile, stop: StopRequest) -> None:
     """Train until the budget, ``max_time`` or a stop request, validating and saving at their intervals."""
     module, optimizer = state.loss, state.optimizer
     accumulation = spec.accumulation_iters
@@ -209,7 +183,8 @@ def fit(
         val_loss = validate(fabric, module, val_batches(plan, spec.eval.max_iters, fabric.device))
         validating_seconds += time.perf_counter() - t0
         log(val_loss=val_loss)
-        bar.write(f"step {state.step_count:>7,} | {state.step_count * spec.tokens_per_step:>13,} tokens | val loss {val_loss:.4f}")
+        tokens = state.step_count * spec.tokens_per_step
+        bar.write(f"step {state.step_count:>7,} of {spec.max_steps:,} | {tokens:,} tokens | val loss {val_loss:.4f}")
 
     bar = tqdm(
         total=spec.max_steps * spec.tokens_per_step,
@@ -258,7 +233,11 @@ def fit(
                 log(loss=loss_value, learning_rate=spec.base_lr * lr_multiplier, tokens_per_sec=tokens_per_sec)
                 bar.set_postfix_str(f"loss {loss_value:.3f}")
                 if bar.disable and state.step_count % max(spec.train.log_interval, spec.max_steps // 20) == 0:
-                    left = (spec.max_steps - state.step_count) * (time.perf_counter() - started) / (state.step_count - step_before)
+                    left = (
+                        (spec.max_steps - state.step_count)
+                        * (time.perf_counter() - started)
+                        / (state.step_count - step_before)
+                    )
                     fabric.print(
                         f"step {state.step_count:>7,} of {spec.max_steps:,} | loss {loss_value:.4f} |"
                         f" {tokens_per_sec:,.0f} tokens/s | {left:,.0f} s left"
@@ -312,138 +291,29 @@ def data_ended(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) ->
     )
 
 
-def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path) -> Path:
-    """Write a checkpoint folder with everything needed to go on."""
-    tokens = state.step_count * spec.tokens_per_step
-    written = record.Record(
-        command=spec.command,
-        name=spec.config.name,
-        parameters=num_parameters(state.gpt),
-        parametrization=spec.parametrization,
-        mup_base_config=asdict(spec.mup_base_config),
-        width_mult=parametrization.width_mult(spec.config, spec.mup_base_config),
-        base_lr=spec.base_lr,
-        global_batch_size=spec.train.global_batch_size,
-        tokens=tokens,
-        step_count=state.step_count,
-        matmul_flops=tokens * matmul_flops_per_token(spec.config, spec.block_size),
-        data=plan.use(state.step_count),
-        growth=state.growth,
-        lineage=state.lineage,
-        training=described_training(spec, fabric.device),
-        versions=checkpoint.installed_versions(),
-    )
-    checkpoint.save_checkpoint(
-        folder,
-        {name: weight.detach() for name, weight in state.gpt.state_dict().items()},
-        spec.config,
-        written,
-        spec.hyperparameters,
-        plan.tokenizer_dir,
-        fold_readout,
-        {
-            "optimizer": state.optimizer.state_dict(),
-            "iter_num": state.iter_num,
-            "step_count": state.step_count,
-            "micro_batch_size": spec.train.micro_batch_size,
-            "precision": fabric.strategy.precision.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-            "train_dataloader": plan.loader_state(state.train_loader),
-        },
-    )
-    return folder
-
-
-def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
-    """What decided the run's course, as plain values; a resumed run must agree (see :class:`Resumed`)."""
-    return {
-        "schedule": asdict(spec.schedule),
-        "optimizer": spec.optimizer,
-        "max_norm": spec.train.max_norm,
-        "block_size": spec.block_size,
-        "micro_batch_size": spec.train.micro_batch_size,
-        "max_tokens": spec.max_steps * spec.tokens_per_step,
-        "precision": spec.precision,
-        "seed": spec.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-
-
-@dataclass
-class Resumed:
-    """A checkpoint to go on from."""
-
-    path: Path
-    record: record.Record
-    weights: dict[str, torch.Tensor]
-    state: dict[str, Any]
-
-    @classmethod
-    def read(cls, path: Path, spec: RunSpec, plan: DataPlan) -> "Resumed":
-        """Read a checkpoint and check that the run's settings are those it was started with.
-
-        Raises:
-            UserError: It is damaged, or a setting differs: named, with both values.
-        """
-        read = checkpoint.read_checkpoint(path, "--resume")
-        if read.record is None:
-            raise UserError(f"--resume {str(path)!r} has no {checkpoint.RECORD}: start from it with --initial_checkpoint_dir")
-        was = read.record
-        growth_now = (spec.growth.shrink, spec.growth.perturb, spec.growth.alignment) if spec.growth else None
-        growth_was = (was.growth.shrink, was.growth.perturb, was.growth.asked_alignment) if was.growth else None
-        data_was = (was.data.class_path, was.data.fingerprint, was.data.start_token)
-        use = plan.use(0)
-        pairs = {
-            "target": (was.name, spec.config.name),
-            "lr": (was.base_lr, spec.base_lr),
-            "train.global_batch_size": (was.global_batch_size, spec.train.global_batch_size),
-            "optimizer": (was.training["optimizer"], spec.optimizer),
-            "seed": (was.training["seed"], spec.seed),
-            "schedule": (was.training["schedule"]["name"], spec.schedule.name),
-            "train.max_seq_length": (was.training["block_size"], spec.block_size),
-            "data": (data_was, (use.class_path, use.fingerprint, use.start_token)),
-        }
-        if spec.growth:
-            pairs["shrink, perturb, alignment"] = (growth_was, growth_now)
-        for name, (before, now) in pairs.items():
-            if before != now:
-                raise UserError(
-                    f"--resume: {name} was {before}, now {now}: pass the settings that the run was started with, or"
-                    " another --out_dir"
-                )
-        return cls(path, was, read.weights, checkpoint.load_tensors(path / checkpoint.STATE))
-
-    @property
-    def loader_state(self) -> dict[str, Any] | None:
-        return self.state["train_dataloader"]
-
-    def restore(self, fabric: L.Fabric, state: State) -> None:
-        """Put optimizer, counters and random states back; weights are loaded already."""
-        state.optimizer.load_state_dict(self.state["optimizer"])
-        state.iter_num, state.step_count = self.state["iter_num"], self.state["step_count"]
-        fabric.strategy.precision.load_state_dict(self.state["precision"])
-        torch.set_rng_state(self.state["rng"]["cpu"])
-        if len(self.state["rng"]["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(self.state["rng"]["cuda"])
-        fabric.print(f"Resuming {str(self.path)!r} at step {state.step_count:,}")
-
-
 def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> None:
     """Print what is about to happen, in a few lines."""
-    parameters = num_parameters(state.gpt)
-    tokens = spec.max_steps * spec.tokens_per_step
+    config, grown = spec.config, state.growth
+    parameters, tokens = num_parameters(state.gpt), spec.max_steps * spec.tokens_per_step
     scales = sorted({round(group["lr_scale"], 6) for group in state.optimizer.param_groups if group["params"]})
-    lines = [f"{spec.config.name}: {parameters:,} parameters, n_embd {spec.config.n_embd}, {spec.config.n_head} heads of"
-             f" {spec.config.head_size}, vocabulary {spec.config.padded_vocab_size:,}; {fabric.device}, {spec.precision}"]  # fmt: skip
-    if state.growth:
-        shrunk = state.growth
-        lines.append(f"Grown from {shrunk.source_dir!r}: shrink {shrunk.shrink:g}, alignment {shrunk.alignment}"
-                     + (f" instead of {shrunk.asked_alignment}: {shrunk.alignment_reason}" if shrunk.alignment_reason else ""))  # fmt: skip
-    lines.append(f"{'muP base ' + spec.mup_base_config.name if spec.parametrization == 'mup' else 'standard parametrization'},"
-                 f" lr {spec.base_lr:g} x {', '.join(f'{s:g}' for s in scales)} by group, schedule {spec.schedule.name}")  # fmt: skip
-    lines.append(f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
-                 f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}")  # fmt: skip
-    fabric.print("\n".join(lines))
+    parametrized = "standard parametrization"
+    if spec.parametrization == "mup":
+        parametrized = f"muP base {spec.mup_base_config.name} of n_embd {spec.mup_base_config.n_embd}"
+    fabric.print(
+        f"{config.name}: {parameters:,} parameters, n_embd {config.n_embd}, {config.n_head} heads of"
+        f" {config.head_size}, vocabulary {config.padded_vocab_size:,}; {fabric.device}, {spec.precision}"
+    )
+    if grown:
+        instead = f" instead of {grown.asked_alignment} ({grown.alignment_reason})" if grown.alignment_reason else ""
+        fabric.print(f"Grown from {grown.source_dir}: shrink {grown.shrink:g}, alignment {grown.alignment}{instead}")
+    fabric.print(
+        f"{parametrized}; lr {spec.base_lr:g} x {', '.join(f'{scale:g}' for scale in scales)} by group, schedule"
+        f" {spec.schedule.name}"
+    )
+    fabric.print(
+        f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
+        f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}"
+    )
 
 
 def why_not_compile(device: torch.device) -> str | None:
@@ -454,24 +324,6 @@ def why_not_compile(device: torch.device) -> str | None:
             return f"no C++ compiler {compiler!r}; install one for more speed"
         if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
             return "Python's headers are missing; install them (python3-dev) for more speed"
-    elif device.type == "cuda":
-        if not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang", "cc"))):
-            return "no C compiler, which Triton needs; install gcc for more speed"
+    elif device.type == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang", "cc"))):
+        return "no C compiler, which Triton needs; install gcc for more speed"
     return None
-
-
-def resume_command() -> str:
-    """The command line of this process with ``--resume true``."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if words[0] == "__main__.py":
-        words[0:1] = ["python", "-m", "litgpt_warmstart"]
-    without = [w for i, w in enumerate(words) if not w.startswith(("--resume", "--overwrite"))
-               and not (words[i - 1] in ("--resume", "--overwrite"))]  # fmt: skip
-    return shlex.join([*without, "--resume", "true"])
-
-
-def remove_run(out_dir: Path) -> None:
-    """Delete what an earlier run left in ``out_dir``, and nothing else."""
-    for folder in (*out_dir.glob("step-*"), out_dir / "final", out_dir / "logs"):
-        shutil.rmtree(folder, ignore_errors=True)
-    (out_dir / FILE_NAME).unlink(missing_ok=True)

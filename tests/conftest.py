@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from litgpt.config import Config
+from litgpt.utils import save_config
 
 from litgpt_warmstart import parametrization
+from litgpt_warmstart.args import EvalArgs, TrainArgs
+from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.model import MuGPT
 
@@ -25,7 +28,8 @@ def neox(n_embd: int = 16, n_head: int = 2, **changes: object) -> Config:
 def llama(n_embd: int = 16, n_head: int = 4, **changes: object) -> Config:
     """LLaMA: RMSNorm, SwiGLU, query groups, no biases, rotary on whole heads."""
     settings = dict(name=f"llama-{n_embd}", n_query_groups=2, rotary_percentage=1.0, parallel_residual=False,
-                    bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", intermediate_size=3 * n_embd)  # fmt: skip
+                    bias=False, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP",
+                    intermediate_size=3 * n_embd)  # fmt: skip
     return neox(n_embd, n_head, **(settings | changes))
 
 
@@ -33,8 +37,18 @@ FAMILIES: dict[str, Callable[..., Config]] = {
     "neox": neox,
     "llama": llama,
     "qwen3": lambda *a, **k: llama(*a, norm_qk=True, **k),
-    "olmo2": lambda *a, **k: llama(*a, **{"norm_qk": True, "norm_qk_type": "olmo2", "post_attention_norm": True,
-                                          "post_mlp_norm": True, "norm_1": False, "norm_2": False} | k),  # fmt: skip
+    "olmo2": lambda *a, **k: llama(
+        *a,
+        **{
+            "norm_qk": True,
+            "norm_qk_type": "olmo2",
+            "post_attention_norm": True,
+            "post_mlp_norm": True,
+            "norm_1": False,
+            "norm_2": False,
+        }
+        | k,
+    ),  # fmt: skip
     "phi": lambda *a, **k: neox(*a, **{"lm_head_bias": True, "shared_attention_norm": True} | k),
 }
 """Block types with a maker each: (n_embd, n_head) -> Config."""
@@ -56,6 +70,33 @@ def randomized(model: MuGPT, seed: int = 1) -> MuGPT:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + 0.2)
     return model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """n_embd -> path of a model_config.yaml: two layers, block size 64, StdlibText's vocabulary."""
+    paths = {}
+    for n_embd, n_head in ((16, 2), (48, 4)):
+        folder = tmp_path_factory.mktemp(f"tiny-{n_embd}")
+        save_config(neox(n_embd, n_head, vocab_size=4096, padded_vocab_size=4096), folder)
+        paths[n_embd] = str(folder / "model_config.yaml")
+    return paths
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(stdlib_path: Path) -> dict:
+    """Arguments of ``warmstart`` and ``warmstart_scratch`` for a run of seconds."""
+    return dict(data=StdlibText(stdlib_path), precision="32-true", compile=False, logger_name="csv",
+                eval=EvalArgs(interval=4, max_iters=10))  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def base(tiny: dict[int, str], tiny_settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint folder of a base of width 16, trained for 10 steps of 8 x 64 tokens."""
+    out_dir = tmp_path_factory.mktemp("base")
+    train = TrainArgs(global_batch_size=8, max_steps=10, save_interval=5)
+    warmstart_scratch.setup(target=tiny[16], lr=0.02, train=train, out_dir=out_dir, **tiny_settings)
+    return out_dir / "final"
 
 
 @pytest.fixture(scope="session")

@@ -36,15 +36,10 @@ def slow_r(j: int, source: Config, target: Config) -> int:
 def slow_heads_map(axis: str, source: Config, target: Config) -> list[int]:
     """Loops over blocks, groups, queries and channels, with no arithmetic shared with the implementation."""
     per_group_s, per_group_t = source.n_head // source.n_query_groups, target.n_head // target.n_query_groups
-    position_q, position_kv = {}, {}  # (group, index, channel) -> row of the target's block
-    row = 0
-    for group, index, j in itertools.product(range(target.n_query_groups), range(per_group_t), range(target.head_size)):
-        position_q[group, index, j] = row
-        row += 1
-    row = 0
-    for group, j in itertools.product(range(target.n_query_groups), range(target.head_size)):
-        position_kv[group, j] = row
-        row += 1
+    groups, channels = range(target.n_query_groups), range(target.head_size)
+    # (group, index in group, channel) -> row of the target's block, counted off
+    position_q = {place: row for row, place in enumerate(itertools.product(groups, range(per_group_t), channels))}
+    position_kv = {place: row for row, place in enumerate(itertools.product(groups, channels))}
     queries, keys, values, heads = [], [], [], []
     for group, index, j in itertools.product(range(source.n_query_groups), range(per_group_s), range(source.head_size)):
         queries.append(position_q[group, index, slow_r(j, source, target)])
@@ -100,7 +95,7 @@ def test_every_map_is_injective_and_inside_the_target(pair):
     for alignment, axis in itertools.product((possible, "blocks", "literal"), ("qkv", "heads", "norm_q", "norm_k")):
         positions = growth.axis_map(axis, source, target, alignment).tolist()
         assert len(set(positions)) == len(positions) == growth.axis_size(axis, source)
-        assert 0 <= min(positions) and max(positions) < growth.axis_size(axis, target)
+        assert min(positions) >= 0 and max(positions) < growth.axis_size(axis, target)
 
 
 @settings(max_examples=200, deadline=None)

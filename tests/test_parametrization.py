@@ -49,7 +49,9 @@ def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1
     assert {n: lr / 0.02 for n, lr in lr_by_name(model, optimizer).items()} == pytest.approx(LR_SCALE)
 
 
-@pytest.mark.parametrize("schedule", [Schedule("constant", 10), Schedule("warmup", 10, 4), Schedule("cosine", 10, 3, 0.1)])
+@pytest.mark.parametrize(
+    "schedule", [Schedule("constant", 10), Schedule("warmup", 10, 4), Schedule("cosine", 10, 3, 0.1)]
+)
 def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
     optimizer = parametrization.build_optimizer(model, "AdamW", 0.02)

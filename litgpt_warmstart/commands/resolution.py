@@ -124,7 +124,9 @@ def pretrain(
     known = start.record if start and start.record else tuned.record
     data = data if data is not None else _recorded_data(known, start)
     if hasattr(data, "prompt_style"):
-        raise UserError(f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles")
+        raise UserError(
+            f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
+        )
     base_lr = resolve_lr(lr, optimizer, tuned)
     if base_lr <= 0:
         raise UserError(f"--lr must be above 0, got {base_lr}")
@@ -133,9 +135,13 @@ def pretrain(
         raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
     block_size = train.max_seq_length or config.block_size
     max_steps = _resolve_steps(train, tokens_per_param * parameters, block_size)
-    tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else start.tokenizer_dir if start else None
+    tokenizer_dir = (
+        extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else start.tokenizer_dir if start else None
+    )
     # LitGPT's default without a GPU is bf16-mixed, which is several times slower than fp32 on most CPUs.
-    precision = precision or (get_default_supported_precision(training=True) if torch.cuda.is_available() else "32-true")
+    precision = precision or (
+        get_default_supported_precision(training=True) if torch.cuda.is_available() else "32-true"
+    )
     out_dir = init_out_dir(out_dir)
 
     shared = dict(
@@ -312,7 +318,10 @@ def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:
-    available = torch.cuda.device_count() if str(devices) in ("auto", "-1") else int(devices) if str(devices).isdigit() else 0
+    available = (
+        torch.cuda.device_count() if str(devices) in ("auto", "-1") else int(devices) if str(devices).isdigit() else 0
+    )
     if available > 1 or num_nodes != 1 or (available == 0 and str(devices) not in ("auto", "-1")):
-        raise UserError(f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1")
-
+        raise UserError(
+            f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
+        )

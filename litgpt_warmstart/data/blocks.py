@@ -1,9 +1,9 @@
 """Reading prepared tokens: block i of a split is a pure function of (tokens, block size, i).
 
-    tokens      0 . . . . . . . . . . . . . . .
-    block 0     i i i i                             i: input, and each token's successor is its target:
-    block 1               i i i i                   a block stores block_size + 1 tokens and counts block_size
-    block 2                         i i i i
+tokens      0 . . . . . . . . . . . . . . .
+block 0     i i i i                             i: input, and each token's successor is its target:
+block 1               i i i i                   a block stores block_size + 1 tokens and counts block_size
+block 2                         i i i i
 """
 
 from abc import abstractmethod
@@ -75,7 +75,9 @@ class BlockDataModule(DataModule):
     def tokens(self, split: str) -> np.ndarray:
         """Token ids of ``train`` or ``val``, shape (number of tokens,); needs :meth:`prepare_data`."""
 
-    def connect(self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+    def connect(
+        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
+    ) -> None:
         self.batch_size, self.block_size = batch_size, max_seq_length or 1024
 
     def num_blocks(self, split: str) -> int:

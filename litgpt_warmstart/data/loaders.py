@@ -12,11 +12,11 @@ from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader
 
 from litgpt_warmstart.args import RunSpec
-from litgpt_warmstart.record import DataUse
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.loss import IGNORE_INDEX
+from litgpt_warmstart.record import DataUse
 
 
 @dataclass
@@ -111,10 +111,11 @@ def plan_data(spec: RunSpec) -> DataPlan:
 
     plan = DataPlan(spec)
     if isinstance(data, BlockDataModule):
-        if data.vocab_size > spec.config.padded_vocab_size:
+        classes = spec.config.padded_vocab_size
+        if data.vocab_size > classes:
             raise UserError(
-                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {spec.config.padded_vocab_size:,}"
-                " classes: take a base and data with the same tokenizer"
+                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a base"
+                " and data with the same tokenizer"
             )
         _check_same_tokenizer(spec.tokenizer_dir, data)
         first = first_free_block(seen, data.fingerprint, spec.block_size)
@@ -142,7 +143,9 @@ def _tokenizer(spec: RunSpec) -> Tokenizer | None:
     try:
         tokenizer = Tokenizer(spec.tokenizer_dir)
     except NotImplementedError:
-        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model") from None
+        raise UserError(
+            f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model"
+        ) from None
     except Exception as error:
         raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r}: {one_line(error)}") from error
     if tokenizer.vocab_size > spec.config.padded_vocab_size:
@@ -185,7 +188,9 @@ def next_batches(loader: Iterable[torch.Tensor], device: torch.device) -> Iterat
     """Inputs and targets on the device, int64, shape (B, T) each, from stored batches of shape (B, T + 1)."""
     for stored in loader:
         if not isinstance(stored, torch.Tensor):
-            raise UserError("the data gives no token tensors, as instruction-tuning DataModules do: take one for pretraining")
+            raise UserError(
+                "the data gives no token tensors, as instruction-tuning DataModules do: take one for pretraining"
+            )
         stored = stored.to(device, non_blocking=True).long()
         yield stored[:, :-1].contiguous(), stored[:, 1:].contiguous()
 
@@ -225,4 +230,6 @@ def init_args(data: DataModule) -> dict[str, Any]:
     """Arguments that make the DataModule again, as plain values."""
     names = list(inspect.signature(type(data).__init__).parameters)[1:]
     values = {name: getattr(data, name) for name in names if hasattr(data, name)}
-    return {name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+    return {
+        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
+    }

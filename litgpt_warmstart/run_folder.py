@@ -1,0 +1,208 @@
+"""A run's folder: what it holds, writing checkpoints into it, going on from one.
+
+out_dir/
+  step-00001000/    checkpoint folders (see checkpoint.py), one every save_interval steps
+  final/            the last one
+  metrics.csv       one row per logged step
+  logs/             the logger's own files
+"""
+
+import shlex
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from litgpt.model import GPT
+from litgpt.utils import num_parameters
+from torch import nn
+from torch.utils.data import DataLoader
+
+from litgpt_warmstart import checkpoint, parametrization, record
+from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.data.loaders import DataPlan
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.flops import matmul_flops_per_token
+from litgpt_warmstart.metrics import FILE_NAME
+from litgpt_warmstart.model import fold_readout
+
+
+@dataclass
+class State:
+    """What changes while a run goes on."""
+
+    gpt: GPT
+    """The bare model: its parameters, as trained."""
+    loss: nn.Module
+    """:class:`NextTokenLoss` around it, compiled and wrapped by Fabric."""
+    optimizer: torch.optim.Optimizer
+    lineage: tuple[record.Ancestor, ...]
+    growth: record.GrowthRecord | None
+    iter_num: int = 0
+    """Micro-batches."""
+    step_count: int = 0
+    """Optimizer updates."""
+    train_loader: DataLoader | None = None
+
+
+def find_resume_dir(spec: RunSpec) -> Path | None:
+    """The checkpoint folder to go on from, or None to start.
+
+    Raises:
+        UserError: ``out_dir`` holds a run and neither --resume nor --overwrite is given, or there is nothing to resume.
+    """
+    if isinstance(spec.resume, Path):
+        folder = spec.resume if spec.resume.is_dir() else spec.resume.parent
+        if not (folder / checkpoint.STATE).is_file():
+            raise UserError(f"--resume {str(spec.resume)!r} has no {checkpoint.STATE}: give a step-*/ folder of a run")
+        return folder
+    found = checkpoint.latest_checkpoint(spec.out_dir)
+    if spec.resume:
+        if found is None and spec.resume is True:
+            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: start the run without --resume")
+        return found
+    holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
+    if holds_run and not spec.overwrite:
+        raise UserError(
+            f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume true to go on, --overwrite true to"
+            " replace it, or another --out_dir"
+        )
+    return None
+
+
+def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path) -> Path:
+    """Write a checkpoint folder with everything needed to go on."""
+    tokens = state.step_count * spec.tokens_per_step
+    written = record.Record(
+        command=spec.command,
+        name=spec.config.name,
+        parameters=num_parameters(state.gpt),
+        parametrization=spec.parametrization,
+        mup_base_config=asdict(spec.mup_base_config),
+        width_mult=parametrization.width_mult(spec.config, spec.mup_base_config),
+        base_lr=spec.base_lr,
+        global_batch_size=spec.train.global_batch_size,
+        tokens=tokens,
+        step_count=state.step_count,
+        matmul_flops=tokens * matmul_flops_per_token(spec.config, spec.block_size),
+        data=plan.use(state.step_count),
+        growth=state.growth,
+        lineage=state.lineage,
+        training=described_training(spec, fabric.device),
+        versions=checkpoint.installed_versions(),
+    )
+    checkpoint.save_checkpoint(
+        folder,
+        {name: weight.detach() for name, weight in state.gpt.state_dict().items()},
+        spec.config,
+        written,
+        spec.hyperparameters,
+        plan.tokenizer_dir,
+        fold_readout,
+        {
+            "optimizer": state.optimizer.state_dict(),
+            "iter_num": state.iter_num,
+            "step_count": state.step_count,
+            "micro_batch_size": spec.train.micro_batch_size,
+            "precision": fabric.strategy.precision.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+            "train_dataloader": plan.loader_state(state.train_loader),
+        },
+    )
+    return folder
+
+
+def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
+    """What decided the run's course, as plain values; a resumed run must agree (see :class:`Resumed`)."""
+    return {
+        "schedule": asdict(spec.schedule),
+        "optimizer": spec.optimizer,
+        "max_norm": spec.train.max_norm,
+        "block_size": spec.block_size,
+        "micro_batch_size": spec.train.micro_batch_size,
+        "max_tokens": spec.max_steps * spec.tokens_per_step,
+        "precision": spec.precision,
+        "seed": spec.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+@dataclass
+class Resumed:
+    """A checkpoint to go on from."""
+
+    path: Path
+    record: record.Record
+    weights: dict[str, torch.Tensor]
+    state: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path, spec: RunSpec, plan: DataPlan) -> "Resumed":
+        """Read a checkpoint and check that the run's settings are those it was started with.
+
+        Raises:
+            UserError: It is damaged, or a setting differs: named, with both values.
+        """
+        read = checkpoint.read_checkpoint(path, "--resume")
+        if read.record is None:
+            raise UserError(
+                f"--resume {str(path)!r} has no {checkpoint.RECORD}: start from it with --initial_checkpoint_dir"
+            )
+        was = read.record
+        growth_now = (spec.growth.shrink, spec.growth.perturb, spec.growth.alignment) if spec.growth else None
+        growth_was = (was.growth.shrink, was.growth.perturb, was.growth.asked_alignment) if was.growth else None
+        data_was = (was.data.class_path, was.data.fingerprint, was.data.start_token)
+        use = plan.use(0)
+        pairs = {
+            "target": (was.name, spec.config.name),
+            "lr": (was.base_lr, spec.base_lr),
+            "train.global_batch_size": (was.global_batch_size, spec.train.global_batch_size),
+            "optimizer": (was.training["optimizer"], spec.optimizer),
+            "seed": (was.training["seed"], spec.seed),
+            "schedule": (was.training["schedule"]["name"], spec.schedule.name),
+            "train.max_seq_length": (was.training["block_size"], spec.block_size),
+            "data": (data_was, (use.class_path, use.fingerprint, use.start_token)),
+        }
+        if spec.growth:
+            pairs["shrink, perturb, alignment"] = (growth_was, growth_now)
+        for name, (before, now) in pairs.items():
+            if before != now:
+                raise UserError(
+                    f"--resume: {name} was {before}, now {now}: pass the settings that the run was started with, or"
+                    " another --out_dir"
+                )
+        return cls(path, was, read.weights, checkpoint.load_tensors(path / checkpoint.STATE))
+
+    @property
+    def loader_state(self) -> dict[str, Any] | None:
+        return self.state["train_dataloader"]
+
+    def restore(self, fabric: L.Fabric, state: State) -> None:
+        """Put optimizer, counters and random states back; weights are loaded already."""
+        state.optimizer.load_state_dict(self.state["optimizer"])
+        state.iter_num, state.step_count = self.state["iter_num"], self.state["step_count"]
+        fabric.strategy.precision.load_state_dict(self.state["precision"])
+        torch.set_rng_state(self.state["rng"]["cpu"])
+        if len(self.state["rng"]["cuda"]) == torch.cuda.device_count() > 0:
+            torch.cuda.set_rng_state_all(self.state["rng"]["cuda"])
+        fabric.print(f"Resuming {str(self.path)!r} at step {state.step_count:,}")
+
+
+def resume_command() -> str:
+    """The command line of this process with ``--resume true``."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    if words[0] == "__main__.py":
+        words[0:1] = ["python", "-m", "litgpt_warmstart"]
+    without = [w for i, w in enumerate(words) if not w.startswith(("--resume", "--overwrite"))
+               and words[i - 1] not in ("--resume", "--overwrite")]  # fmt: skip
+    return shlex.join([*without, "--resume", "true"])
+
+
+def remove_run(out_dir: Path) -> None:
+    """Delete what an earlier run left in ``out_dir``, and nothing else."""
+    for folder in (*out_dir.glob("step-*"), out_dir / "final", out_dir / "logs"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (out_dir / FILE_NAME).unlink(missing_ok=True)

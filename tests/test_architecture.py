@@ -1,0 +1,78 @@
+"""The layout: import arrows point one way, and few modules know mup."""
+
+import ast
+from pathlib import Path
+
+import litgpt_warmstart
+
+ROOT = Path(litgpt_warmstart.__file__).parent
+
+LAYERS = (  # top to bottom: a module imports only what stands below it
+    ("_hook",),
+    ("__main__", "plugin"),
+    ("commands",),
+    ("report",),
+    ("pretrain",),
+    ("run_folder", "grow_folder"),
+    ("parametrization",),
+    ("growth",),
+    ("model",),
+    ("data",),
+    ("loss", "interrupt", "metrics"),
+    ("checkpoint",),
+    ("flops",),
+    ("args",),
+    ("schedule", "record", "scales"),
+    ("errors",),
+)
+MUP_MODULES = {"model", "parametrization"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def rank(name: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+def test_every_module_imports_only_what_stands_below_it():
+    for path in ROOT.rglob("*.py"):
+        if path == ROOT / "__init__.py":
+            assert not imports(path)
+            continue
+        for name in imports(path):
+            package, _, rest = name.partition(".")
+            if package != "litgpt_warmstart" or rest.partition(".")[0] == unit(path):
+                continue
+            assert rank(rest.partition(".")[0]) > rank(unit(path)), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_the_model_and_the_parametrization_import_mup():
+    for path in ROOT.rglob("*.py"):
+        if any(name.partition(".")[0] == "mup" for name in imports(path)):
+            assert unit(path) in MUP_MODULES, path
+
+
+def test_there_is_no_utils_and_no_file_is_long():
+    for path in ROOT.rglob("*.py"):
+        assert path.stem not in {"utils", "helpers", "common", "misc"}
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 450, path
+
+
+def test_every_command_is_a_file_named_as_it_is_typed():
+    from litgpt_warmstart.commands import COMMANDS
+
+    assert all((ROOT / "commands" / f"{name}.py").is_file() for name in COMMANDS)

@@ -1,0 +1,414 @@
+"""The loop: LitGPT's losses under SP, muP's rates at every step, resumes to the bit, no token twice."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import litgpt.pretrain
+import pytest
+import torch
+import yaml
+from lightning.fabric.loggers import CSVLogger
+from litgpt.config import Config
+from litgpt.data import TextFiles
+from litgpt.model import GPT
+from litgpt.tokenizer import Tokenizer
+
+from litgpt_warmstart import checkpoint, parametrization
+from litgpt_warmstart.args import EvalArgs, TrainArgs
+from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.stdlib_text import stdlib_documents
+from litgpt_warmstart.metrics import read_metrics
+from litgpt_warmstart.record import Record
+from tests.conftest import build
+
+TRAIN = TrainArgs(global_batch_size=8, micro_batch_size=4, max_steps=6)
+
+
+def losses(out_dir: Path, column: str = "loss") -> list[float]:
+    return [row[column] for row in read_metrics(out_dir / "metrics.csv") if column in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read_checkpoint(folder).weights
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name].view(torch.int32), second[name].view(torch.int32)), name
+
+
+# --- the same numbers as LitGPT's own loop ------------------------------------------------------------------------
+
+
+def pretrain_with_litgpt(
+    out_dir: Path, config: Config, data, initial: Path | None, optimizer: dict, steps: int, **more
+):
+    """Losses of ``litgpt.pretrain.main`` with a constant learning rate; it leaves out_dir/final."""
+    fabric = L.Fabric(devices=1, precision="32-true", loggers=CSVLogger(out_dir, name="csv"))
+    train = litgpt.pretrain.TrainArgs(global_batch_size=8, micro_batch_size=4, max_tokens=steps * 8 * 64, max_norm=1.0,
+                                      min_lr=optimizer["init_args"]["lr"], lr_warmup_steps=None, save_interval=None)  # fmt: skip
+    argv, sys.argv = sys.argv, ["litgpt", "pretrain", "pythia-14m"]  # its save_checkpoint parses the command line anew
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            litgpt.pretrain.main(
+                fabric=fabric, devices=1, seed=42, initial_checkpoint_dir=initial, resume=False, config=config, data=data,
+                out_dir=out_dir, train=train, eval=litgpt.pretrain.EvalArgs(interval=1000, max_iters=2),
+                optimizer=optimizer, **more,
+            )  # fmt: skip
+    finally:
+        sys.argv = argv
+    fabric.logger.finalize("success")
+    lines = next((out_dir / "csv").glob("*/metrics.csv")).read_text().splitlines()
+    column = lines[0].split(",").index("loss")
+    return [float(cells[column]) for line in lines[1:] if (cells := line.split(","))[column]]
+
+
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "betas": [0.9, 0.95], "weight_decay": 0.0}}
+
+
+def test_the_same_sp_run_has_litgpts_losses(tiny, tiny_settings, stdlib_path, tmp_path):
+    config, initial = Config.from_file(tiny[16]), tmp_path / "initial"
+    initial.mkdir()
+    torch.save(build(config, seed=7).state_dict(), initial / "lit_model.pth")
+    (initial / "model_config.yaml").write_text(Path(tiny[16]).read_text())
+    expected = pretrain_with_litgpt(
+        tmp_path / "stock", config, StdlibText(stdlib_path), initial, OPTIMIZER, 20, tokenizer_dir=None, tokenizer=None
+    )
+    warmstart_scratch.setup(
+        initial_checkpoint_dir=initial, parametrization="sp", optimizer=OPTIMIZER, out_dir=tmp_path / "ours",
+        train=replace(TRAIN, max_steps=20), **tiny_settings,
+    )  # fmt: skip
+    ours = losses(tmp_path / "ours")
+    assert len(ours) == len(expected) == 20
+    assert ours[0] == pytest.approx(expected[0], abs=1e-5)
+    assert ours == pytest.approx(expected, abs=1e-3)
+    assert ours[-1] < ours[0] - 1  # and it learns
+
+
+@pytest.fixture(scope="module")
+def text_files(tmp_path_factory) -> Path:
+    """Three small text files."""
+    folder = tmp_path_factory.mktemp("text")
+    for i, text in enumerate(list(stdlib_documents().values())[:3]):
+        (folder / f"{i}.txt").write_text((text + "\n") * (1 + 40_000 // (len(text) + 1)))
+    return folder
+
+
+@pytest.mark.slow
+def test_litgpts_own_checkpoint_and_data_work_end_to_end(
+    tiny, tiny_settings, text_files, stdlib_path, tmp_path, capsys
+):
+    stock, config = tmp_path / "stock", Config.from_file(tiny[16])
+    tokenizer = dict(tokenizer_dir=stdlib_path, tokenizer=Tokenizer(stdlib_path))
+    pretrain_with_litgpt(stock, config, TextFiles(text_files, num_workers=1), None, OPTIMIZER, 3, **tokenizer)
+    assert "model" in torch.load(stock / "final/lit_model.pth", weights_only=True)
+
+    warmstart_grow.setup(base=stock / "final", target=tiny[48], out_dir=tmp_path / "grown")
+    record = Record.load(tmp_path / "grown/warmstart.yaml")
+    assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 3  # its own shapes
+    assert record.lineage[0].sha256 == checkpoint.file_sha256(stock / "final/lit_model.pth")
+
+    foreign = dict(base=stock / "final", target=tiny[48], **tiny_settings)
+    for missing, told in (({"data": None}, "pass --data"), ({"lr": None}, "pass --lr")):
+        with pytest.raises(SystemExit):
+            warmstart.setup(**foreign | {"lr": 0.01, "out_dir": tmp_path / "none"} | missing)
+        assert told in capsys.readouterr().err
+
+    data = TextFiles(text_files, num_workers=1)
+    shared = foreign | dict(data=data, lr=0.01, out_dir=tmp_path / "run")
+    train = replace(TRAIN, max_steps=6, save_interval=3)
+    warmstart.setup(train=train, **shared)
+    expected = losses(tmp_path / "run")
+    use = Record.load(tmp_path / "run/final/warmstart.yaml").data
+    assert (use.class_path, use.fingerprint, use.start_token) == ("litgpt.data.TextFiles", None, None)  # unknown
+    assert (tmp_path / "run/final/tokenizer.json").is_file()
+    warmstart.setup(train=train, resume=tmp_path / "run/step-00000003", **shared)
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-6)
+
+    with pytest.raises(SystemExit):
+        warmstart.setup(**shared | dict(out_dir=tmp_path / "long", train=replace(TRAIN, max_steps=10_000)))
+    assert "the data is too short: 5,120,000 tokens asked" in capsys.readouterr().err
+
+
+# --- warmstarts ---------------------------------------------------------------------------------------------------
+
+
+def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, compile=False, logger_name="csv",
+                    train=TrainArgs(max_steps=3), eval=EvalArgs(max_iters=4))  # fmt: skip
+    before, after = Record.load(base / "warmstart.yaml"), Record.load(tmp_path / "final/warmstart.yaml")
+    assert (after.base_lr, after.global_batch_size) == (before.base_lr, before.global_batch_size) == (0.02, 8)
+    assert after.mup_base_config["n_embd"] == 16 and after.width_mult == 3
+    assert after.data.fingerprint == before.data.fingerprint
+    assert after.data.start_token == before.data.stop_token == 10 * 8 * 65  # disjoint, and nothing wasted
+    assert after.data.stop_token == 13 * 8 * 65
+    assert [a.name for a in after.lineage] == ["neox-16"] and after.lineage[0].tokens == 10 * 8 * 64
+    assert after.lineage[0].sha256 == checkpoint.file_sha256(base / "lit_model.pth")
+    assert (after.growth.shrink, after.growth.alignment) == (0.4, "heads")
+    for name in ("tokenizer.json", "tokenizer_config.json", "model_config.yaml", "hyperparameters.yaml"):
+        assert (tmp_path / "final" / name).is_file()
+
+
+def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(base, tiny, tiny_settings, tmp_path):
+    shared = dict(target=tiny[48], train=TRAIN, **tiny_settings)
+    warmstart.setup(base=base, shrink=0.0, out_dir=tmp_path / "warm", **shared)
+    warmstart_scratch.setup(mup_base=str(base), out_dir=tmp_path / "scratch", **shared)
+    assert_same_weights(tmp_path / "warm/final", tmp_path / "scratch/final")
+    assert losses(tmp_path / "warm") == losses(tmp_path / "scratch")
+    uses = [Record.load(tmp_path / run / "final/warmstart.yaml").data for run in ("warm", "scratch")]
+    assert uses[0] == uses[1] and uses[0].start_token == 10 * 8 * 65
+
+
+def test_warmstart_equals_grow_then_train(base, tiny, tiny_settings, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "warm", train=TRAIN, **tiny_settings)
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    warmstart_scratch.setup(
+        initial_checkpoint_dir=tmp_path / "grown", out_dir=tmp_path / "trained", train=TRAIN, **tiny_settings
+    )
+    assert_same_weights(tmp_path / "warm/final", tmp_path / "trained/final")
+    one, two = (Record.load(tmp_path / run / "final/warmstart.yaml") for run in ("warm", "trained"))
+    assert (one.lineage, one.growth, one.data) == (two.lineage, two.growth, two.data)
+
+
+def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tmp_path):
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    stock = GPT(Config.from_file(tmp_path / "grown/model_config.yaml"))
+    stock.load_state_dict(torch.load(tmp_path / "grown/lit_model.pth", weights_only=True))
+    read = checkpoint.read_checkpoint(tmp_path / "grown")
+    ours = build(Config.from_file(tiny[48]), read.mup_base_config)
+    parametrization.load_weights(ours, read.weights.items())
+    tokens = torch.randint(0, 4096, (2, 64))
+    torch.testing.assert_close(stock(tokens), ours(tokens), rtol=0, atol=1e-5)
+
+
+def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(base, tiny, tiny_settings, tmp_path):
+    wider = tmp_path / "wider.yaml"
+    config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_embd=96, n_head=8, n_query_groups=8, head_size=12)
+    wider.write_text(yaml.safe_dump(config | dict(name="neox-96", intermediate_size=384)))
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "second", train=TRAIN, **tiny_settings)
+    warmstart.setup(
+        base=tmp_path / "second/final", target=str(wider), out_dir=tmp_path / "third", train=TRAIN, **tiny_settings
+    )
+    record = Record.load(tmp_path / "third/final/warmstart.yaml")
+    assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 6
+    assert [ancestor.name for ancestor in record.lineage] == ["neox-16", "neox-48"]
+    ranges = [(use.start_token, use.stop_token) for use in record.data_uses]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges)) and len(ranges) == 3
+
+
+# --- learning rates, validation, budget ---------------------------------------------------------------------------
+
+
+def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tiny_settings, tmp_path, monkeypatch):
+    seen = []
+    set_learning_rate = parametrization.set_learning_rate
+
+    def record(optimizer, base_lr, multiplier):
+        set_learning_rate(optimizer, base_lr, multiplier)
+        seen.append({round(group["lr_scale"], 6): group["lr"] for group in optimizer.param_groups if group["params"]})
+
+    monkeypatch.setattr(parametrization, "set_learning_rate", record)
+    shared = dict(base=base, target=tiny[48], schedule="cosine", out_dir=tmp_path, **tiny_settings)
+    train = replace(TRAIN, max_steps=8, lr_warmup_steps=2, min_lr=0.25, save_interval=3)
+    warmstart.setup(train=train, **shared)
+    expected = parametrization_free_cosine(8, 2, 0.25)
+    for step, (rates, multiplier) in enumerate(zip(seen, expected, strict=True)):
+        assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier}), step
+    logged = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv") if "learning_rate" in row]
+    assert logged == pytest.approx([0.02 * m for m in expected])
+
+    seen.clear()  # and after a resume in the middle
+    warmstart.setup(train=train, resume=tmp_path / "step-00000003", **shared)
+    assert [rates[1.0] for rates in seen] == pytest.approx([0.02 * m for m in expected[3:]])
+
+
+def parametrization_free_cosine(total: int, warmup: int, ratio: float) -> list[float]:
+    import math
+
+    return [
+        s / warmup
+        if s < warmup
+        else ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * (s - warmup) / (total - warmup)))
+        for s in range(total)
+    ]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
+def test_validation_is_the_same_blocks_whatever_the_micro_batch(base, tiny, tiny_settings, tmp_path, micro_batch_size):
+    settings = tiny_settings | dict(eval=EvalArgs(max_iters=7))
+    train = replace(TRAIN, max_steps=1, micro_batch_size=micro_batch_size)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **settings)
+    model = build_from(tmp_path / "final")
+    data = tiny_settings["data"]
+    blocks = torch.from_numpy(data.tokens("val")[: 7 * 65].astype("int64")).view(7, 65)
+    logits = model(blocks[:, :-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
+    assert losses(tmp_path, "val_loss")[-1] == pytest.approx(expected, abs=2e-5)
+
+
+def build_from(folder: Path) -> GPT:
+    model = GPT(Config.from_file(folder / "model_config.yaml"))
+    model.load_state_dict(torch.load(folder / "lit_model.pth", weights_only=True))
+    return model
+
+
+def test_the_budget_is_cut_to_whole_steps_and_max_tokens_goes_before_tokens_per_param(
+    base, tiny, tiny_settings, tmp_path
+):
+    for name, arguments, tokens in (
+        ("per_param", dict(tokens_per_param=0.01, train=TrainArgs(save_interval=None)), 4096),
+        ("max_tokens", dict(train=TrainArgs(max_tokens=1500)), 1024),
+        ("max_steps", dict(train=TrainArgs(max_steps=1)), 512),
+    ):
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, **arguments, **tiny_settings)
+        record = Record.load(tmp_path / name / "final/warmstart.yaml")
+        assert record.tokens == tokens, (name, record.parameters)
+        assert len(losses(tmp_path / name)) == tokens // 512
+    assert record.matmul_flops > 0
+
+
+def test_max_time_ends_the_run_with_a_checkpoint(base, tiny, tiny_settings, tmp_path):
+    train = replace(TRAIN, max_steps=400, max_time=1.0)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
+    assert 0 < Record.load(tmp_path / "final/warmstart.yaml").step_count < 400
+
+
+def test_bf16_true_keeps_weights_and_gives_a_finite_loss(base, tiny, tiny_settings, tmp_path):
+    settings = tiny_settings | dict(precision="bf16-true")
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=2), **settings)
+    assert weights(tmp_path / "final")["lm_head.weight"].dtype == torch.bfloat16
+    assert len(losses(tmp_path)) == 2
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_eager_runs_losses(base, tiny, tiny_settings, tmp_path):
+    for compile in (True, False):
+        warmstart.setup(
+            base=base,
+            target=tiny[48],
+            out_dir=tmp_path / str(compile),
+            train=TRAIN,
+            **tiny_settings | dict(compile=compile),
+        )
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+def test_a_cuda_run_trains_compiled_and_fused(base, tiny, tiny_settings, tmp_path, precision):
+    settings = tiny_settings | dict(precision=precision, compile=True)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=20), **settings)
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+
+
+# --- stopping and going on ----------------------------------------------------------------------------------------
+
+
+def command(out_dir: Path, tiny: dict, stdlib_path: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-m", "litgpt_warmstart", "warmstart_scratch", "--target", tiny[16], "--lr", "0.02",
+        "--data", "StdlibText", "--data.data_path", str(stdlib_path), "--train.global_batch_size", "8",
+        "--train.max_steps", "60", "--train.save_interval", "5", "--eval.interval", "20", "--eval.max_iters", "8",
+        "--compile", "false", "--precision", "32-true", "--logger_name", "csv", "--out_dir", str(out_dir), *more,
+    ]  # fmt: skip
+
+
+def start_and_signal(arguments: list[str], folder: Path, number: int) -> subprocess.CompletedProcess:
+    """Start a run and send it a signal once a checkpoint folder is there."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not folder.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(arguments, process.returncode, output)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_weights_bit_for_bit(tiny, stdlib_path, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    subprocess.run(command(undisturbed, tiny, stdlib_path), check=True, capture_output=True)
+    result = start_and_signal(command(killed, tiny, stdlib_path), killed / "step-00000020", signal.SIGKILL)
+    assert result.returncode == -signal.SIGKILL and not (killed / "final").exists()
+    for folder in killed.glob("step-*"):  # whatever is there is whole
+        assert weights(folder) and Record.load(folder / "warmstart.yaml").step_count == int(folder.name[5:])
+    subprocess.run(command(killed, tiny, stdlib_path, "--resume", "true"), check=True, capture_output=True)
+    assert_same_weights(undisturbed / "final", killed / "final")
+    assert losses(undisturbed) == losses(killed)
+    assert losses(undisturbed, "val_loss") == losses(killed, "val_loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, number):
+    result = start_and_signal(command(tmp_path, tiny, stdlib_path), tmp_path / "step-00000005", number)
+    assert result.returncode == 128 + number, result.stdout
+    assert "Traceback" not in result.stdout
+    told = result.stdout.split("Go on with:")[1].strip().splitlines()[0]
+    assert told.endswith("--resume true") and "warmstart_scratch --target" in told
+    saved = checkpoint.latest_checkpoint(tmp_path)
+    assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_resume_goes_on_at_the_next_token_for_another_micro_batch(tiny, tiny_settings, tmp_path):
+    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, **tiny_settings)
+    warmstart_scratch.setup(train=replace(TRAIN, save_interval=2), **shared)
+    expected = losses(tmp_path)
+    warmstart_scratch.setup(train=replace(TRAIN, micro_batch_size=2), resume=tmp_path / "step-00000002", **shared)
+    assert losses(tmp_path) == pytest.approx(expected, abs=1e-4)
+    assert Record.load(tmp_path / "final/warmstart.yaml").data.stop_token == 6 * 8 * 65
+
+
+def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(tiny, tiny_settings, tmp_path, capsys):
+    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, **tiny_settings)
+    warmstart_scratch.setup(train=TRAIN, **shared)
+    stamp = os.stat(tmp_path / "final/lit_model.pth").st_mtime_ns
+    warmstart_scratch.setup(train=TRAIN, resume="auto", **shared)
+    assert "nothing to do" in capsys.readouterr().out
+    assert os.stat(tmp_path / "final/lit_model.pth").st_mtime_ns == stamp
+    warmstart_scratch.setup(train=replace(TRAIN, max_steps=8), resume=True, **shared)
+    assert Record.load(tmp_path / "final/warmstart.yaml").step_count == 8 == len(losses(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(lr=0.01), "lr was 0.02, now 0.01"),
+        (dict(seed=1), "seed was 42, now 1"),
+        (dict(train=replace(TRAIN, global_batch_size=4)), "global_batch_size was 8, now 4"),
+        (dict(optimizer="Adam"), "optimizer was AdamW, now Adam"),
+    ],
+)
+def test_resume_with_another_setting_is_refused_by_name(tiny, tiny_settings, tmp_path, capsys, change, told):
+    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, train=TRAIN, **tiny_settings)
+    warmstart_scratch.setup(**shared)
+    with pytest.raises(SystemExit):
+        warmstart_scratch.setup(**shared | dict(resume=True) | change)
+    assert told in capsys.readouterr().err
+
+
+def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_settings, tmp_path, capsys, monkeypatch):
+    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, **tiny_settings)
+    warmstart_scratch.setup(train=replace(TRAIN, save_interval=2, max_steps=3), **shared)
+    set_learning_rate = parametrization.set_learning_rate
+    monkeypatch.setattr(
+        parametrization, "set_learning_rate", lambda optimizer, lr, m: set_learning_rate(optimizer, float("nan"), m)
+    )
+    with pytest.raises(SystemExit) as error:
+        warmstart_scratch.setup(train=replace(TRAIN, max_steps=9), resume=True, **shared)
+    assert error.value.code == 1
+    told = capsys.readouterr().err
+    assert "the loss is nan at step" in told and "lower --lr" in told and "final" in told
+    assert Record.load(tmp_path / "final/warmstart.yaml").step_count == 3
