@@ -55,14 +55,16 @@ def pretrain_with_litgpt(
 ):
     """Losses of ``litgpt.pretrain.main`` with a constant learning rate; it leaves out_dir/final."""
     fabric = L.Fabric(devices=1, precision="32-true", loggers=CSVLogger(out_dir, name="csv"))
-    train = litgpt.pretrain.TrainArgs(global_batch_size=8, micro_batch_size=4, max_tokens=steps * 8 * 64, max_norm=1.0,
-                                      min_lr=optimizer["init_args"]["lr"], lr_warmup_steps=None, save_interval=None)  # fmt: skip
+    train = litgpt.pretrain.TrainArgs(
+        global_batch_size=8, micro_batch_size=4, max_tokens=steps * 8 * 64, max_norm=1.0,
+        min_lr=optimizer["init_args"]["lr"], lr_warmup_steps=None, save_interval=None,
+    )  # fmt: skip
     argv, sys.argv = sys.argv, ["litgpt", "pretrain", "pythia-14m"]  # its save_checkpoint parses the command line anew
     try:
         with torch.compiler.set_stance("force_eager"):
             litgpt.pretrain.main(
-                fabric=fabric, devices=1, seed=42, initial_checkpoint_dir=initial, resume=False, config=config, data=data,
-                out_dir=out_dir, train=train, eval=litgpt.pretrain.EvalArgs(interval=1000, max_iters=2),
+                fabric=fabric, devices=1, seed=42, initial_checkpoint_dir=initial, resume=False, config=config,
+                data=data, out_dir=out_dir, train=train, eval=litgpt.pretrain.EvalArgs(interval=1000, max_iters=2),
                 optimizer=optimizer, **more,
             )  # fmt: skip
     finally:

@@ -114,8 +114,8 @@ def plan_data(spec: RunSpec) -> DataPlan:
         classes = spec.config.padded_vocab_size
         if data.vocab_size > classes:
             raise UserError(
-                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a base"
-                " and data with the same tokenizer"
+                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
+                " base and data with the same tokenizer"
             )
         _check_same_tokenizer(spec.tokenizer_dir, data)
         first = first_free_block(seen, data.fingerprint, spec.block_size)

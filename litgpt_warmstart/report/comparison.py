@@ -1,0 +1,180 @@
+"""A warmstart beside the run from scratch: a table of both, a picture, and what the warmstart saved.
+
+python -m litgpt_warmstart.report.comparison SCRATCH WARMSTART [--picture FILE.png]
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import CLI
+
+from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD, latest_checkpoint
+from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.record import Record
+
+ROWS = 9
+BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by the colour-blind
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    out_dir: Path
+    record: Record
+    hyperparameters: dict[str, Any]
+    val_losses: list[tuple[float, float]]
+    """(tokens, validation loss), in the order of tokens."""
+    losses: list[tuple[float, float]]
+    """(tokens, training loss)."""
+
+    @classmethod
+    def read(cls, out_dir: Path) -> "Run":
+        """Read a run folder.
+
+        Raises:
+            UserError: It holds no checkpoint or no validation losses.
+        """
+        folder = latest_checkpoint(out_dir)
+        if folder is None:
+            raise UserError(f"{str(out_dir)!r} holds no finished run: give the --out_dir of a run")
+        rows = read_metrics(out_dir / FILE_NAME)
+        val_losses = [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
+        if not val_losses:
+            raise UserError(f"{str(out_dir / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
+        hyperparameters = yaml.safe_load((folder / HYPERPARAMETERS).read_text(encoding="utf-8"))
+        losses = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
+        return cls(out_dir, Record.load(folder / RECORD), hyperparameters, val_losses, losses)
+
+
+def tokens_to_reach(curve: list[tuple[float, float]], loss: float) -> float | None:
+    """Tokens at which a curve first falls to a loss, interpolated between its points; None if it never does."""
+    for (tokens_a, loss_a), (tokens_b, loss_b) in zip(curve, curve[1:], strict=False):
+        if loss_b <= loss:
+            if loss_a <= loss:
+                return tokens_a
+            return tokens_a + (tokens_b - tokens_a) * (loss_a - loss) / (loss_a - loss_b)
+    return None
+
+
+def check_comparable(scratch: Run, warmstart: Run) -> None:
+    """Raise a UserError that names the first thing in which the runs differ but should not."""
+    a, b = scratch.record, warmstart.record
+    for what, first, second in (
+        ("model", (a.name, a.parameters), (b.name, b.parameters)),
+        ("data", a.data and a.data.fingerprint, b.data and b.data.fingerprint),
+        ("block size", a.training["block_size"], b.training["block_size"]),
+        (
+            "validation blocks",
+            scratch.hyperparameters["eval"]["max_iters"],
+            warmstart.hyperparameters["eval"]["max_iters"],
+        ),
+    ):
+        if first != second:
+            raise UserError(f"the runs cannot be compared, their {what} differs: {first} and {second}")
+    if b.growth is None or b.growth.shrink == 0:
+        raise UserError(
+            f"{str(warmstart.out_dir)!r} is no warmstart: give the run from scratch first, then the warmstart"
+        )
+
+
+def table(scratch: Run, warmstart: Run) -> str:
+    """Validation losses of both at the same token counts, as text."""
+    other = dict(warmstart.val_losses)
+    shared = [(tokens, loss, other[tokens]) for tokens, loss in scratch.val_losses if tokens in other]
+    step = max(1, -(-(len(shared) - 1) // (ROWS - 1)))
+    rows = [*shared[:-1:step], shared[-1]]
+    lines = [f"{'tokens':>14}  {'from scratch':>12}  {'warmstart':>9}"]
+    lines += [f"{tokens:>14,.0f}  {a:>12.4f}  {b:>9.4f}" for tokens, a, b in rows]
+    return "\n".join(lines)
+
+
+def verdict(scratch: Run, warmstart: Run) -> str:
+    """How many tokens, and how much compute, the warmstart needed to reach the scratch run's last loss."""
+    tokens, loss = scratch.val_losses[-1]
+    reached = tokens_to_reach(warmstart.val_losses, loss)
+    if reached is None:
+        return f"The warmstart did not reach the scratch run's last loss, {loss:.4f}, in {tokens:,.0f} tokens."
+    flops_per_token = warmstart.record.matmul_flops / warmstart.record.tokens
+    base_flops = sum(ancestor.matmul_flops for ancestor in warmstart.record.lineage)
+    own, whole = reached * flops_per_token, tokens * flops_per_token
+    return (
+        f"The warmstart reached the scratch run's last loss, {loss:.4f}, after {reached:,.0f} of {tokens:,.0f} tokens:"
+        f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} FLOPs, warmstart {own:.3g}, with the"
+        f" base's own training {own + base_flops:.3g} ({(own + base_flops) / whole:.0%})."
+    )
+
+
+def command_line(run: Run) -> str:
+    """The ``litgpt`` command of a run, with the options that decided it."""
+    arguments = run.hyperparameters
+    words = ["litgpt", run.record.command]
+    for name in ("base", "target", "shrink", "out_dir"):
+        if arguments.get(name) is not None:
+            words += [f"--{name}", str(arguments[name])]
+    for name in ("max_tokens", "max_seq_length", "global_batch_size", "micro_batch_size"):
+        if arguments["train"].get(name) is not None:
+            words += [f"--train.{name}", str(arguments["train"][name])]
+    return " ".join(words)
+
+
+def plot(scratch: Run, warmstart: Run, title: str, path: Path) -> None:
+    """Draw both runs' losses against tokens into an image file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    named = (
+        (scratch, BLUE, "o", "from scratch (muP)"),
+        (warmstart, VERMILION, "s", f"warmstart, shrink {warmstart.record.growth.shrink:g}"),
+    )
+    for run, color, marker, label in named:
+        axes.plot(*zip(*run.losses, strict=True), color=color, alpha=0.25, linewidth=1)
+        axes.plot(*zip(*run.val_losses, strict=True), color=color, marker=marker, markersize=4, label=label)
+    tokens, loss = scratch.val_losses[-1]
+    reached = tokens_to_reach(warmstart.val_losses, loss)
+    if reached is not None:
+        axes.hlines(loss, reached, tokens, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(
+            f"{reached / tokens:.0%} of the tokens", (reached, loss), xytext=(0, 10), textcoords="offset points"
+        )
+    axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)", title=title)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(title="validation; training faint", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def compare(scratch: Path, warmstart: Path, picture: Path | None = None) -> None:
+    """Compare a warmstart with the run from scratch on the same batches.
+
+    Arguments:
+        scratch: Folder of the run from scratch.
+        warmstart: Folder of the warmstarted run.
+        picture: Where to write the picture. Default: curves.png beside the warmstart's folder.
+    """
+    with told_in_one_line("comparison"):
+        runs = Run.read(scratch), Run.read(warmstart)
+        check_comparable(*runs)
+        record = runs[1].record
+        sources = " -> ".join(f"{a.name} ({a.parameters / 1e6:.2f}M)" for a in record.lineage)
+        title = (
+            f"{sources} -> {record.name} ({record.parameters / 1e6:.2f}M),"
+            f" {runs[0].val_losses[-1][0] / record.parameters:.2f} tokens per parameter"
+        )
+        picture = picture or warmstart.parent / "curves.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot(*runs, title, picture)
+        print(f"\nValidation loss, {title}\n{table(*runs)}\n\n{verdict(*runs)}\n")
+        print(f"The warmstart was:\n  {command_line(runs[1])}\nPicture: {picture}")
+
+
+if __name__ == "__main__":
+    CLI(compare, as_positional=True)

@@ -1,0 +1,281 @@
+"""Bad input: one line that names the thing and the remedy, status 1 or 2, no traceback, nothing written."""
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from litgpt.data import Alpaca, LitData, TextFiles, TinyLlama
+
+from litgpt_warmstart.__main__ import main
+from litgpt_warmstart.args import EvalArgs, TrainArgs
+from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+from litgpt_warmstart.errors import UserError
+from tests.conftest import llama, neox
+
+
+@pytest.fixture
+def refused(base, tiny, tiny_settings, tmp_path, capsys):
+    """Call ``warmstart`` (or another command) with changed arguments and return its one line."""
+
+    def call(function=warmstart.setup, **changes) -> str:
+        out_dir = tmp_path / "out"
+        shared = dict(base=base, target=tiny[48], train=TrainArgs(max_steps=2), out_dir=out_dir, **tiny_settings)
+        if function is warmstart_scratch.setup:
+            del shared["base"]
+        if function is warmstart_grow.setup:
+            shared = {k: shared[k] for k in ("base", "target", "out_dir")}
+        before = sorted(out_dir.rglob("*"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as error:
+            function(**shared | changes)
+        told = capsys.readouterr().err.strip()
+        assert error.value.code in (1, 2) and len(told.splitlines()) == 1, told
+        assert sorted(out_dir.rglob("*")) == before, "something was written"
+        return told
+
+    return call
+
+
+def copied(base: Path, to: Path) -> Path:
+    shutil.copytree(base, to)
+    return to
+
+
+def config_file(config, folder: Path) -> str:
+    from litgpt.utils import save_config
+
+    folder.mkdir(exist_ok=True)
+    save_config(config, folder)
+    return str(folder / "model_config.yaml")
+
+
+@pytest.mark.parametrize("function", [warmstart.setup, warmstart_grow.setup])
+def test_the_base_is_missing_or_no_checkpoint(refused, base, tmp_path, function):
+    assert "--base is missing" in refused(function, base=None)
+    assert "no-such' does not exist" in refused(function, base=tmp_path / "no-such")
+    (tmp_path / "empty").mkdir()
+    assert "lit_model.pth is missing" in refused(function, base=tmp_path / "empty")
+    assert "give its final/ or step-*/ folder" in refused(function, base=base.parent)
+
+
+@pytest.mark.parametrize("function", [warmstart.setup, warmstart_grow.setup])
+def test_the_weights_are_cut_off(refused, base, tmp_path, function):
+    folder = copied(base, tmp_path / "cut")
+    content = (folder / "lit_model.pth").read_bytes()
+    for length in (0, 10, len(content) // 2, len(content) - 20):
+        (folder / "lit_model.pth").write_bytes(content[:length])
+        assert "cut off or damaged" in refused(function, base=folder), length
+
+
+class Payload:
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Payload, "ran", True))
+
+
+def test_the_weights_carry_pickled_code(refused, base, tmp_path):
+    folder = copied(base, tmp_path / "evil")
+    torch.save({"lm_head.weight": Payload()}, folder / "lit_model.pth")
+    assert "pickled code" in refused(base=folder)
+    assert not Payload.ran
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_weights_hold_nan_or_inf(refused, base, tmp_path, value):
+    folder = copied(base, tmp_path / "nan")
+    weights = torch.load(folder / "lit_model.pth")
+    weights["transformer.h.1.mlp.fc.bias"][3] = value
+    torch.save(weights, folder / "lit_model.pth")
+    for function in (warmstart.setup, warmstart_grow.setup):
+        assert "NaN or Inf in transformer.h.1.mlp.fc.bias" in refused(function, base=folder)
+
+
+def test_the_config_or_the_record_is_damaged_or_newer(refused, base, tmp_path):
+    folder = copied(base, tmp_path / "a")
+    (folder / "model_config.yaml").write_text("n_embd: [")
+    assert "is not a LitGPT config" in refused(base=folder)
+    folder = copied(base, tmp_path / "b")
+    (folder / "warmstart.yaml").write_text("{}")
+    assert "is damaged" in refused(base=folder)
+    folder = copied(base, tmp_path / "c")
+    content = yaml.safe_load((folder / "warmstart.yaml").read_text()) | {"format_version": 99}
+    (folder / "warmstart.yaml").write_text(yaml.safe_dump(content))
+    assert "upgrade it" in refused(base=folder)
+    folder = copied(base, tmp_path / "d")
+    content["format_version"] = 1
+    content["data"]["class_path"] = "subprocess.Popen"
+    (folder / "warmstart.yaml").write_text(yaml.safe_dump(content))
+    assert "name it with --data" in refused(base=folder, data=None)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (neox(8, 2, vocab_size=4096, padded_vocab_size=4096), "wider"),
+        (neox(48, 4, n_layer=1, vocab_size=4096, padded_vocab_size=4096), "n_layer 2"),
+        (neox(48, 4, n_layer=3, vocab_size=4096, padded_vocab_size=4096), "n_layer 2"),
+        (neox(48, 4, vocab_size=96, padded_vocab_size=96), "padded_vocab_size 4096"),
+        (llama(48, 4, vocab_size=4096, padded_vocab_size=4096), "mlp_class_name"),
+    ],
+)
+def test_base_and_target_do_not_fit(refused, tmp_path, target, told):
+    path = config_file(target, tmp_path / "config")
+    for function in (warmstart.setup, warmstart_grow.setup):
+        assert told in refused(function, target=path)
+
+
+def test_the_target_is_unknown_or_missing(refused, tmp_path):
+    for function in (warmstart.setup, warmstart_grow.setup, warmstart_scratch.setup):
+        assert "'71M'" in refused(function, target="71M") and "5M, 10M, 22M, 35M, 70M" in refused(
+            function, target="71M"
+        )
+        assert "--target is missing" in refused(function, target=None)
+        assert "no model config at" in refused(function, target=str(tmp_path / "no.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(shrink=1.5), "--shrink must lie in [0, 1], got 1.5"),
+        (dict(shrink=-0.1), "--shrink must lie in [0, 1]"),
+        (dict(perturb=-1.0), "--perturb must not be negative"),
+        (dict(lr=0.0), "--lr must be above 0"),
+        (dict(tokens_per_param=0), "--tokens_per_param must be above 0"),
+        (dict(devices=2), "--devices 2 --num_nodes 1: one device"),
+        (dict(devices="none"), "one device on one node"),
+        (dict(num_nodes=2), "one device on one node"),
+        (dict(optimizer="SGD"), "SGD"),
+        (dict(mup_base="71M"), "unknown scale '71M'"),
+        (dict(data=Alpaca()), "Alpaca is for instruction tuning"),
+        (dict(data=TinyLlama("no/such")), "no/such/slimpajama/train does not exist"),
+        (dict(data=TextFiles(Path("no/such"))), "No .txt files"),
+        (dict(data=LitData("no/such", num_workers=1)), "LitData"),
+        (dict(tokenizer_dir=Path("no/such")), "--tokenizer_dir"),
+        (dict(train=TrainArgs(epochs=1)), "--train.epochs"),
+        (dict(train=TrainArgs(tie_embeddings=True)), "--train.tie_embeddings"),
+        (dict(eval=EvalArgs(max_new_tokens=3)), "--eval.max_new_tokens"),
+        (dict(eval=EvalArgs(interval=0)), "--eval.interval must be above 0"),
+        (dict(train=TrainArgs(micro_batch_size=3)), "8 is no multiple of --train.micro_batch_size 3"),
+        (dict(train=TrainArgs(max_tokens=100)), "less than one step"),
+        (dict(train=TrainArgs(max_seq_length=65)), "--train.max_seq_length 65 is above the model's 64"),
+        (dict(train=TrainArgs(lr_warmup_steps=5)), "--schedule constant has no warmup"),
+        (dict(schedule="warmup"), "--schedule warmup needs"),
+        (dict(schedule="warmup", train=TrainArgs(max_steps=2, lr_warmup_steps=5)), "a warmup of 5 steps is longer"),
+        (dict(train=TrainArgs(min_lr=2.0)), "--train.min_lr is a ratio"),
+        (dict(resume=True), "--resume: no checkpoint in"),
+        (dict(resume=Path("no/such")), "has no training_state.pth"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_an_argument_is_wrong(refused, changes, told):
+    assert told in refused(**changes)
+
+
+def test_mup_base_has_no_meaning_under_sp(refused):
+    assert "--mup_base" in refused(warmstart_scratch.setup, parametrization="sp", mup_base="5M")
+
+
+def test_no_learning_rate_batch_size_or_data_is_known(refused, tiny):
+    assert "pass --lr" in refused(warmstart_scratch.setup)
+    assert "pass --train.global_batch_size" in refused(warmstart_scratch.setup, lr=0.01)
+    batch = TrainArgs(global_batch_size=8)
+    assert "pass --data" in refused(warmstart_scratch.setup, lr=0.01, train=batch, data=None)
+
+
+def test_the_data_is_too_short_with_both_numbers_and_what_fits(refused, base, tiny, tiny_settings, tmp_path):
+    told = refused(train=TrainArgs(max_tokens=50_000_000))
+    assert "49,999,872 tokens asked" in told and "left of" in told
+    fits = int(told.split("--train.max_tokens ")[1].split()[0])
+    asked = refused(train=TrainArgs(max_tokens=fits + 512))
+    assert f"{fits + 512:,} tokens asked" in asked
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "fits", resume=False,
+                    train=TrainArgs(max_tokens=fits, max_time=0.1), **tiny_settings)  # fmt: skip
+
+
+def test_the_data_has_another_tokenizer_than_the_base(refused, base, tmp_path):
+    folder = copied(base, tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<|endoftext|>", "<|end|>"))
+    assert "another tokenizer" in refused(base=folder)
+
+
+def test_a_model_with_fewer_classes_than_the_data_has_tokens(refused, tmp_path):
+    path = config_file(neox(16, 2), tmp_path / "config")
+    batch = TrainArgs(global_batch_size=8, max_steps=2)
+    assert "4,096 tokens, the model 96 classes" in refused(warmstart_scratch.setup, target=path, lr=0.1, train=batch)
+
+
+def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny_settings, tmp_path):
+    shared = dict(base=base, target=tiny[48], out_dir=tmp_path / "out", **tiny_settings)
+    warmstart.setup(train=TrainArgs(max_steps=4, save_interval=2), **shared)
+    told = refused()
+    assert "already holds a run" in told and "--resume true" in told and "--overwrite true" in told
+    (tmp_path / "out/notes.txt").write_text("mine")
+    warmstart.setup(train=TrainArgs(max_steps=2), overwrite=True, **shared)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["final", "logs", "metrics.csv", "notes.txt"]
+
+
+def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("1")
+    assert "exists: pass --overwrite true" in refused(warmstart_grow.setup)
+    assert "--out_dir is missing" in refused(warmstart_grow.setup, out_dir=None)
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out/mine").exists() and (tmp_path / "out/lit_model.pth").is_file()
+
+
+def test_initial_checkpoint_of_another_size(refused, base, tiny):
+    told = refused(warmstart_scratch.setup, initial_checkpoint_dir=base, target=tiny[48])
+    assert "has n_embd 16" in told and "leave --target out" in told
+
+
+def test_out_dir_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused(out_dir=tmp_path / "file/below")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["warmstart", "--config", "bad.yaml"], "no_such_key"),
+        (["warmstart", "--no_such_option", "1"], "no_such_option"),
+        (["warmstart", "--shrink", "much"], "shrink"),
+        (["warmstart", "--alignment", "rows"], "alignment"),
+        (["warmstart", "--config", "missing.yaml"], "missing.yaml"),
+        (["warm"], "warm"),
+    ],
+)
+def test_the_command_line_is_wrong(words, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("no_such_key: 1\n")
+    monkeypatch.setattr(sys, "argv", ["litgpt-warmstart", *words])
+    with pytest.raises(SystemExit) as error:
+        main()
+    output = capsys.readouterr().err
+    assert error.value.code == 2 and "Traceback" not in output
+    assert told in next(line for line in output.splitlines() if line.startswith("error: "))
+
+
+def test_debug_shows_the_traceback(base, tiny, monkeypatch):
+    monkeypatch.setenv("LITGPT_WARMSTART_DEBUG", "1")
+    with pytest.raises(UserError):
+        warmstart.setup(base=base, target=tiny[48], shrink=2.0)
+
+
+def test_hyperparameters_yaml_is_a_config_file_of_the_command(base, tiny, tiny_settings, tmp_path):
+    from jsonargparse import ArgumentParser
+
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "one", train=TrainArgs(max_steps=2), **tiny_settings)
+    parser = ArgumentParser()
+    parser.add_function_arguments(warmstart.setup)
+    arguments = parser.instantiate_classes(parser.parse_path(str(tmp_path / "one/final/hyperparameters.yaml")))
+    again = {**arguments.as_dict(), "out_dir": tmp_path / "two"}
+    again["train"] = replace(arguments.train, save_interval=None)
+    warmstart.setup(**again)
+    first, second = (torch.load(tmp_path / run / "final/lit_model.pth") for run in ("one", "two"))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,50 @@
+"""Every file in configs/ is a valid command line, and the table's scales and pairs are all there."""
+
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentParser, set_parsing_settings
+from litgpt.data import DataModule
+
+from litgpt_warmstart.commands import COMMANDS
+from litgpt_warmstart.scales import SCALES, find_scale
+
+ROOT = Path(__file__).parents[2] / "configs"
+FILES = sorted(ROOT.rglob("*.yaml"))
+
+
+def load(path: Path) -> dict:
+    """A config file's arguments as the command gets them."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser()
+    parser.add_function_arguments(COMMANDS[path.parent.name])
+    return parser.instantiate_classes(parser.parse_path(str(path)))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_config_is_valid_and_names_how_to_run_it_or_what_it_is(path):
+    arguments = load(path)
+    assert find_scale(arguments.target) is not None
+    assert arguments.out_dir is not None and path.read_text().startswith("# ")
+    if path.parent.name == "warmstart_scratch":
+        assert arguments.data is None or isinstance(arguments.data, DataModule)
+    else:
+        assert 0 <= arguments.shrink <= 1
+
+
+def test_every_scale_has_a_config_from_scratch_with_the_papers_tuned_settings():
+    for scale in SCALES:
+        arguments = load(ROOT / "warmstart_scratch" / f"{scale.short_name}.yaml")
+        tuned = scale if scale.base_lr else find_scale(arguments.mup_base)
+        assert (arguments.lr, arguments.train.global_batch_size) == (tuned.base_lr, tuned.global_batch_size)
+        assert arguments.tokens_per_param == 20 and arguments.schedule == "constant"
+
+
+def test_every_base_has_a_config_to_each_larger_scale():
+    names = [scale.short_name for scale in SCALES]
+    for i, base in enumerate(names[:3]):
+        for target in names[i + 1 :]:
+            arguments = load(ROOT / "warmstart" / f"{base}-{target}.yaml")
+            assert arguments.target == target and arguments.shrink == 0.4
+            made = load(ROOT / "warmstart_scratch" / f"{base}.yaml").out_dir
+            assert str(arguments.base) == f"{made}/final"
