@@ -78,6 +78,7 @@ class Checkpoint(Header):
             tokens=self.record.tokens if self.record else 0,
             matmul_flops=self.record.matmul_flops if self.record else 0,
             data=self.record.data if self.record else None,
+            growth=self.record.growth if self.record else None,
         )
         return (*earlier, this)
 

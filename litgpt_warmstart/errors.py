@@ -21,7 +21,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 @contextmanager
 def told_in_one_line(command: str) -> Iterator[None]:
-    """Print a :class:`UserError` as one line on standard error and exit with status 1.
+    """Print a :class:`UserError` as one line on standard error and exit with status 1; Ctrl-C is one line too.
 
     Args:
         command: The command's name as typed, for the start of the line.
@@ -33,3 +33,8 @@ def told_in_one_line(command: str) -> Iterator[None]:
             raise
         print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        print(f"{command}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

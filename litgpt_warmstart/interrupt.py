@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a wish to stop at the next good moment."""
 
+import os
 import signal
 import sys
 import threading
@@ -9,12 +10,14 @@ from types import FrameType, TracebackType
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets :attr:`signal`; a second one acts at once, as before.
 
+    Processes forked meanwhile, such as a loader's workers, ignore both, so that the step in hand still gets its data.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
+        self._process = os.getpid()
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -34,6 +37,8 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return
         self.signal = signal.Signals(number)
         print(f"\n{self.signal.name}: stopping after this optimizer step; again to stop at once", file=sys.stderr)
         self._restore()

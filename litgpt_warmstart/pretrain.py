@@ -96,14 +96,14 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     state = State(gpt, loss, optimizer, lineage, growth_record)
     if resumed:
         resumed.restore(fabric, state)
-    state.train_loader = plan.train_loader(state.step_count, state.iter_num, resumed.loader_state if resumed else None)
+    state.train_loader = plan.train_loader(state.step_count, state.iter_num, state.loader_state)
     describe(fabric, spec, state, plan)
 
     if spec.overwrite and not resume_dir:
         remove_run(spec.out_dir)
     try:
         spec.out_dir.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(spec.out_dir, state.step_count if resumed else None)
+        metrics = MetricsFile(spec.out_dir, state.step_count or None)
     except OSError as error:
         raise UserError(f"cannot write --out_dir {str(spec.out_dir)!r}: {error.strerror}: choose another") from error
     if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
@@ -222,6 +222,7 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
             optimizer.zero_grad()
             state.iter_num += accumulation
             state.step_count += 1
+            state.loader_state = plan.loader_state(state.train_loader)
             steps_since_log += 1
             bar.update(spec.tokens_per_step)
 

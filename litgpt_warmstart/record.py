@@ -55,6 +55,8 @@ class Ancestor:
     tokens: int
     matmul_flops: int
     data: DataUse | None = None
+    growth: GrowthRecord | None = None
+    """How its own first weights came from the ancestor before it."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Record:
             content["data"] = _optional(DataUse, content["data"])
             content["growth"] = _optional(GrowthRecord, content["growth"])
             content["lineage"] = tuple(
-                Ancestor(**{**ancestor, "data": _optional(DataUse, ancestor["data"])})
-                for ancestor in content["lineage"]
+                Ancestor(**{**a, "data": _optional(DataUse, a["data"]), "growth": _optional(GrowthRecord, a["growth"])})
+                for a in content["lineage"]
             )
             return cls(**content)
         except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ out_dir/
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import torch
 from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from torch import nn
-from torch.utils.data import DataLoader
 
 from litgpt_warmstart import checkpoint, parametrization, record
 from litgpt_warmstart.args import RunSpec
@@ -45,7 +45,9 @@ class State:
     """Micro-batches."""
     step_count: int = 0
     """Optimizer updates."""
-    train_loader: DataLoader | None = None
+    train_loader: Iterable[torch.Tensor] | None = None
+    loader_state: dict[str, Any] | None = None
+    """The loader's own word for its position after the last optimizer step."""
 
 
 def find_resume_dir(spec: RunSpec) -> Path | None:
@@ -62,12 +64,12 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
     found = checkpoint.latest_checkpoint(spec.out_dir)
     if spec.resume:
         if found is None and spec.resume is True:
-            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: start the run without --resume")
+            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: pass --resume auto to start there")
         return found
     holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
     if holds_run and not spec.overwrite:
         raise UserError(
-            f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume true to go on, --overwrite true to"
+            f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume auto to go on, --overwrite true to"
             " replace it, or another --out_dir"
         )
     return None
@@ -109,7 +111,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
             "micro_batch_size": spec.train.micro_batch_size,
             "precision": fabric.strategy.precision.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-            "train_dataloader": plan.loader_state(state.train_loader),
+            "train_dataloader": state.loader_state,
         },
     )
     return folder
@@ -176,14 +178,11 @@ class Resumed:
                 )
         return cls(path, was, read.weights, checkpoint.load_tensors(path / checkpoint.STATE))
 
-    @property
-    def loader_state(self) -> dict[str, Any] | None:
-        return self.state["train_dataloader"]
-
     def restore(self, fabric: L.Fabric, state: State) -> None:
         """Put optimizer, counters and random states back; weights are loaded already."""
         state.optimizer.load_state_dict(self.state["optimizer"])
         state.iter_num, state.step_count = self.state["iter_num"], self.state["step_count"]
+        state.loader_state = self.state["train_dataloader"]
         fabric.strategy.precision.load_state_dict(self.state["precision"])
         torch.set_rng_state(self.state["rng"]["cpu"])
         if len(self.state["rng"]["cuda"]) == torch.cuda.device_count() > 0:

@@ -204,6 +204,7 @@ def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(base, tiny, t
     record = Record.load(tmp_path / "third/final/warmstart.yaml")
     assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 6
     assert [ancestor.name for ancestor in record.lineage] == ["neox-16", "neox-48"]
+    assert [ancestor.growth and ancestor.growth.shrink for ancestor in record.lineage] == [None, 0.4]
     ranges = [(use.start_token, use.stop_token) for use in record.data_uses]
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges)) and len(ranges) == 3
 
@@ -303,6 +304,16 @@ def test_a_compiled_run_has_the_eager_runs_losses(base, tiny, tiny_settings, tmp
             **tiny_settings | dict(compile=compile),
         )
     assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), abs=1e-4)
+
+
+def test_without_a_compiler_training_goes_on_eagerly_and_says_so(
+    base, tiny, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    settings = tiny_settings | dict(compile=True)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=1), **settings)
+    told = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
+    assert told == ["Training without torch.compile: no C++ compiler 'no-such-compiler'; install one for more speed"]
 
 
 @pytest.mark.gpu

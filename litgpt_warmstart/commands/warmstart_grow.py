@@ -53,8 +53,8 @@ def setup(
         record = grow_folder(growth, config, tuned.config, tuned.record, seed, out_dir, arguments)
         reason = record.growth.alignment_reason
         print(
-            f"Grew {record.lineage[-1].name} ({record.lineage[-1].parameters:,} parameters) into {record.name}"
-            f" ({record.parameters:,}): shrink {shrink:g}, alignment {record.growth.alignment}"
+            f"Grew {start.config.name} (n_embd {start.config.n_embd}) into {record.name} (n_embd {config.n_embd},"
+            f" {record.parameters:,} parameters): shrink {shrink:g}, alignment {record.growth.alignment}"
             + (f" instead of {alignment}: {reason}" if reason else "")
             + f"; wrote {str(out_dir)!r}"
         )

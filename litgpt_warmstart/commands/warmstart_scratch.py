@@ -24,7 +24,7 @@ def setup(
             vocabulary of the data or of the muP base where they have one.
         parametrization: ``mup`` (learning rates carry over width) or ``sp`` (standard).
         initial_checkpoint_dir: Optional path to a checkpoint directory to start from as it is, for example one that
-            ``warmstart_grow`` wrote. Mutually exclusive with ``resume`` from another run.
+            ``warmstart_grow`` wrote.
         out_dir: Directory in which to save checkpoints and logs.
     """
     with told_in_one_line("litgpt warmstart_scratch"):

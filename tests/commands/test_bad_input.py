@@ -214,7 +214,7 @@ def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny
     shared = dict(base=base, target=tiny[48], out_dir=tmp_path / "out", **tiny_settings)
     warmstart.setup(train=TrainArgs(max_steps=4, save_interval=2), **shared)
     told = refused()
-    assert "already holds a run" in told and "--resume true" in told and "--overwrite true" in told
+    assert "already holds a run" in told and "--resume auto" in told and "--overwrite true" in told
     (tmp_path / "out/notes.txt").write_text("mine")
     warmstart.setup(train=TrainArgs(max_steps=2), overwrite=True, **shared)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["final", "logs", "metrics.csv", "notes.txt"]

@@ -1,0 +1,59 @@
+"""The comparison of a warmstart with the run from scratch."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litgpt_warmstart.args import TrainArgs
+from litgpt_warmstart.commands import warmstart, warmstart_scratch
+from litgpt_warmstart.report.comparison import compare, tokens_to_reach
+
+CURVE = [(0, 8.0), (100, 6.0), (200, 5.0), (300, 5.5), (400, 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "tokens"), [(7.0, 50), (6.0, 100), (5.25, 175), (4.5, 300 + 100 * 1.0 / 1.5), (9.0, 0)]
+)
+def test_tokens_to_reach_interpolates_the_first_crossing(loss, tokens):
+    assert tokens_to_reach(CURVE, loss) == pytest.approx(tokens)
+
+
+def test_a_loss_below_the_curve_is_never_reached():
+    assert tokens_to_reach(CURVE, 3.9) is None and tokens_to_reach([], 3.9) is None
+
+
+@given(st.floats(4.0, 8.0))
+def test_a_lower_loss_is_reached_no_earlier(loss):
+    assert tokens_to_reach(CURVE, loss) <= tokens_to_reach(CURVE, 4.0)
+
+
+@pytest.fixture(scope="module")
+def runs(base, tiny, tiny_settings, tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    shared = dict(target=tiny[48], train=TrainArgs(max_steps=8), **tiny_settings)
+    warmstart_scratch.setup(mup_base=str(base), out_dir=folder / "scratch", **shared)
+    warmstart.setup(base=base, out_dir=folder / "warm", **shared)
+    return folder / "scratch", folder / "warm"
+
+
+def test_it_prints_a_table_a_verdict_and_the_command_and_draws_a_picture(runs, capsys):
+    compare(*runs)
+    told = capsys.readouterr().out
+    assert "tokens per parameter" in told and "from scratch  warmstart" in told
+    assert "litgpt warmstart --base" in told and "--train.global_batch_size 8" in told
+    assert [line.split()[0] for line in told.splitlines()[3:6]] == ["0", "2,048", "4,096"]
+    assert "The warmstart" in told
+    assert (runs[0].parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_cannot_be_compared_are_refused_by_name(runs, base, tmp_path, capsys):
+    for first, second, told in (
+        (runs[0], base.parent, "their model differs"),
+        (runs[1], runs[0], "is no warmstart"),
+        (runs[0], tmp_path, "holds no finished run"),
+    ):
+        with pytest.raises(SystemExit):
+            compare(first, second)
+        assert told in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""Checkpoint folders: whole or not at all, exact weights, records that survive a round trip."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from litgpt_warmstart import checkpoint
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.model import fold_readout
+from litgpt_warmstart.record import Ancestor, DataUse, GrowthRecord, Record
+from tests.conftest import build, neox, randomized
+
+DATA = DataUse("litgpt_warmstart.data.StdlibText", {"data_path": "data"}, 640, "abc", 0, 650)
+GROWTH = GrowthRecord("out/5M/final", 0.4, "blocks", "heads", "head_size 24 -> 16", 1.0, 42)
+
+
+def record(width_mult: float = 1.0) -> Record:
+    lineage = (
+        Ancestor("a", "out/a", "f" * 64, 10, 640, 9, DATA),
+        Ancestor("b", "out/b", "0" * 64, 20, 0, 0, None, GROWTH),
+    )
+    return Record(
+        command="warmstart", name="x", parameters=3, parametrization="mup", mup_base_config={"n_embd": 16},
+        width_mult=width_mult, base_lr=0.01, global_batch_size=8, data=DATA, growth=GROWTH, lineage=lineage,
+        training={"seed": 1},
+    )  # fmt: skip
+
+
+def save(folder, config, width_mult=1.0):
+    model = randomized(build(config, neox(16, 2)))
+    checkpoint.save_checkpoint(
+        folder, dict(model.state_dict()), model.config, record(width_mult), {}, None, fold_readout
+    )
+    return model
+
+
+def test_a_record_survives_the_round_trip(tmp_path):
+    record().save(tmp_path / "warmstart.yaml")
+    assert Record.load(tmp_path / "warmstart.yaml") == record()
+    assert record().data_uses == (DATA, DATA) and record().latest_data == DATA
+
+
+@pytest.mark.parametrize("n_embd", [32, 48, 112])
+def test_weights_are_read_back_unfolded_bit_for_bit(tmp_path, n_embd):
+    model = save(tmp_path / "c", neox(n_embd, 2), n_embd / 16)
+    for name, weight in checkpoint.read_checkpoint(tmp_path / "c").weights.items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
+def test_without_the_training_state_the_readout_is_unfolded_by_the_record(tmp_path):
+    model = save(tmp_path / "c", neox(48, 2), 3.0)
+    (tmp_path / "c/training_state.pth").unlink()
+    read = checkpoint.read_checkpoint(tmp_path / "c").weights["lm_head.weight"]
+    torch.testing.assert_close(read, model.lm_head.weight.detach(), rtol=1e-6, atol=0)
+
+
+def test_weights_that_were_replaced_are_not_mixed_with_an_old_training_state(tmp_path):
+    save(tmp_path / "c", neox(48, 2), 3.0)
+    weights = torch.load(tmp_path / "c/lit_model.pth")
+    weights["lm_head.weight"] += 1.0  # as finetuning in place would
+    torch.save(weights, tmp_path / "c/lit_model.pth")
+    read = checkpoint.read_checkpoint(tmp_path / "c").weights["lm_head.weight"]
+    assert torch.equal(read, weights["lm_head.weight"] * 3.0)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda w: w, lambda w: {"model": w}, lambda w: {"model": {f"_orig_mod.{n}": t for n, t in w.items()}}]
+)
+def test_every_layout_that_litgpt_writes_is_read(tmp_path, wrap):
+    model = save(tmp_path / "c", neox(16, 2))
+    torch.save(wrap(dict(model.state_dict())), tmp_path / "c/lit_model.pth")
+    (tmp_path / "c/warmstart.yaml").unlink()
+    read = checkpoint.read_checkpoint(tmp_path / "c")
+    assert read.record is None and read.mup_base_config == read.config
+    assert read.weights.keys() == dict(model.named_parameters()).keys()
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), checkpoint.atomic_folder(tmp_path / "c") as partial:
+        (partial / "half").write_text("1")
+        assert not (tmp_path / "c").exists()
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+    for content in ("old", "new"):
+        with checkpoint.atomic_folder(tmp_path / "c") as partial:
+            (partial / "file").write_text(content)
+    assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="cannot write"), checkpoint.atomic_folder(tmp_path / "c"):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
+    final = tmp_path / "final"
+    save(final, neox(48, 2), 3.0)
+    program = (
+        "import os, signal, pathlib; from litgpt_warmstart.checkpoint import atomic_folder\n"
+        "real = pathlib.Path.rename\n"
+        "def rename(self, to):\n"
+        "    real(self, to)\n"
+        "    if str(to).endswith('.older'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.rename = rename\n"
+        f"with atomic_folder(pathlib.Path({str(final)!r})) as partial: (partial / 'file').write_text('new')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], env=os.environ)
+    assert result.returncode == -signal.SIGKILL and not final.exists()
+    assert checkpoint.latest_checkpoint(tmp_path) == final and (final / "lit_model.pth").is_file()
