@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import instantiate_class
 from litgpt.args import LogArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
@@ -16,7 +15,7 @@ from litgpt.utils import extend_checkpoint_dir, get_default_supported_precision,
 from litgpt_warmstart.args import EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.data import BlockDataModule
-from litgpt_warmstart.data.loaders import class_path, init_args
+from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.scales import SCALES, find_scale, resolve_config
@@ -304,17 +303,12 @@ def _resolve_schedule(name: ScheduleName, train: TrainArgs, max_steps: int) -> S
 
 
 def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
-    """The DataModule that a record names. Only LitGPT's and ours are built from a file."""
+    """The DataModule that these weights were last trained on."""
     use = record.latest_data if record else None
     if use is None:
         whose = f"{str(start.path)!r} has no record of its data" if start else "there is no base to take it from"
         raise UserError(f"no data: {whose}; pass --data, e.g. --data StdlibText, or --data TextFiles with its options")
-    if not use.class_path.startswith(("litgpt.data.", "litgpt_warmstart.data.")):
-        raise UserError(f"the base was trained on {use.class_path}: name it with --data to use it again")
-    try:
-        return instantiate_class((), {"class_path": use.class_path, "init_args": use.init_args})
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"the base's data {use.class_path} cannot be set up again ({error}): pass --data") from error
+    return recorded_data(use)
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:

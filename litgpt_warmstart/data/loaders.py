@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader
@@ -217,6 +218,27 @@ def val_batches(
         left -= counted
         if left == 0:
             return
+
+
+def recorded_data(use: DataUse) -> DataModule:
+    """The DataModule that a record names, with its arguments in their own types.
+
+    Only LitGPT's and this package's are made from a file: a record may come from anywhere.
+
+    Raises:
+        UserError: It is another one, or cannot be made here.
+    """
+    if not use.class_path.startswith(("litgpt.data.", "litgpt_warmstart.data.")):
+        raise UserError(f"the base was trained on {use.class_path}: name it with --data to use it again")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=DataModule)
+    try:
+        parsed = parser.parse_object({"data": {"class_path": use.class_path, "init_args": use.init_args}})
+        return parser.instantiate_classes(parsed).data
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the base's data {use.class_path} cannot be set up again ({one_line(error, 120)}): pass --data"
+        ) from error
 
 
 def class_path(data: DataModule) -> str:

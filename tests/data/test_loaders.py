@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.cli import instantiate_class
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import SkippingLoader, class_path, init_args, next_batches
+from litgpt_warmstart.data.loaders import SkippingLoader, class_path, init_args, next_batches, recorded_data
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.record import DataUse
 
 CPU = torch.device("cpu")
 
@@ -30,9 +30,23 @@ CPU = torch.device("cpu")
 def test_a_recorded_module_is_made_again_with_its_arguments(data):
     arguments = init_args(data)
     assert all(type(value) in (str, int, float, bool, list, type(None)) for value in arguments.values())
-    again = instantiate_class((), {"class_path": class_path(data), "init_args": arguments})
+    again = recorded_data(DataUse(class_path(data), arguments, tokens=0))
     assert type(again) is type(data) and init_args(again) == arguments
     assert class_path(data).count(".") == 2  # the short path that --data shows
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "told"),
+    [
+        ("subprocess.Popen", {"args": "true"}, "name it with --data"),
+        ("litgpt.data.base.Any", {}, "cannot be set up again"),
+        ("litgpt.data.NoSuch", {}, "cannot be set up again"),
+        ("litgpt_warmstart.data.StdlibText", {"no_such": 1}, "cannot be set up again"),
+    ],
+)
+def test_a_record_makes_nothing_but_a_datamodule_of_litgpt_or_ours(path, arguments, told):
+    with pytest.raises(UserError, match=told):
+        recorded_data(DataUse(path, arguments, tokens=0))
 
 
 def test_targets_are_the_tokens_that_follow():
