@@ -1,6 +1,5 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
-import sys
 import warnings
 
 
@@ -21,8 +20,7 @@ def main() -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True, config_read_mode_urls_enabled=True)
     warnings.filterwarnings("ignore", message=r"The epoch parameter in `scheduler.step\(\)`", category=UserWarning)
     torch.set_float32_matmul_precision("high")
-    sys.argv[0] = "litgpt-warmstart"
-    CLI(COMMANDS)
+    CLI(COMMANDS, prog="litgpt-warmstart")
 
 
 if __name__ == "__main__":
