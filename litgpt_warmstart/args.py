@@ -49,6 +49,9 @@ class TrainArgs(litgpt.args.TrainArgs):
     min_lr: float = 0.1
     """Where the schedule ``cosine`` ends, as a ratio to the base learning rate"""
 
+    def __post_init__(self) -> None:
+        """Leaves LitGPT's checks to :meth:`check`, which tells in one line."""
+
     def check(self, schedule: ScheduleName) -> None:
         """Raise a UserError for what this trainer refuses or what would do nothing."""
         if self.epochs is not None:
@@ -62,6 +65,10 @@ class TrainArgs(litgpt.args.TrainArgs):
                 raise UserError(f"--train.{name} must be above 0, got {value}")
         if not 0 <= self.min_lr <= 1:
             raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
+        if self.lr_warmup_steps and self.lr_warmup_fraction:
+            raise UserError("--train.lr_warmup_steps and --train.lr_warmup_fraction exclude each other: choose one")
+        if (self.lr_warmup_steps or 0) < 0 or not 0 <= (self.lr_warmup_fraction or 0) <= 1:
+            raise UserError("--train.lr_warmup_steps must not be negative, --train.lr_warmup_fraction lie in [0, 1]")
         warms_up = bool(self.lr_warmup_steps or self.lr_warmup_fraction)
         if schedule == "constant" and warms_up:
             raise UserError("--schedule constant has no warmup: use --schedule warmup, or leave the warmup length out")

@@ -63,7 +63,17 @@ class Checkpoint(Header):
     """A checkpoint folder, read."""
 
     weights: dict[str, torch.Tensor]
-    """Memory-mapped, by LitGPT name, with the readout unfolded."""
+    """Memory-mapped, by LitGPT name, with the readout unfolded under :attr:`mup_base_config`."""
+
+    def weights_under(self, mup_base: Config) -> dict[str, torch.Tensor]:
+        """The weights for training under a muP base: the same logits, whichever base they were trained under.
+
+        MuGPT divides logits by ``n_embd / mup_base.n_embd``; under another base the readout is rescaled to match.
+        """
+        if mup_base.n_embd == self.mup_base_config.n_embd:
+            return self.weights
+        readout = self.weights[UNFOLDED_READOUT] * (self.mup_base_config.n_embd / mup_base.n_embd)
+        return {**self.weights, UNFOLDED_READOUT: readout}
 
     def ancestors(self) -> tuple[Ancestor, ...]:
         """The lineage of a run that starts from this checkpoint: this one last, unless it was only grown."""
@@ -151,7 +161,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
         UserError: The file is missing, cut off, or carries pickled code.
     """
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} does not exist") from None
     except pickle.UnpicklingError as error:
@@ -190,6 +203,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Yields:
         A hidden folder beside ``path``, renamed to it at the end and removed after an error.
     """
+    path = Path(os.path.abspath(path))
     partial, older = path.with_name(f".{path.name}.partial"), _older(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -202,12 +216,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             path.rename(older)
         partial.rename(path)
         _flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise  # torch.save tells of a full disk by that name
         raise UserError(
             f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if older.exists() and not path.exists():
+            older.rename(path)
         shutil.rmtree(older, ignore_errors=True)
 
 
@@ -264,9 +282,14 @@ def dump_yaml(content: dict[str, Any], path: Path) -> None:
 
 
 def latest_checkpoint(out_dir: Path) -> Path | None:
-    """The checkpoint of ``out_dir`` with the most optimizer steps that training can go on from; None without one."""
+    """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
+
+    Folders without a record, and those that were only grown, are no part of a run.
+    """
     final = out_dir / "final"
     if _older(final).is_dir() and not final.exists():  # killed between the two renames of atomic_folder
         _older(final).rename(final)
-    folders = [f for f in (*out_dir.glob("step-*"), final) if (f / STATE).is_file()]
-    return max(folders, key=lambda f: Record.load(f / RECORD).step_count, default=None)
+    folders = [f for f in (*out_dir.glob("step-*"), final) if (f / STATE).is_file() and (f / RECORD).is_file()]
+    records = {folder: Record.load(folder / RECORD) for folder in folders}
+    trained = [folder for folder, record in records.items() if record.training]
+    return max(trained, key=lambda folder: records[folder].step_count, default=None)

@@ -57,7 +57,9 @@ def grow_folder(
         model = MuGPT(config, width_mult)
     parametrization.set_base_shapes(model, mup_base)
     initial = parametrization.initial_weights(model, mup_base, seed, asked.perturb)
-    weights = dict(growth.grow(source.weights, initial, source.config, config, asked.shrink, asked.alignment))
+    weights = dict(
+        growth.grow(source.weights_under(mup_base), initial, source.config, config, asked.shrink, asked.alignment)
+    )
     record = Record(
         command="warmstart_grow",
         name=config.name,

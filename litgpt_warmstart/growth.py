@@ -52,11 +52,11 @@ _NORMS: dict[str, Axis] = {
 }
 
 # What source and target must share: depth, vocabulary and everything that decides which tensors a block has and what
-# they compute. Rotary settings may differ: `heads` then gives way to `blocks`.
+# they compute. Rotary settings may differ; where they break rotary pairs, `heads` gives way to `blocks`.
 _SHARED_FIELDS = (
     "n_layer", "padded_vocab_size", "mlp_class_name", "gelu_approximate", "norm_class_name", "norm_qk", "norm_qk_type",
     "norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "parallel_residual", "shared_attention_norm", "bias",
-    "attn_bias", "lm_head_bias",
+    "attn_bias", "lm_head_bias", "final_logit_softcapping", "attention_logit_softcapping", "sliding_window_size",
 )  # fmt: skip
 
 
@@ -256,6 +256,12 @@ def grow(
     for name, tensor in initial:
         if name not in source:
             raise UserError(f"the base's weights lack {name!r}: its model_config.yaml describes another model")
+        described = tuple(axis_size(axis, source_config) for axis in axes(name))
+        if tuple(source[name].shape) != described:
+            raise UserError(
+                f"the base's {name} has shape {tuple(source[name].shape)}, its model_config.yaml says {described}: they"
+                " belong to different models"
+            )
         yield name, grow_tensor(name, source[name], tensor, source_config, target_config, shrink, alignment)
 
 

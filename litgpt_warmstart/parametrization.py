@@ -27,7 +27,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from torch import nn
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.growth import is_gain
 from litgpt_warmstart.model import MuGPT
 
@@ -115,8 +115,9 @@ def initial_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """muP's initialization, one parameter at a time, in the order of ``named_parameters``.
 
-    Each parameter has a generator of its own on the CPU, seeded by (seed, name): the numbers depend neither on the
-    device nor on which other parameters a model has.
+    Each parameter has a generator of its own on the CPU, seeded by seed, name and the model's widths: the numbers
+    depend neither on the device nor on the depth, and a wider model's are independent of those that its source was
+    initialized with under the same seed. (A model grown to its own size would draw those again: give another seed.)
 
     Args:
         model: A bare MuGPT with base shapes, on any device including meta; only its shapes are read.
@@ -127,6 +128,8 @@ def initial_weights(
     Yields:
         Name and fp32 tensor on the CPU in the parameter's shape.
     """
+    c = model.config
+    widths = f"{c.n_embd}:{c.n_head}:{c.n_query_groups}:{c.head_size}:{c.intermediate_size}"
     for name, parameter in model.named_parameters():
         if is_gain(name):
             yield name, torch.ones(parameter.shape)
@@ -135,7 +138,7 @@ def initial_weights(
         if std == 0:
             yield name, torch.zeros(parameter.shape)
             continue
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}:{widths}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         yield name, torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
 
@@ -192,12 +195,18 @@ def build_optimizer(model: GPT, optimizer: str | dict, base_lr: float, fused: bo
         optimizer: LitGPT's ``--optimizer``: a name, or class_path with init_args.
         base_lr: The learning rate that was tuned; goes before one in ``init_args``.
         fused: Use the fused implementation where the optimizer has one.
+
+    Raises:
+        UserError: The optimizer is refused (:func:`resolve_optimizer`) or does not take its ``init_args``.
     """
     cls, init_args = resolve_optimizer(optimizer)
     known = inspect.signature(cls).parameters
     defaults = {"betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": fused or None}
     kwargs = {k: v for k, v in defaults.items() if k in known} | init_args | {"lr": base_lr}
-    built = mup.MuAdam(model.parameters(), impl=cls, **kwargs)
+    try:
+        built = mup.MuAdam(model.parameters(), impl=cls, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--optimizer {cls.__name__}: {one_line(error)}") from error
     for group in built.param_groups:
         group["lr_scale"] = group["lr"] / base_lr
     return built

@@ -22,14 +22,14 @@ from tqdm import tqdm
 from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.loaders import DataPlan, next_batches, plan_data, val_batches
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.flops import matmul_flops_per_token
 from litgpt_warmstart.grow_folder import record_growth
 from litgpt_warmstart.interrupt import StopRequest
 from litgpt_warmstart.loss import NextTokenLoss
 from litgpt_warmstart.metrics import MetricsFile
 from litgpt_warmstart.model import MuGPT
-from litgpt_warmstart.record import Ancestor, GrowthRecord
+from litgpt_warmstart.record import GrowthRecord
 from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remove_run, resume_command, save
 
 
@@ -44,15 +44,21 @@ def setup(spec: RunSpec) -> Path:
         SystemExit: It was stopped by SIGINT or SIGTERM, after saving; the status is 128 plus the signal's number.
     """
     resume_dir = find_resume_dir(spec)
-    logger = choose_logger(
-        spec.logger_name,
-        spec.out_dir,
-        name=f"{spec.command}-{spec.config.name}",
-        resume=resume_dir is not None,
-        log_interval=spec.train.log_interval,
-        log_args=asdict(spec.log),
-    )
-    fabric = L.Fabric(devices=1, precision=spec.precision, loggers=[logger])
+    try:
+        logger = choose_logger(
+            spec.logger_name,
+            spec.out_dir,
+            name=f"{spec.command}-{spec.config.name}",
+            resume=resume_dir is not None,
+            log_interval=spec.train.log_interval,
+            log_args=asdict(spec.log),
+        )
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--logger_name {spec.logger_name} is not installed ({one_line(error, 120)}): pip install it, or choose csv"
+        ) from error
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = L.Fabric(accelerator=accelerator, devices=1, precision=spec.precision, loggers=[logger])
     fabric.launch()
     return main(fabric, spec, resume_dir)
 
@@ -70,14 +76,15 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
 
-    resumed = Resumed.read(resume_dir, spec, plan) if resume_dir else None
+    ancestors = source.ancestors() if source else initial.ancestors() if initial else ()
+    resumed = Resumed.read(resume_dir, spec, plan, ancestors) if resume_dir else None
     if resumed and resumed.record.step_count >= spec.max_steps:
         fabric.print(
             f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
         )
         return resume_dir
 
-    gpt, growth_record, lineage = build_model(fabric, spec, source, initial, resumed)
+    gpt, growth_record = build_model(fabric, spec, source, initial, resumed)
     del source, initial
     loss: nn.Module = NextTokenLoss(gpt)
     if spec.compile:
@@ -93,10 +100,10 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         fused=spec.precision != "16-mixed",  # a fused step unscales gradients itself, too late for clipping
     )
     optimizer = fabric.setup_optimizers(optimizer)
-    state = State(gpt, loss, optimizer, lineage, growth_record)
+    state = State(gpt, loss, optimizer, resumed.record.lineage if resumed else ancestors, growth_record)
     if resumed:
         resumed.restore(fabric, state)
-    state.train_loader = plan.train_loader(state.step_count, state.iter_num, state.loader_state)
+    state.train_loader = plan.train_loader(state.step_count, state.loader_state)
     describe(fabric, spec, state, plan)
 
     if spec.overwrite and not resume_dir:
@@ -111,17 +118,18 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     try:
         with StopRequest() as stop:
             fit(fabric, spec, state, plan, metrics, stop)
+            broke_off = bool(stop) and state.step_count < spec.max_steps
+            name = f"step-{state.step_count:08d}" if broke_off else "final"
+            folder = save(spec, state, plan, fabric, spec.out_dir / name)
     finally:
         metrics.close()
 
-    if stop and state.step_count < spec.max_steps:
-        folder = save(spec, state, plan, fabric, spec.out_dir / f"step-{state.step_count:08d}")
+    if broke_off:
         fabric.print(
             f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
             f"\n  {resume_command()}"
         )
         raise SystemExit(stop.exit_status)
-    folder = save(spec, state, plan, fabric, spec.out_dir / "final")
     fabric.print(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
     return folder
 
@@ -132,11 +140,11 @@ def build_model(
     source: checkpoint.Checkpoint | None,
     initial: checkpoint.Checkpoint | None,
     resumed: Resumed | None,
-) -> tuple[MuGPT, GrowthRecord | None, tuple[Ancestor, ...]]:
+) -> tuple[MuGPT, GrowthRecord | None]:
     """The bare model on the device, with the weights that training starts from or goes on with.
 
     Returns:
-        The model, how its weights were grown, and what they come from.
+        The model, and how its weights were grown.
     """
     with fabric.init_module(empty_init=True):
         gpt = MuGPT(spec.config, parametrization.width_mult(spec.config, spec.mup_base_config))
@@ -144,19 +152,26 @@ def build_model(
     parametrization.set_base_shapes(gpt, spec.mup_base_config)
     if resumed:
         parametrization.load_weights(gpt, resumed.weights.items())
-        return gpt, resumed.record.growth, resumed.record.lineage
+        return gpt, resumed.record.growth
     if initial:
-        parametrization.load_weights(gpt, initial.weights.items())
+        parametrization.load_weights(gpt, initial.weights_under(spec.mup_base_config).items())
         only_grown = initial.record is not None and not initial.record.tokens
-        return gpt, initial.record.growth if only_grown else None, initial.ancestors()
+        return gpt, initial.record.growth if only_grown else None
     perturb = spec.growth.perturb if spec.growth else 1.0
     weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, perturb)
     if source is None:
         parametrization.load_weights(gpt, weights)
-        return gpt, None, ()
-    grown = growth.grow(source.weights, weights, source.config, spec.config, spec.growth.shrink, spec.growth.alignment)
+        return gpt, None
+    grown = growth.grow(
+        source.weights_under(spec.mup_base_config),
+        weights,
+        source.config,
+        spec.config,
+        spec.growth.shrink,
+        spec.growth.alignment,
+    )
     parametrization.load_weights(gpt, grown)
-    return gpt, record_growth(spec.growth, source.config, spec.config, spec.seed), source.ancestors()
+    return gpt, record_growth(spec.growth, source.config, spec.config, spec.seed)
 
 
 def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: MetricsFile, stop: StopRequest) -> None:
@@ -182,6 +197,7 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
         t0 = time.perf_counter()
         val_loss = validate(fabric, module, val_batches(plan, spec.eval.max_iters, fabric.device))
         validating_seconds += time.perf_counter() - t0
+        check_finite(val_loss, spec, state)
         log(val_loss=val_loss)
         tokens = state.step_count * spec.tokens_per_step
         bar.write(f"step {state.step_count:>7,} of {spec.max_steps:,} | {tokens:,} tokens | val loss {val_loss:.4f}")
@@ -207,7 +223,13 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
             lr_multiplier = spec.schedule(state.step_count)
             parametrization.set_learning_rate(optimizer, spec.base_lr, lr_multiplier)
             for micro in range(accumulation):
-                batch = next(batches, None)
+                try:
+                    batch = next(batches, None)
+                except Exception:
+                    if not stop:  # the signal may have reached the loader's workers too
+                        raise
+                    optimizer.zero_grad()
+                    return
                 if batch is None:
                     data_ended(fabric, spec, state, plan)
                 input_ids, targets = batch
@@ -259,7 +281,7 @@ def validate(fabric: L.Fabric, module: nn.Module, batches: Iterator[tuple[torch.
     """Mean loss over validation blocks.
 
     Args:
-        fabric: Not used for communication yet; one device.
+        fabric: Tells the device.
         module: The wrapped :class:`NextTokenLoss`.
         batches: Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
@@ -269,6 +291,8 @@ def validate(fabric: L.Fabric, module: nn.Module, batches: Iterator[tuple[torch.
         total += module(input_ids, targets).double() * counted
         blocks += counted
     module.train()
+    if blocks == 0:
+        raise UserError("the data has no validation batch: take a smaller --train.micro_batch_size or more data")
     return total.item() / blocks
 
 
@@ -319,12 +343,11 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> N
 
 def why_not_compile(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, with the remedy; None if it can."""
-    if device.type == "cpu":
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None:
-            return f"no C++ compiler {compiler!r}; install one for more speed"
-        if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-            return "Python's headers are missing; install them (python3-dev) for more speed"
-    elif device.type == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang", "cc"))):
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        return f"no C++ compiler {compiler!r}; install one for more speed"
+    if device.type == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang", "cc"))):
         return "no C compiler, which Triton needs; install gcc for more speed"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Python's headers are missing; install them (python3-dev) for more speed"
     return None

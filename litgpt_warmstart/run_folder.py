@@ -17,6 +17,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from torch import nn
@@ -28,6 +29,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.flops import matmul_flops_per_token
 from litgpt_warmstart.metrics import FILE_NAME
 from litgpt_warmstart.model import fold_readout
+from litgpt_warmstart.schedule import Schedule
 
 
 @dataclass
@@ -56,17 +58,26 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
     Raises:
         UserError: ``out_dir`` holds a run and neither --resume nor --overwrite is given, or there is nothing to resume.
     """
+    found = checkpoint.latest_checkpoint(spec.out_dir)
     if isinstance(spec.resume, Path):
         folder = spec.resume if spec.resume.is_dir() else spec.resume.parent
         if not (folder / checkpoint.STATE).is_file():
             raise UserError(f"--resume {str(spec.resume)!r} has no {checkpoint.STATE}: give a step-*/ folder of a run")
+        if found and folder.resolve().parent != spec.out_dir.resolve():
+            raise UserError(
+                f"--resume {str(folder)!r} is no part of the run in {str(spec.out_dir)!r}: change --out_dir"
+            )
         return folder
-    found = checkpoint.latest_checkpoint(spec.out_dir)
     if spec.resume:
         if found is None and spec.resume is True:
             raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: pass --resume auto to start there")
         return found
     holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
+    start = spec.growth.source_dir if spec.growth else spec.initial_checkpoint_dir
+    if spec.overwrite and start and spec.out_dir.resolve() in start.resolve().parents:
+        raise UserError(
+            f"--overwrite would delete {str(start)!r}, which this run starts from: choose another --out_dir"
+        )
     if holds_run and not spec.overwrite:
         raise UserError(
             f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume auto to go on, --overwrite true to"
@@ -76,7 +87,17 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
 
 
 def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path) -> Path:
-    """Write a checkpoint folder with everything needed to go on."""
+    """Write a checkpoint folder with everything needed to go on.
+
+    Raises:
+        UserError: A weight is not finite, or the folder cannot be written; what was saved before is left as it is.
+    """
+    for name, weight in state.gpt.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"training diverged: {name} is not finite at step {state.step_count}; nothing was saved there."
+                f" Lower --lr (now {spec.base_lr:g}) or --shrink, or go on from an earlier step-*/ folder"
+            )
     tokens = state.step_count * spec.tokens_per_step
     written = record.Record(
         command=spec.command,
@@ -98,7 +119,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
     )
     checkpoint.save_checkpoint(
         folder,
-        {name: weight.detach() for name, weight in state.gpt.state_dict().items()},
+        {name: weight.detach().cpu() for name, weight in state.gpt.state_dict().items()},
         spec.config,
         written,
         spec.hyperparameters,
@@ -120,6 +141,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
 def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     """What decided the run's course, as plain values; a resumed run must agree (see :class:`Resumed`)."""
     return {
+        "command_line": command_line(),
         "schedule": asdict(spec.schedule),
         "optimizer": spec.optimizer,
         "max_norm": spec.train.max_norm,
@@ -132,6 +154,14 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     }
 
 
+def _shape(config: Config) -> str:
+    return f"{config.name} ({config.n_embd} wide, {config.n_head} heads of {config.head_size})"
+
+
+def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
+    return lineage[-1].sha256[:12] if lineage else None
+
+
 @dataclass
 class Resumed:
     """A checkpoint to go on from."""
@@ -142,7 +172,7 @@ class Resumed:
     state: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path, spec: RunSpec, plan: DataPlan) -> "Resumed":
+    def read(cls, path: Path, spec: RunSpec, plan: DataPlan, ancestors: tuple[record.Ancestor, ...]) -> "Resumed":
         """Read a checkpoint and check that the run's settings are those it was started with.
 
         Raises:
@@ -154,17 +184,24 @@ class Resumed:
                 f"--resume {str(path)!r} has no {checkpoint.RECORD}: start from it with --initial_checkpoint_dir"
             )
         was = read.record
+        if not was.training:
+            raise UserError(f"--resume {str(path)!r} was grown but not trained: use --initial_checkpoint_dir")
         growth_now = (spec.growth.shrink, spec.growth.perturb, spec.growth.alignment) if spec.growth else None
         growth_was = (was.growth.shrink, was.growth.perturb, was.growth.asked_alignment) if was.growth else None
         data_was = (was.data.class_path, was.data.fingerprint, was.data.start_token)
         use = plan.use(0)
         pairs = {
             "target": (was.name, spec.config.name),
+            "parametrization": (was.parametrization, spec.parametrization),
+            "mup_base": (_shape(Config(**was.mup_base_config)), _shape(spec.mup_base_config)),
+            "the checkpoint that it starts from (sha256)": (_sha256(was.lineage), _sha256(ancestors)),
+            "precision": (was.training["precision"], spec.precision),
+            "train.max_norm": (was.training["max_norm"], spec.train.max_norm),
             "lr": (was.base_lr, spec.base_lr),
             "train.global_batch_size": (was.global_batch_size, spec.train.global_batch_size),
             "optimizer": (was.training["optimizer"], spec.optimizer),
             "seed": (was.training["seed"], spec.seed),
-            "schedule": (was.training["schedule"]["name"], spec.schedule.name),
+            "schedule": (Schedule(**was.training["schedule"]).course, spec.schedule.course),
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
             "data": (data_was, (use.class_path, use.fingerprint, use.start_token)),
         }
@@ -190,11 +227,15 @@ class Resumed:
         fabric.print(f"Resuming {str(self.path)!r} at step {state.step_count:,}")
 
 
+def command_line() -> list[str]:
+    """The words of this process's command line, as typed."""
+    name = Path(sys.argv[0]).name
+    return [*(("python", "-m", "litgpt_warmstart") if name == "__main__.py" else (name,)), *sys.argv[1:]]
+
+
 def resume_command() -> str:
     """The command line of this process with ``--resume true``."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    if words[0] == "__main__.py":
-        words[0:1] = ["python", "-m", "litgpt_warmstart"]
+    words = command_line()
     without = [w for i, w in enumerate(words) if not w.startswith(("--resume", "--overwrite"))
                and words[i - 1] not in ("--resume", "--overwrite")]  # fmt: skip
     return shlex.join([*without, "--resume", "true"])

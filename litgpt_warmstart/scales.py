@@ -79,11 +79,6 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
         UserError: Nothing of that name is known, or the file holds no LitGPT config.
     """
     register()
-    path = Path(target)
-    if path.is_dir():
-        path = path / "model_config.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        return read_config(path)
     vocabulary = {}
     if padded_vocab_size is not None:
         vocabulary = dict(padded_vocab_size=padded_vocab_size, vocab_size=vocab_size or padded_vocab_size)
@@ -91,6 +86,11 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
     try:
         return Config.from_name(scale.name if scale else target, **vocabulary)
     except ValueError:
+        path = Path(target)
+        if path.is_dir():
+            path = path / "model_config.yaml"
+        if path.suffix in (".yaml", ".yml"):
+            return read_config(path)
         known = ", ".join(s.short_name for s in SCALES)
         raise UserError(
             f"unknown scale {target!r}: choose one of {known}, a name from `litgpt pretrain list`, or give the path of"

@@ -23,6 +23,16 @@ class Schedule:
     min_lr_ratio: float = 0.0
     """Where ``cosine`` ends, as a ratio to ``base_lr``."""
 
+    @property
+    def course(self) -> str:
+        """What decides the multiplier of a step: a resumed run must have the same."""
+        parts = [f"{self.name}"]
+        if self.name != "constant":
+            parts.append(f"{self.warmup_steps} warmup steps")
+        if self.name == "cosine":
+            parts.append(f"to {self.min_lr_ratio:g} in {self.total_steps} steps")
+        return ", ".join(parts)
+
     def __call__(self, step: int) -> float:
         """The multiplier of the update that comes after ``step`` finished ones."""
         if self.name != "constant" and step < self.warmup_steps:

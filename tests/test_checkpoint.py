@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def record(width_mult: float = 1.0) -> Record:
         Ancestor("b", "out/b", "0" * 64, 20, 0, 0, None, GROWTH),
     )
     return Record(
-        command="warmstart", name="x", parameters=3, parametrization="mup", mup_base_config={"n_embd": 16},
+        command="warmstart", name="x", parameters=3, parametrization="mup", mup_base_config=asdict(neox(16, 2)),
         width_mult=width_mult, base_lr=0.01, global_batch_size=8, data=DATA, growth=GROWTH, lineage=lineage,
         training={"seed": 1},
     )  # fmt: skip
@@ -77,6 +78,47 @@ def test_every_layout_that_litgpt_writes_is_read(tmp_path, wrap):
     read = checkpoint.read_checkpoint(tmp_path / "c")
     assert read.record is None and read.mup_base_config == read.config
     assert read.weights.keys() == dict(model.named_parameters()).keys()
+
+
+def test_weights_of_older_litgpt_are_read(tmp_path):
+    model = save(tmp_path / "c", neox(16, 2))
+    (tmp_path / "c/warmstart.yaml").unlink()
+    weights = dict(model.state_dict())
+    for name in [n for n in weights if ".attn.qkv." in n]:  # rows were q, k, v of head 0, then of head 1
+        kind = name.rpartition(".")[2]
+        heads = weights.pop(name).view(3, 2, 8, -1).transpose(0, 1).reshape(48, -1).squeeze(-1)
+        weights[name.replace(f"qkv.{kind}", f"attn.{kind}")] = heads
+    torch.save(weights, tmp_path / "c/lit_model.pth", _use_new_zipfile_serialization=False)
+    read = checkpoint.read_checkpoint(tmp_path / "c").weights
+    for name, weight in model.state_dict().items():
+        assert torch.equal(read[name], weight), name
+
+
+def test_under_another_mup_base_the_readout_gives_the_same_logits(tmp_path):
+    model = save(tmp_path / "c", neox(48, 2), 3.0)
+    read = checkpoint.read_checkpoint(tmp_path / "c", "base")
+    hidden = torch.randn(5, 48)
+    folded = hidden @ (model.lm_head.weight / 3.0).T
+    for base in (neox(16, 2), neox(24, 2), neox(48, 2)):
+        # The record's own base is 16 wide; see record().
+        readout = read.weights_under(base)["lm_head.weight"] / (48 / base.n_embd)
+        torch.testing.assert_close(hidden @ readout.T, folded)
+
+
+def test_a_failed_rename_puts_the_older_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/old").write_text("1")
+    rename = checkpoint.Path.rename
+
+    def fail(self, to):
+        if self.name.endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(checkpoint.Path, "rename", fail)
+    with pytest.raises(UserError), checkpoint.atomic_folder(tmp_path / "c"):
+        pass
+    assert (tmp_path / "c/old").is_file() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

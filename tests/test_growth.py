@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from litgpt.config import Config
 
@@ -77,12 +77,11 @@ def config_pairs(draw) -> tuple[Config, Config]:
     return source, target
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(config_pairs())
 def test_heads_map_equals_the_definition(pair):
     source, target = pair
-    if growth.heads_reason(source, target) is not None:
-        return
+    assume(growth.heads_reason(source, target) is None)
     for axis in ("qkv", "heads", "norm_q", "norm_k"):
         assert growth.axis_map(axis, source, target, "heads").tolist() == slow_heads_map(axis, source, target), axis
 
@@ -131,7 +130,10 @@ def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, re
     source = llama(16, 4, n_query_groups=2, head_size=8)
     target = llama(64, 4, **({"n_query_groups": 2, "head_size": 8} | change))
     assert reason in growth.heads_reason(source, target)
-    if growth.axis_size("norm_k", target) >= 16 and target.n_query_groups * target.head_size >= 16:
+    if target.n_query_groups * target.head_size < 16:  # too few rows even for blocks
+        with pytest.raises(UserError, match="does not fit"):
+            growth.resolve_alignment(source, target, "heads")
+    else:
         assert growth.resolve_alignment(source, target, "heads")[0] == "blocks"
 
 
@@ -232,6 +234,27 @@ def test_a_pair_that_cannot_grow_is_refused_by_name(source, target, names):
 def test_attention_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="more or larger heads"):
         growth.resolve_alignment(neox(16, 4, head_size=8), neox(32, 2, head_size=8), "heads")
+
+
+def test_weights_of_another_shape_than_their_config_are_refused():
+    source = {name: p.detach() for name, p in build(neox(24, 2)).named_parameters()}
+    initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0)
+    with pytest.raises(UserError, match="belong to different models"):
+        dict(growth.grow(source, initial, neox(), neox(32, 4), 0.4, "heads"))
+
+
+def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_seed():
+    source, target = neox(64, 4), neox(128, 8)
+    wide, narrow = build(target, source, seed=3), build(source, seed=3)
+    for name in ("transformer.wte.weight", "lm_head.weight", "transformer.h.0.attn.qkv.weight"):
+        a, b = wide.get_parameter(name).detach(), narrow.get_parameter(name).detach()
+        rows = min(len(a), len(b))
+        for row in (0, 1, rows - 1):  # a shared stream would show in the first row, or in all of them
+            pair = torch.stack((a[row, :64], b[row, :64]))
+            assert abs(torch.corrcoef(pair)[0, 1]) < 0.6, (name, row)
+    same_width = build(neox(64, 8, intermediate_size=512), source, seed=3)
+    pair = torch.stack((same_width.lm_head.weight.detach().flatten(), narrow.lm_head.weight.detach().flatten()))
+    assert abs(torch.corrcoef(pair)[0, 1]) < 0.1
 
 
 def test_an_unknown_parameter_raises():

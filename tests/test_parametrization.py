@@ -94,7 +94,7 @@ def test_initial_std_at_the_mup_base_is_gpt_neoxs_and_shrinks_with_width_only_fo
         assert all((w == 0).all() for n, w in weights.items() if n.endswith("bias"))
 
 
-def test_a_parameters_draw_depends_on_seed_and_name_alone():
+def test_a_parameters_draw_depends_on_seed_name_and_widths_but_not_on_depth():
     deep, shallow = build(neox(n_layer=3), seed=5), build(neox(n_layer=2), seed=5)
     name = "transformer.h.1.attn.qkv.weight"
     assert torch.equal(deep.get_parameter(name), shallow.get_parameter(name))
@@ -145,6 +145,12 @@ def test_adam_like_optimizers_are_taken(name):
 def test_other_optimizers_are_refused_by_name(name):
     with pytest.raises(UserError, match=name or "AdamW"):
         parametrization.resolve_optimizer(name)
+
+
+def test_arguments_that_the_optimizer_does_not_take_are_refused():
+    with pytest.raises(UserError, match="AdamW.*no_such"):
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}}
+        parametrization.build_optimizer(build(neox()), optimizer, 0.01)
 
 
 def test_weights_that_do_not_fit_are_refused():

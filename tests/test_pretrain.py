@@ -182,6 +182,41 @@ def test_warmstart_equals_grow_then_train(base, tiny, tiny_settings, tmp_path):
     assert (one.lineage, one.growth, one.data) == (two.lineage, two.growth, two.data)
 
 
+def test_perturb_0_starts_from_the_shrunk_base_alone(base, tiny, tiny_settings, tmp_path):
+    settings = tiny_settings | dict(eval=EvalArgs(max_iters=2))
+    for perturb, seed in ((0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)):
+        warmstart.setup(base=base, target=tiny[48], perturb=perturb, seed=seed, out_dir=tmp_path / f"{perturb}-{seed}",
+                        train=replace(TRAIN, max_steps=1), **settings)  # fmt: skip
+    first = {run.name: losses(run, "val_loss")[0] for run in tmp_path.iterdir()}
+    assert first["0.0-1"] == first["0.0-2"] and first["1.0-1"] != first["1.0-2"]
+
+
+def test_growing_follows_its_seed(base, tiny, tmp_path):
+    for seed in (1, 2):
+        warmstart_grow.setup(base=base, target=tiny[48], seed=seed, out_dir=tmp_path / str(seed))
+    a, b = (weights(tmp_path / seed)["lm_head.weight"] for seed in ("1", "2"))
+    assert not torch.equal(a, b)
+
+
+def test_a_checkpoint_starts_with_its_own_loss_under_sp_and_under_another_mup_base(base, tiny, tiny_settings, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "wide", train=TRAIN, **tiny_settings)
+    expected = losses(tmp_path / "wide", "val_loss")[-1]
+    wide = tmp_path / "wide/final"
+    other = tmp_path / "other.yaml"  # as wide as the checkpoint, with heads of the muP base's size
+    config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_head=6, n_query_groups=6, head_size=8)
+    other.write_text(yaml.safe_dump(config))
+    for name, more in (("as_is", {}), ("sp", dict(parametrization="sp")), ("mup_base", dict(mup_base=str(other)))):
+        warmstart_scratch.setup(initial_checkpoint_dir=wide, lr=0.01, out_dir=tmp_path / name,
+                                train=replace(TRAIN, max_steps=1), **more, **tiny_settings)  # fmt: skip
+        assert losses(tmp_path / name, "val_loss")[0] == pytest.approx(expected, abs=1e-5), name
+
+
+def test_a_comparison_run_takes_the_bases_tokenizer(base, tiny, tiny_settings, tmp_path):
+    train = replace(TRAIN, max_steps=1)
+    warmstart_scratch.setup(mup_base=str(base), target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
+    assert (tmp_path / "final/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
 def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tmp_path):
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
     stock = GPT(Config.from_file(tmp_path / "grown/model_config.yaml"))
@@ -232,7 +267,8 @@ def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tin
 
     seen.clear()  # and after a resume in the middle
     warmstart.setup(train=train, resume=tmp_path / "step-00000003", **shared)
-    assert [rates[1.0] for rates in seen] == pytest.approx([0.02 * m for m in expected[3:]])
+    for rates, multiplier in zip(seen, expected[3:], strict=True):
+        assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier})
 
 
 def parametrization_free_cosine(total: int, warmup: int, ratio: float) -> list[float]:
@@ -402,6 +438,10 @@ def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(tiny, tiny_set
         (dict(seed=1), "seed was 42, now 1"),
         (dict(train=replace(TRAIN, global_batch_size=4)), "global_batch_size was 8, now 4"),
         (dict(optimizer="Adam"), "optimizer was AdamW, now Adam"),
+        (dict(precision="bf16-true"), "precision was 32-true, now bf16-true"),
+        (dict(parametrization="sp"), "parametrization was mup, now sp"),
+        (dict(schedule="cosine"), "schedule was constant, now cosine"),
+        (dict(train=replace(TRAIN, max_norm=0.5)), "max_norm was 1.0, now 0.5"),
     ],
 )
 def test_resume_with_another_setting_is_refused_by_name(tiny, tiny_settings, tmp_path, capsys, change, told):
@@ -419,9 +459,16 @@ def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_setting
     monkeypatch.setattr(
         parametrization, "set_learning_rate", lambda optimizer, lr, m: set_learning_rate(optimizer, float("nan"), m)
     )
-    with pytest.raises(SystemExit) as error:
-        warmstart_scratch.setup(train=replace(TRAIN, max_steps=9), resume=True, **shared)
-    assert error.value.code == 1
-    told = capsys.readouterr().err
-    assert "the loss is nan at step" in told and "lower --lr" in told and "final" in told
+    shared["eval"] = EvalArgs(interval=100, max_iters=2)
+    for max_steps, told in ((9, "the loss is nan at step 5"), (4, "loss is nan at step 4")):
+        with pytest.raises(SystemExit) as error:  # seen by the next loss, and in the last step by the validation
+            warmstart_scratch.setup(train=replace(TRAIN, max_steps=max_steps), resume=True, **shared)
+        assert error.value.code == 1
+        output = capsys.readouterr().err
+        assert told in output and "lower --lr" in output and "final" in output
+    settings = shared | dict(eval=EvalArgs(final_validation=False, max_iters=2))
+    with pytest.raises(SystemExit):  # and at the latest before anything is saved
+        warmstart_scratch.setup(train=replace(TRAIN, max_steps=4), resume=True, **settings)
+    assert "is not finite at step 4; nothing was saved there" in capsys.readouterr().err
     assert Record.load(tmp_path / "final/warmstart.yaml").step_count == 3
+    assert torch.isfinite(weights(tmp_path / "final")["lm_head.weight"]).all()

@@ -50,6 +50,12 @@ def test_a_name_takes_the_given_vocabulary_and_a_file_keeps_its_own(tmp_path):
         assert scales.resolve_config(str(target), padded_vocab_size=4096).padded_vocab_size == 96
 
 
+def test_a_folder_named_like_a_scale_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "70M").mkdir()
+    assert scales.resolve_config("70M").n_embd == 512
+
+
 def test_an_unknown_scale_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="'7B'.*5M, 10M, 22M, 35M, 70M"):
         scales.resolve_config("7B")

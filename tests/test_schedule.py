@@ -25,6 +25,15 @@ def test_cosine_by_hand():
     assert schedule(12) == pytest.approx(0.1)
 
 
+def test_the_course_names_what_a_resumed_run_must_share():
+    assert Schedule("constant", 10).course == Schedule("constant", 99).course
+    assert Schedule("warmup", 10, 2).course == Schedule("warmup", 99, 2).course != Schedule("warmup", 10, 3).course
+    assert (
+        len({Schedule("cosine", *rest).course for rest in ((10, 2, 0.1), (11, 2, 0.1), (10, 3, 0.1), (10, 2, 0.2))})
+        == 4
+    )
+
+
 @given(st.integers(0, 200), st.integers(0, 50), st.floats(0, 1))
 def test_cosine_equals_litgpts(step, warmup, min_ratio):
     ours = 0.02 * Schedule("cosine", 200, warmup, min_ratio)(step)

@@ -10,7 +10,7 @@ from litgpt.args import LogArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.types import LoggerChoice
-from litgpt.utils import extend_checkpoint_dir, get_default_supported_precision, init_out_dir, num_parameters
+from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
 from litgpt_warmstart.args import EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
@@ -18,7 +18,7 @@ from litgpt_warmstart.data import BlockDataModule
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import Record
-from litgpt_warmstart.scales import SCALES, find_scale, resolve_config
+from litgpt_warmstart.scales import SCALES, Scale, find_scale, resolve_config
 from litgpt_warmstart.schedule import Schedule, ScheduleName
 
 
@@ -28,8 +28,13 @@ class Tuned:
 
     config: Config
     """muP's base shapes."""
-    record: Record | None = None
-    """Of the checkpoint that says so."""
+    header: Header | None = None
+    """The checkpoint that says so; None for a scale or a config."""
+
+    @property
+    def record(self) -> Record | None:
+        """What that checkpoint was trained with; None too for one that this package did not write."""
+        return self.header.record if self.header else None
 
 
 def pretrain(
@@ -115,8 +120,10 @@ def pretrain(
 
     config, tuned = resolve_models(target, start, growth, mup_base, data)
     if parametrization == "sp":
-        tuned = Tuned(config, tuned.record)
+        tuned = Tuned(config, tuned.header)
     config = mup.mup_config(config, tuned.config)
+    if start and not growth and _attention_scalar(config) != _attention_scalar(start.config):
+        raise UserError(f"--mup_base {mup_base} would change the attention scale of {str(start.path)!r}: leave it out")
     with torch.device("meta"):
         parameters = num_parameters(MuGPT(config))
 
@@ -134,13 +141,10 @@ def pretrain(
         raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
     block_size = train.max_seq_length or config.block_size
     max_steps = _resolve_steps(train, tokens_per_param * parameters, block_size)
-    tokenizer_dir = (
-        extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else start.tokenizer_dir if start else None
-    )
-    # LitGPT's default without a GPU is bf16-mixed, which is several times slower than fp32 on most CPUs.
-    precision = precision or (
-        get_default_supported_precision(training=True) if torch.cuda.is_available() else "32-true"
-    )
+    tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else _recorded_tokenizer(start, tuned)
+    precision = precision or _default_precision()
+    if precision == "16-mixed" and isinstance(optimizer, dict) and (optimizer.get("init_args") or {}).get("fused"):
+        raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
     out_dir = init_out_dir(out_dir)
 
     shared = dict(
@@ -226,7 +230,7 @@ def resolve_models(
     if tuned is None and mup_base is not None:
         tuned = Tuned(resolve_config(mup_base, **_vocabulary(config)))
     elif tuned is None:
-        tuned = Tuned(start.mup_base_config, start.record) if start else Tuned(config)
+        tuned = Tuned(start.mup_base_config, start) if start else Tuned(config)
     return config, tuned
 
 
@@ -242,7 +246,7 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     if not (folder / WEIGHTS).is_file():
         return None
     header = read_header(folder, "--mup_base")
-    return Tuned(header.mup_base_config, header.record)
+    return Tuned(header.mup_base_config, header)
 
 
 def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
@@ -257,8 +261,8 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
         return optimizer["init_args"]["lr"]
     if tuned.record and tuned.record.base_lr is not None:
         return tuned.record.base_lr
-    scale = find_scale(tuned.config.name)
-    if scale and scale.base_lr is not None and tuned.record is None:
+    scale = _table_row(tuned)
+    if scale and scale.base_lr is not None:
         return scale.base_lr
     known = ", ".join(s.short_name for s in SCALES if s.base_lr)
     raise UserError(
@@ -267,8 +271,28 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
     )
 
 
+def _table_row(tuned: Tuned) -> Scale | None:
+    """Table 1's row of the muP base; a checkpoint's settings are its own, whatever its name."""
+    return None if tuned.header else find_scale(tuned.config.name)
+
+
+def _attention_scalar(config: Config) -> float:
+    return config.attention_scores_scalar or config.head_size
+
+
+def _recorded_tokenizer(start: Header | None, tuned: Tuned) -> Path | None:
+    return next((header.tokenizer_dir for header in (start, tuned.header) if header), None)
+
+
+def _default_precision() -> str:
+    """bf16-mixed, or 16-mixed on a GPU whose bf16 is emulated; 32-true on a CPU, where bf16 is mostly slower."""
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
 def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
-    scale = find_scale(tuned.config.name)
+    scale = _table_row(tuned)
     batch = (
         train.global_batch_size
         or (tuned.record.global_batch_size if tuned.record else None)

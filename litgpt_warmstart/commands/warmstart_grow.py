@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, Growth
+from litgpt_warmstart.checkpoint import WEIGHTS
 from litgpt_warmstart.commands.resolution import read_base, resolve_models
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
@@ -35,7 +36,7 @@ def setup(
         mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
             folder. Default: what the base's record says, else the base's own shapes.
         seed: The random seed of the perturbation.
-        overwrite: Replace an existing ``out_dir``.
+        overwrite: Replace a checkpoint folder that ``out_dir`` already is.
     """
     with told_in_one_line("litgpt warmstart_grow"):
         from litgpt_warmstart.grow_folder import grow_folder
@@ -43,9 +44,14 @@ def setup(
         if out_dir is None:
             raise UserError("--out_dir is missing: give the checkpoint folder to write")
         out_dir = Path(out_dir)
-        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())) and not overwrite:
-            raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
+        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+            if not (out_dir / WEIGHTS).is_file():
+                raise UserError(f"--out_dir {str(out_dir)!r} exists and is no checkpoint folder: choose another")
+            if not overwrite:
+                raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         start = read_base(base)
+        if out_dir.resolve() in (start.path.resolve(), *start.path.resolve().parents):
+            raise UserError(f"--out_dir {str(out_dir)!r} holds the base: choose another folder")
         growth = Growth(start.path, shrink, alignment, perturb)
         config, tuned = resolve_models(target, start, growth, mup_base, None)
         arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)

@@ -1,6 +1,7 @@
 """From a DataModule to batches: ours by block range, LitGPT's own and foreign ones as they come."""
 
 import inspect
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,12 +49,11 @@ class DataPlan:
             stop_token=self.blocks.stop_token(read) if self.blocks else None,
         )
 
-    def train_loader(self, step_count: int, iter_num: int, loader_state: dict[str, Any] | None) -> DataLoader:
+    def train_loader(self, step_count: int, loader_state: dict[str, Any] | None) -> Iterable[torch.Tensor]:
         """The training batches from the next token on.
 
         Args:
             step_count: Finished optimizer steps.
-            iter_num: Finished micro-batches.
             loader_state: What the loader said at the last checkpoint, if it speaks of its position.
         """
         data = self.spec.data
@@ -61,10 +61,12 @@ class DataPlan:
             data.select(self.blocks.first + step_count * self.spec.train.global_batch_size, self.blocks.stop)
             return data.train_dataloader()
         loader = data.train_dataloader()
-        if iter_num and loader_state is not None:
+        if loader.worker_init_fn is None:
+            loader.worker_init_fn = ignore_signals
+        if step_count and loader_state is not None:
             loader.load_state_dict(loader_state)
-        elif iter_num:
-            return SkippingLoader(loader, iter_num)
+        elif step_count:
+            return SkippingLoader(loader, step_count * self.spec.accumulation_iters)
         return loader
 
     def loader_state(self, loader: DataLoader) -> dict[str, Any] | None:
@@ -78,6 +80,12 @@ class DataPlan:
             return name
         of = self.spec.data.num_blocks("train")
         return f"{name} blocks {self.blocks.first:,} to {self.blocks.stop:,} of {of:,}"
+
+
+def ignore_signals(worker_id: int) -> None:
+    """Let a loader's worker live through Ctrl-C, so that the step in hand gets its data; the loader ends it later."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass
@@ -131,9 +139,13 @@ def plan_data(spec: RunSpec) -> DataPlan:
             raise UserError(f"--data {type(data).__name__}: the validation split is shorter than one block")
     else:
         _check_length(spec)
-        if seen:
+        if any(use.class_path == class_path(data) and use.init_args == init_args(data) for use in seen):
             plan.warnings.append(
-                f"{type(data).__name__} does not say which tokens it reads: it may repeat some that the base has seen"
+                f"{type(data).__name__} begins where the base's run began: the first tokens are ones that it has read"
+            )
+        elif seen:
+            plan.warnings.append(
+                f"{type(data).__name__} does not say which tokens it reads: it may repeat some that the base has read"
             )
     return plan
 
@@ -171,11 +183,16 @@ def _check_same_tokenizer(tokenizer_dir: Path | None, data: BlockDataModule) -> 
 def _check_length(spec: RunSpec) -> None:
     """Raise a UserError where a loader knows its length and the budget is longer."""
     try:
-        batches = len(spec.data.train_dataloader())
+        batches, val_batches = len(spec.data.train_dataloader()), len(spec.data.val_dataloader())
     except TypeError:  # no length, as for a mix of streams
         return
     except Exception as error:
         raise UserError(f"--data {type(spec.data).__name__}: {one_line(error)}") from error
+    if val_batches == 0:
+        raise UserError(
+            f"--data {type(spec.data).__name__}: the validation split is shorter than a micro-batch of"
+            f" {spec.train.micro_batch_size}: lower --train.micro_batch_size or take more data"
+        )
     fits = batches // spec.accumulation_iters
     if fits < spec.max_steps:
         remedy = f"pass --train.max_tokens {fits * spec.tokens_per_step} or less" if fits else "take a smaller batch"

@@ -3,6 +3,7 @@
 python -m litgpt_warmstart.report.comparison SCRATCH WARMSTART [--picture FILE.png]
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def check_comparable(scratch: Run, warmstart: Run) -> None:
     for what, first, second in (
         ("model", (a.name, a.parameters), (b.name, b.parameters)),
         ("data", a.data and a.data.fingerprint, b.data and b.data.fingerprint),
+        ("first token", a.data and a.data.start_token, b.data and b.data.start_token),
+        ("learning rate", a.base_lr, b.base_lr),
+        ("batch size", a.global_batch_size, b.global_batch_size),
         ("block size", a.training["block_size"], b.training["block_size"]),
         (
             "validation blocks",
@@ -85,6 +89,8 @@ def table(scratch: Run, warmstart: Run) -> str:
     """Validation losses of both at the same token counts, as text."""
     other = dict(warmstart.val_losses)
     shared = [(tokens, loss, other[tokens]) for tokens, loss in scratch.val_losses if tokens in other]
+    if not shared:
+        raise UserError("the runs were validated at different token counts: give both the same --eval.interval")
     step = max(1, -(-(len(shared) - 1) // (ROWS - 1)))
     rows = [*shared[:-1:step], shared[-1]]
     lines = [f"{'tokens':>14}  {'from scratch':>12}  {'warmstart':>9}"]
@@ -97,7 +103,8 @@ def verdict(scratch: Run, warmstart: Run) -> str:
     tokens, loss = scratch.val_losses[-1]
     reached = tokens_to_reach(warmstart.val_losses, loss)
     if reached is None:
-        return f"The warmstart did not reach the scratch run's last loss, {loss:.4f}, in {tokens:,.0f} tokens."
+        trained = warmstart.val_losses[-1][0]
+        return f"The warmstart did not reach the scratch run's last loss, {loss:.4f}, in {trained:,.0f} tokens."
     flops_per_token = warmstart.record.matmul_flops / warmstart.record.tokens
     base_flops = sum(ancestor.matmul_flops for ancestor in warmstart.record.lineage)
     own, whole = reached * flops_per_token, tokens * flops_per_token
@@ -106,19 +113,6 @@ def verdict(scratch: Run, warmstart: Run) -> str:
         f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} FLOPs, warmstart {own:.3g}, with the"
         f" base's own training {own + base_flops:.3g} ({(own + base_flops) / whole:.0%})."
     )
-
-
-def command_line(run: Run) -> str:
-    """The ``litgpt`` command of a run, with the options that decided it."""
-    arguments = run.hyperparameters
-    words = ["litgpt", run.record.command]
-    for name in ("base", "target", "shrink", "out_dir"):
-        if arguments.get(name) is not None:
-            words += [f"--{name}", str(arguments[name])]
-    for name in ("max_tokens", "max_seq_length", "global_batch_size", "micro_batch_size"):
-        if arguments["train"].get(name) is not None:
-            words += [f"--train.{name}", str(arguments["train"][name])]
-    return " ".join(words)
 
 
 def plot(scratch: Run, warmstart: Run, title: str, path: Path) -> None:
@@ -173,7 +167,7 @@ def compare(scratch: Path, warmstart: Path, picture: Path | None = None) -> None
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot(*runs, title, picture)
         print(f"\nValidation loss, {title}\n{table(*runs)}\n\n{verdict(*runs)}\n")
-        print(f"The warmstart was:\n  {command_line(runs[1])}\nPicture: {picture}")
+        print(f"The warmstart was:\n  {shlex.join(record.training['command_line'])}\nPicture: {picture}")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,11 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
         (dict(train=TrainArgs(lr_warmup_steps=5)), "--schedule constant has no warmup"),
         (dict(schedule="warmup"), "--schedule warmup needs"),
         (dict(schedule="warmup", train=TrainArgs(max_steps=2, lr_warmup_steps=5)), "a warmup of 5 steps is longer"),
+        (dict(schedule="cosine", train=TrainArgs(lr_warmup_fraction=2.0)), "lie in [0, 1]"),
+        (dict(schedule="cosine", train=TrainArgs(lr_warmup_steps=-5)), "must not be negative"),
+        (dict(schedule="cosine", train=TrainArgs(lr_warmup_steps=1, lr_warmup_fraction=0.5)), "exclude each other"),
+        (dict(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}}), "no_such"),
+        (dict(logger_name="wandb"), "--logger_name wandb is not installed"),
         (dict(train=TrainArgs(min_lr=2.0)), "--train.min_lr is a ratio"),
         (dict(resume=True), "--resume: no checkpoint in"),
         (dict(resume=Path("no/such")), "has no training_state.pth"),
@@ -223,10 +228,38 @@ def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny
 def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("1")
-    assert "exists: pass --overwrite true" in refused(warmstart_grow.setup)
+    for overwrite in (False, True):  # a folder of other things is never deleted
+        assert "is no checkpoint folder" in refused(warmstart_grow.setup, overwrite=overwrite)
     assert "--out_dir is missing" in refused(warmstart_grow.setup, out_dir=None)
+    (tmp_path / "out/lit_model.pth").write_text("old")
+    assert "exists: pass --overwrite true" in refused(warmstart_grow.setup)
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out/mine").exists() and (tmp_path / "out/lit_model.pth").is_file()
+    assert not (tmp_path / "out/mine").exists() and (tmp_path / "out/warmstart.yaml").is_file()
+    mine = copied(base, tmp_path / "copy")
+    assert "holds the base" in refused(warmstart_grow.setup, base=mine, out_dir=mine, overwrite=True)
+
+
+def test_overwrite_never_deletes_what_the_run_starts_from(refused, base, tmp_path):
+    run = copied(base.parent, tmp_path / "run")
+    assert "starts from" in refused(base=run / "final", out_dir=run, overwrite=True)
+    assert (run / "final/lit_model.pth").is_file()
+
+
+def test_resuming_a_checkpoint_of_another_run_or_one_that_was_only_grown(refused, base, tiny, tiny_settings, tmp_path):
+    shared = dict(base=base, target=tiny[48], **tiny_settings)
+    for name in ("out", "other"):
+        warmstart.setup(train=TrainArgs(max_steps=4, save_interval=2), out_dir=tmp_path / name, **shared)
+    assert "is no part of the run" in refused(resume=tmp_path / "other/step-00000002")
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown/final")
+    told = refused(resume=tmp_path / "grown/final", out_dir=tmp_path / "new")
+    assert "was grown but not trained" in told
+    assert "already holds a run" in refused(out_dir=tmp_path / "grown")
+
+
+def test_a_mup_base_that_would_change_a_checkpoints_attention_scale(refused, base, tmp_path):
+    other = config_file(neox(16, 4, vocab_size=4096, padded_vocab_size=4096), tmp_path / "config")
+    told = refused(warmstart_scratch.setup, initial_checkpoint_dir=base, target=None, mup_base=other)
+    assert "would change the attention scale" in told
 
 
 def test_initial_checkpoint_of_another_size(refused, base, tiny):

@@ -1,5 +1,6 @@
 """The comparison of a warmstart with the run from scratch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_scratch
-from litgpt_warmstart.report.comparison import compare, tokens_to_reach
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.report.comparison import Run, check_comparable, compare, tokens_to_reach, verdict
 
 CURVE = [(0, 8.0), (100, 6.0), (200, 5.0), (300, 5.5), (400, 4.0)]
 
@@ -42,10 +44,39 @@ def test_it_prints_a_table_a_verdict_and_the_command_and_draws_a_picture(runs, c
     compare(*runs)
     told = capsys.readouterr().out
     assert "tokens per parameter" in told and "from scratch  warmstart" in told
-    assert "litgpt warmstart --base" in told and "--train.global_batch_size 8" in told
+    assert "The warmstart was:" in told
     assert [line.split()[0] for line in told.splitlines()[3:6]] == ["0", "2,048", "4,096"]
     assert "The warmstart" in told
     assert (runs[0].parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_verdict_counts_the_bases_compute_and_the_warmstarts_own_tokens(runs):
+    scratch, warm = (Run.read(out_dir) for out_dir in runs)
+    tokens = scratch.record.tokens
+    scratch.val_losses[:], warm.val_losses[:] = [(0, 8.0), (tokens, 7.0)], [(0, 8.0), (tokens, 6.0)]
+    own, base_flops = scratch.record.matmul_flops / 2, warm.record.lineage[0].matmul_flops
+    told = verdict(scratch, warm)
+    assert f"after {tokens / 2:,.0f} of {tokens:,} tokens: 50%" in told
+    assert f"({(own + base_flops) / scratch.record.matmul_flops:.0%})" in told
+    warm.val_losses[:] = [(0, 8.0), (512, 7.5)]
+    assert "did not reach" in verdict(scratch, warm) and "in 512 tokens" in verdict(scratch, warm)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(data=dict(fingerprint="x")), "their data differs"),
+        (dict(data=dict(start_token=1)), "their first token differs"),
+        (dict(base_lr=1.0), "their learning rate differs"),
+        (dict(global_batch_size=1), "their batch size differs"),
+    ],
+)
+def test_what_must_be_the_same_is_checked(runs, change, told):
+    scratch, warm = (Run.read(out_dir) for out_dir in runs)
+    if "data" in change:
+        change = dict(data=replace(warm.record.data, **change["data"]))
+    with pytest.raises(UserError, match=told):
+        check_comparable(scratch, replace(warm, record=replace(warm.record, **change)))
 
 
 def test_runs_that_cannot_be_compared_are_refused_by_name(runs, base, tmp_path, capsys):
