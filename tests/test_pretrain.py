@@ -322,11 +322,13 @@ def test_max_time_ends_the_run_with_a_checkpoint(base, tiny, tiny_settings, tmp_
     assert 0 < Record.load(tmp_path / "final/warmstart.yaml").step_count < 400
 
 
-def test_bf16_true_keeps_weights_and_gives_a_finite_loss(base, tiny, tiny_settings, tmp_path):
-    settings = tiny_settings | dict(precision="bf16-true")
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=2), **settings)
-    assert weights(tmp_path / "final")["lm_head.weight"].dtype == torch.bfloat16
-    assert len(losses(tmp_path)) == 2
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_bf16_stays_close_to_fp32(base, tiny, tiny_settings, tmp_path, precision, dtype):
+    for name in (precision, "32-true"):
+        settings = tiny_settings | dict(precision=name)
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=TRAIN, **settings)
+    assert weights(tmp_path / precision / "final")["lm_head.weight"].dtype == dtype
+    assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "32-true"), abs=0.05)
 
 
 @pytest.mark.slow
@@ -409,6 +411,31 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, numbe
     saved = checkpoint.latest_checkpoint(tmp_path)
     assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_loaders_workers_too_and_the_run_still_saves(tiny, stdlib_path, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i, text in enumerate(list(stdlib_documents().values())[:3]):
+        (texts / f"{i}.txt").write_text((text + "\n") * (1 + 400_000 // (len(text) + 1)))
+    data = ["--data", "TextFiles", "--data.train_data_path", str(texts), "--data.num_workers", "2"]
+    arguments = [*command(tmp_path / "run", tiny, stdlib_path), "--tokenizer_dir", str(stdlib_path)]
+    start = arguments.index("--data")
+    arguments[start : start + 4] = data  # litdata prepares it here and makes the workers spawned ones
+    arguments[arguments.index("--train.max_steps") + 1] = "150"
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/step-00000005").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and output.count("stopping after this optimizer step") == 1
+    saved = Record.load(checkpoint.latest_checkpoint(tmp_path / "run") / "warmstart.yaml")
+    assert 5 <= saved.step_count < 150 and "Go on with:" in output
 
 
 def test_resume_goes_on_at_the_next_token_for_another_micro_batch(tiny, tiny_settings, tmp_path):
