@@ -1,5 +1,6 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
+import traceback
 import warnings
 
 
@@ -10,8 +11,8 @@ def main() -> None:
         from jsonargparse import CLI, set_parsing_settings
 
         from litgpt_warmstart.commands import COMMANDS
-    except RuntimeError as error:
-        if "torchvision" not in str(error):
+    except Exception as error:  # of what kind depends on the two versions
+        if not any("torchvision" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
             raise
         raise SystemExit(
             "litgpt-warmstart: error: the installed torchvision was built for another torch, and importing litgpt"

@@ -118,15 +118,16 @@ def test_python_m_lists_the_commands_without_the_hook():
 
 
 @pytest.mark.slow
-def test_a_torchvision_of_another_torch_is_told_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "crash",  # what a torchvision of another torch does, by version
+    ["raise RuntimeError('operator torchvision::nms does not exist')", "import torchvision; torchvision.extension"],
+)
+def test_a_torchvision_of_another_torch_is_told_in_one_line(tmp_path, crash):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision/__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"  # what such a torchvision does
-    )
+    (tmp_path / "torchvision/__init__.py").write_text(crash + "\n")
     (tmp_path / "torchvision-0.1.dist-info").mkdir()
-    (tmp_path / "torchvision-0.1.dist-info/METADATA").write_text(
-        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
-    )
+    metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
+    (tmp_path / "torchvision-0.1.dist-info/METADATA").write_text(metadata)
     result = run(sys.executable, "-m", "litgpt_warmstart", "--help", check=False, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and "pip uninstall -y torchvision" in result.stderr
