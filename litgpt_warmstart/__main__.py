@@ -1,5 +1,6 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
+import sys
 import traceback
 import warnings
 
@@ -8,9 +9,10 @@ def main() -> None:
     """Parse the command line and run a command."""
     try:
         import torch
-        from jsonargparse import CLI, set_parsing_settings
+        from jsonargparse import CLI, ArgumentParser, set_parsing_settings
 
         from litgpt_warmstart.commands import COMMANDS
+        from litgpt_warmstart.errors import one_line
     except Exception as error:  # of what kind depends on the two versions
         if not any("torchvision" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
             raise
@@ -18,10 +20,26 @@ def main() -> None:
             "litgpt-warmstart: error: the installed torchvision was built for another torch, and importing litgpt"
             " crashes on it; nothing here needs it: pip uninstall -y torchvision"
         ) from None
+
+    class OneLineParser(ArgumentParser):
+        """jsonargparse's parser without the usage, which for a command of ours is 50 lines, before each error."""
+
+        def error(self, message: str, ex: Exception | None = None) -> None:
+            if not self.exit_on_error:
+                super().error(message, ex)
+            # What jsonargparse 4.41 says of a value outside a Literal of strings.
+            message = message.replace("Cannot take a Union of no types.", "not one of its choices")
+            command = next((word for word in sys.argv[1:2] if word in COMMANDS), "")
+            print(
+                f"litgpt-warmstart {command}: error: {one_line(message)} (see --help)".replace(" :", ":"),
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True, config_read_mode_urls_enabled=True)
     warnings.filterwarnings("ignore", message=r"The epoch parameter in `scheduler.step\(\)`", category=UserWarning)
     torch.set_float32_matmul_precision("high")
-    CLI(COMMANDS, prog="litgpt-warmstart")
+    CLI(COMMANDS, prog="litgpt-warmstart", parser_class=OneLineParser)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ class UserError(Exception):
     """Something a user can mend. The message names the thing and the remedy, in one line."""
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
+def one_line(error: BaseException | str, limit: int = 300) -> str:
     """The first ``limit`` characters of an error's text without its line breaks."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
