@@ -6,7 +6,14 @@ import warnings
 
 
 def main() -> None:
-    """Parse the command line and run a command."""
+    """Parse the command line and run a command; Ctrl-C while it starts ends it quietly."""
+    try:
+        _main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _main() -> None:
     try:
         import torch
         from jsonargparse import CLI, ArgumentParser, set_parsing_settings

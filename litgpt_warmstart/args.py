@@ -80,8 +80,8 @@ class TrainArgs(litgpt.args.TrainArgs):
 class EvalArgs(litgpt.args.EvalArgs):
     """Evaluation-related arguments, as in ``litgpt pretrain``"""
 
-    interval: int = 1000
-    """Number of optimizer steps between validations"""
+    interval: int | None = None
+    """Number of optimizer steps between validations. Default: ten validations over the run"""
     max_new_tokens: int | None = None
     """Not supported: pretraining generates no text while it runs"""
     max_iters: int = 100
@@ -100,7 +100,7 @@ class EvalArgs(litgpt.args.EvalArgs):
         if self.evaluate_example != "first":
             raise UserError("--eval.evaluate_example is for finetuning: leave it out")
         for name in ("interval", "max_iters"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"--eval.{name} must be above 0, got {getattr(self, name)}")
 
 

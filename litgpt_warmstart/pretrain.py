@@ -91,6 +91,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         if reason := why_not_compile(fabric.device):
             fabric.print(f"Training without torch.compile: {reason}")
         else:
+            fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
             loss = torch.compile(loss)
     loss = fabric.setup(loss)
     optimizer = parametrization.build_optimizer(
@@ -320,7 +321,8 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> N
     """Print what is about to happen, in a few lines."""
     config, grown = spec.config, state.growth
     parameters, tokens = num_parameters(state.gpt), spec.max_steps * spec.tokens_per_step
-    scales = sorted({round(group["lr_scale"], 6) for group in state.optimizer.param_groups if group["params"]})
+    scales = sorted({round(g["lr_scale"], 6) for g in state.optimizer.param_groups if g["params"]} - {1.0})
+    matrices = ", for matrices " + " or ".join(f"{spec.base_lr * scale:g}" for scale in scales) if scales else ""
     parametrized = "standard parametrization"
     if spec.parametrization == "mup":
         parametrized = f"muP base {spec.mup_base_config.name} of n_embd {spec.mup_base_config.n_embd}"
@@ -331,10 +333,7 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> N
     if grown:
         instead = f" instead of {grown.asked_alignment} ({grown.alignment_reason})" if grown.alignment_reason else ""
         fabric.print(f"Grown from {grown.source_dir}: shrink {grown.shrink:g}, alignment {grown.alignment}{instead}")
-    fabric.print(
-        f"{parametrized}; lr {spec.base_lr:g} x {', '.join(f'{scale:g}' for scale in scales)} by group, schedule"
-        f" {spec.schedule.name}"
-    )
+    fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.name}")
     fabric.print(
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
         f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}"

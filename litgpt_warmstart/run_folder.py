@@ -186,8 +186,6 @@ class Resumed:
         was = read.record
         if not was.training:
             raise UserError(f"--resume {str(path)!r} was grown but not trained: use --initial_checkpoint_dir")
-        growth_now = (spec.growth.shrink, spec.growth.perturb, spec.growth.alignment) if spec.growth else None
-        growth_was = (was.growth.shrink, was.growth.perturb, was.growth.asked_alignment) if was.growth else None
         data_was = (was.data.class_path, was.data.fingerprint, was.data.start_token)
         use = plan.use(0)
         pairs = {
@@ -205,8 +203,10 @@ class Resumed:
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
             "data": (data_was, (use.class_path, use.fingerprint, use.start_token)),
         }
-        if spec.growth:
-            pairs["shrink, perturb, alignment"] = (growth_was, growth_now)
+        if spec.growth and was.growth:
+            pairs["shrink"] = (was.growth.shrink, spec.growth.shrink)
+            pairs["perturb"] = (was.growth.perturb, spec.growth.perturb)
+            pairs["alignment"] = (was.growth.asked_alignment, spec.growth.alignment)
         for name, (before, now) in pairs.items():
             if before != now:
                 raise UserError(

@@ -116,7 +116,8 @@ def plan_data(spec: RunSpec) -> DataPlan:
     except UserError:
         raise
     except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
-        raise UserError(f"--data {type(data).__name__}: {one_line(error)}") from error
+        given = ", ".join(f"{k} {v}" for k, v in init_args(data).items() if "path" in k and v is not None)
+        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error)}") from error
 
     plan = DataPlan(spec)
     if isinstance(data, BlockDataModule):
@@ -141,7 +142,8 @@ def plan_data(spec: RunSpec) -> DataPlan:
         _check_length(spec)
         if any(use.class_path == class_path(data) and use.init_args == init_args(data) for use in seen):
             plan.warnings.append(
-                f"{type(data).__name__} begins where the base's run began: the first tokens are ones that it has read"
+                f"{type(data).__name__} begins at its first token, as did the run that this one takes its settings"
+                " from; for a warmstart that repeats no token, give it other data"
             )
         elif seen:
             plan.warnings.append(
@@ -191,7 +193,8 @@ def _check_length(spec: RunSpec) -> None:
     if val_batches == 0:
         raise UserError(
             f"--data {type(spec.data).__name__}: the validation split is shorter than a micro-batch of"
-            f" {spec.train.micro_batch_size}: lower --train.micro_batch_size or take more data"
+            f" {spec.train.micro_batch_size}: lower it, lower --train.max_seq_length"
+            f" (now {spec.block_size}), or take more data"
         )
     fits = batches // spec.accumulation_iters
     if fits < spec.max_steps:

@@ -17,6 +17,7 @@ from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.record import Record
 
 ROWS = 9
+MIN_VALIDATIONS = 4  # fewer points make an interpolated token count a guess
 BLUE, VERMILION = "#0072B2", "#D55E00"  # Okabe and Ito's, told apart by the colour-blind
 
 
@@ -101,6 +102,8 @@ def table(scratch: Run, warmstart: Run) -> str:
 def verdict(scratch: Run, warmstart: Run) -> str:
     """How many tokens, and how much compute, the warmstart needed to reach the scratch run's last loss."""
     tokens, loss = scratch.val_losses[-1]
+    if min(len(scratch.val_losses), len(warmstart.val_losses)) < MIN_VALIDATIONS:
+        return "Too few validations to say what the warmstart saved: run both with a smaller --eval.interval."
     reached = tokens_to_reach(warmstart.val_losses, loss)
     if reached is None:
         trained = warmstart.val_losses[-1][0]
@@ -138,7 +141,8 @@ def plot(scratch: Run, warmstart: Run, title: str, path: Path) -> None:
         axes.annotate(
             f"{reached / tokens:.0%} of the tokens", (reached, loss), xytext=(0, 10), textcoords="offset points"
         )
-    axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
+    axes.set_title(title, fontsize="medium")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(title="validation; training faint", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

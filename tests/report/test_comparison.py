@@ -53,12 +53,14 @@ def test_it_prints_a_table_a_verdict_and_the_command_and_draws_a_picture(runs, c
 def test_the_verdict_counts_the_bases_compute_and_the_warmstarts_own_tokens(runs):
     scratch, warm = (Run.read(out_dir) for out_dir in runs)
     tokens = scratch.record.tokens
-    scratch.val_losses[:], warm.val_losses[:] = [(0, 8.0), (tokens, 7.0)], [(0, 8.0), (tokens, 6.0)]
+    assert "Too few validations" in verdict(replace(scratch, val_losses=scratch.val_losses[:3]), warm)
+    scratch.val_losses[:] = [(tokens * i / 4, 8.0 - i / 4) for i in range(5)]
+    warm.val_losses[:] = [(tokens * i / 4, 8.0 - i / 2) for i in range(5)]
     own, base_flops = scratch.record.matmul_flops / 2, warm.record.lineage[0].matmul_flops
     told = verdict(scratch, warm)
     assert f"after {tokens / 2:,.0f} of {tokens:,} tokens: 50%" in told
     assert f"({(own + base_flops) / scratch.record.matmul_flops:.0%})" in told
-    warm.val_losses[:] = [(0, 8.0), (512, 7.5)]
+    warm.val_losses[:] = [(0, 8.0), (128, 7.9), (256, 7.8), (512, 7.5)]
     assert "did not reach" in verdict(scratch, warm) and "in 512 tokens" in verdict(scratch, warm)
 
 
