@@ -3,6 +3,7 @@
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 
 def main() -> None:
@@ -28,6 +29,9 @@ def _main() -> None:
             " crashes on it; nothing here needs it: pip uninstall -y torchvision"
         ) from None
 
+    script = Path(sys.argv[0]).name
+    program = script if script.startswith("litgpt") else "litgpt-warmstart"
+
     class OneLineParser(ArgumentParser):
         """jsonargparse's parser without the usage, which for a command of ours is 50 lines, before each error."""
 
@@ -38,7 +42,7 @@ def _main() -> None:
             message = message.replace("Cannot take a Union of no types.", "not one of its choices")
             command = next((word for word in sys.argv[1:2] if word in COMMANDS), "")
             print(
-                f"litgpt-warmstart {command}: error: {one_line(message)} (see --help)".replace(" :", ":"),
+                f"{program} {command}: error: {one_line(message)} (see --help)".replace(" :", ":"),
                 file=sys.stderr,
             )
             raise SystemExit(2)
@@ -46,7 +50,7 @@ def _main() -> None:
     set_parsing_settings(docstring_parse_attribute_docstrings=True, config_read_mode_urls_enabled=True)
     warnings.filterwarnings("ignore", message=r"The epoch parameter in `scheduler.step\(\)`", category=UserWarning)
     torch.set_float32_matmul_precision("high")
-    CLI(COMMANDS, prog="litgpt-warmstart", parser_class=OneLineParser)
+    CLI(COMMANDS, prog=program, parser_class=OneLineParser)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ LitGPT 0.5.13 has no plugin interface. Its console script imports ``litgpt.__mai
 command line and must agree with ``parser_commands()``. When LitGPT changes that, this file is the one to notice.
 """
 
+import sys
 from types import ModuleType
 
 
 def register(litgpt_main: ModuleType) -> None:
     """Add our commands to LitGPT's table and our scales to its configs. Doing so twice changes nothing.
+
+    LitGPT's own parser lists them and describes them; to run one, our parser takes over, whose errors are one line.
 
     Args:
         litgpt_main: The module ``litgpt.__main__``, executed.
@@ -16,6 +19,7 @@ def register(litgpt_main: ModuleType) -> None:
     import litgpt.parser_config
 
     from litgpt_warmstart import scales
+    from litgpt_warmstart.__main__ import main as warmstart_main
     from litgpt_warmstart.commands import COMMANDS
 
     scales.register()
@@ -27,3 +31,12 @@ def register(litgpt_main: ModuleType) -> None:
             return [*known, *missing]
 
         litgpt.parser_config.parser_commands = litgpt_main.parser_commands = parser_commands
+        stock_main = litgpt_main.main
+
+        def main() -> None:
+            if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+                warmstart_main()
+            else:
+                stock_main()
+
+        litgpt_main.main = main

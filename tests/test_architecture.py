@@ -9,7 +9,8 @@ ROOT = Path(litgpt_warmstart.__file__).parent
 
 LAYERS = (  # top to bottom: a module imports only what stands below it
     ("_hook",),
-    ("__main__", "plugin"),
+    ("plugin",),
+    ("__main__",),
     ("commands",),
     ("report",),
     ("pretrain",),

@@ -29,7 +29,7 @@ def test_registering_adds_our_commands_to_both_tables_and_twice_changes_nothing(
     stock = litgpt.parser_config.parser_commands
     monkeypatch.setattr(litgpt.parser_config, "parser_commands", stock)
     main = ModuleType("litgpt.__main__")
-    main.PARSER_DATA, main.parser_commands = dict.fromkeys(stock()), stock
+    main.PARSER_DATA, main.parser_commands, main.main = dict.fromkeys(stock()), stock, lambda: None
     for _ in range(2):
         plugin.register(main)
         assert set(main.PARSER_DATA) == set(main.parser_commands()) == set(litgpt.parser_config.parser_commands())
@@ -89,6 +89,10 @@ def test_litgpt_has_our_commands_through_install_upgrade_breakage_and_uninstall(
         litgpt_script, "warmstart", "--base", scratch / "final", "--target", tiny[48], "--out_dir", warm, *shared
     )
     assert "shrink 0.4, alignment heads" in result.stdout and (warm / "final/lit_model.pth").is_file()
+    for words in (["--shirnk", "1"], ["--shrink", "much"], ["--config", tmp_path / "missing.yaml"]):
+        result = run(litgpt_script, "warmstart", *words, check=False)
+        assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+        assert result.stderr.startswith("litgpt warmstart: error: ")
     result = run(litgpt_script, "generate", warm / "final", "--prompt", "def ", "--max_new_tokens", "5")
     assert "def " in result.stdout
 
