@@ -243,7 +243,6 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
                 fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.train.max_norm, error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad()
-            state.iter_num += accumulation
             state.step_count += 1
             state.loader_state = plan.loader_state(state.train_loader)
             steps_since_log += 1

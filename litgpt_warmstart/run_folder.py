@@ -43,8 +43,6 @@ class State:
     optimizer: torch.optim.Optimizer
     lineage: tuple[record.Ancestor, ...]
     growth: record.GrowthRecord | None
-    iter_num: int = 0
-    """Micro-batches."""
     step_count: int = 0
     """Optimizer updates."""
     train_loader: Iterable[torch.Tensor] | None = None
@@ -127,7 +125,6 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         fold_readout,
         {
             "optimizer": state.optimizer.state_dict(),
-            "iter_num": state.iter_num,
             "step_count": state.step_count,
             "micro_batch_size": spec.train.micro_batch_size,
             "precision": fabric.strategy.precision.state_dict(),
@@ -218,7 +215,7 @@ class Resumed:
     def restore(self, fabric: L.Fabric, state: State) -> None:
         """Put optimizer, counters and random states back; weights are loaded already."""
         state.optimizer.load_state_dict(self.state["optimizer"])
-        state.iter_num, state.step_count = self.state["iter_num"], self.state["step_count"]
+        state.step_count = self.state["step_count"]
         state.loader_state = self.state["train_dataloader"]
         fabric.strategy.precision.load_state_dict(self.state["precision"])
         torch.set_rng_state(self.state["rng"]["cpu"])
