@@ -151,6 +151,8 @@ class RunSpec:
     growth: Growth | None = None
     initial_checkpoint_dir: Path | None = None
     """Weights to start from as they are; excludes ``growth``."""
+    tokens_per_param: float = 20.0
+    """What the budget is meant to be per parameter, for telling what would fit."""
     seen: tuple[DataUse, ...] = ()
     """What must not be read again, oldest first."""
     resume: bool | Literal["auto"] | Path = False

@@ -210,12 +210,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
-            _flush_to_disk(file)
-        _flush_to_disk(partial)
+            flush_to_disk(file)
+        flush_to_disk(partial)
         if path.exists():
             path.rename(older)
         partial.rename(path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise  # torch.save tells of a full disk by that name
@@ -233,7 +233,8 @@ def _older(path: Path) -> Path:
     return path.with_name(f".{path.name}.older")
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Have a file or folder on disk before going on, against a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -104,7 +104,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     state = State(gpt, loss, optimizer, resumed.record.lineage if resumed else ancestors, growth_record)
     if resumed:
         resumed.restore(fabric, state)
-    state.train_loader = plan.train_loader(state.step_count, state.loader_state)
+    state.train_loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
     describe(fabric, spec, state, plan)
 
     if spec.overwrite and not resume_dir:

@@ -14,7 +14,7 @@ from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
 from litgpt_warmstart.args import EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
-from litgpt_warmstart.data import BlockDataModule
+from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import Record
@@ -88,8 +88,9 @@ def pretrain(
             from the latest checkpoint in ``out_dir``. An error will be raised if no checkpoint is found. Passing
             ``'auto'`` will resume from the latest checkpoint but not error if no checkpoint exists.
         overwrite: Replace a run that ``out_dir`` already holds.
-        data: Where tokens come from, e.g. ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``,
-            ``TinyLlama``, ``OpenWebText``, ``TinyStories``, ``MicroLlama``. Default: the base's.
+        data: Where tokens come from: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder),
+            ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``,
+            ``TinyStories``, ``MicroLlama``. Default: the base's, and ``SlimPajama6B`` where there is none.
         train: Training-related arguments. See ``litgpt_warmstart.args.TrainArgs`` for details.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
         log: Logging-related arguments, for wandb and litlogger.
@@ -172,6 +173,7 @@ def pretrain(
         block_size=block_size,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
+        tokens_per_param=tokens_per_param,
         seen=known.data_uses if known else (),
         resume=resume,
         overwrite=overwrite,
@@ -328,12 +330,16 @@ def _resolve_schedule(name: ScheduleName, train: TrainArgs, max_steps: int) -> S
 
 
 def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
-    """The DataModule that these weights were last trained on."""
+    """The DataModule that these weights were last trained on; the paper's where there are none."""
     use = record.latest_data if record else None
-    if use is None:
-        whose = f"{str(start.path)!r} has no record of its data" if start else "there is no base to take it from"
-        raise UserError(f"no data: {whose}; pass --data, e.g. --data StdlibText, or --data TextFiles with its options")
-    return recorded_data(use)
+    if use is not None:
+        return recorded_data(use)
+    if start is not None:
+        raise UserError(
+            f"no data: {str(start.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"
+            " --data.text_dir and --data.tokenizer, its tokenizer's folder"
+        )
+    return SlimPajama6B()
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:

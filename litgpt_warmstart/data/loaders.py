@@ -49,16 +49,26 @@ class DataPlan:
             stop_token=self.blocks.stop_token(read) if self.blocks else None,
         )
 
-    def train_loader(self, step_count: int, loader_state: dict[str, Any] | None) -> Iterable[torch.Tensor]:
+    def train_loader(
+        self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1
+    ) -> Iterable[torch.Tensor]:
         """The training batches from the next token on.
 
         Args:
             step_count: Finished optimizer steps.
             loader_state: What the loader said at the last checkpoint, if it speaks of its position.
+            rank: Which of the processes this is.
+            num_processes: How many share the data.
         """
         data = self.spec.data
         if self.blocks:
-            data.select(self.blocks.first + step_count * self.spec.train.global_batch_size, self.blocks.stop)
+            data.worker_init_fn = ignore_signals
+            data.select(
+                self.blocks.first + step_count * self.spec.train.global_batch_size,
+                self.blocks.stop,
+                rank,
+                num_processes,
+            )
             return data.train_dataloader()
         loader = data.train_dataloader()
         if loader.worker_init_fn is None:
@@ -109,6 +119,8 @@ def plan_data(spec: RunSpec) -> DataPlan:
     """
     data, seen = spec.data, spec.seen
     tokenizer = _tokenizer(spec)
+    if isinstance(data, BlockDataModule):
+        _check_vocabulary(spec, data)  # before a preparation that may take hours
     try:
         data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
         data.prepare_data()
@@ -121,16 +133,12 @@ def plan_data(spec: RunSpec) -> DataPlan:
 
     plan = DataPlan(spec)
     if isinstance(data, BlockDataModule):
-        classes = spec.config.padded_vocab_size
-        if data.vocab_size > classes:
-            raise UserError(
-                f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
-                " base and data with the same tokenizer"
-            )
-        _check_same_tokenizer(spec.tokenizer_dir, data)
+        _check_vocabulary(spec, data)
         first = first_free_block(seen, data.fingerprint, spec.block_size)
         batch = spec.train.global_batch_size
-        plan.blocks = take_blocks(first, spec.max_steps * batch, data.num_blocks("train"), spec.block_size, batch)
+        plan.blocks = take_blocks(
+            first, spec.max_steps * batch, data.num_blocks("train"), spec.block_size, batch, spec.tokens_per_param
+        )
         if others := {use.class_path.rpartition(".")[2] for use in seen if use.fingerprint != data.fingerprint}:
             plan.warnings.append(
                 f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
@@ -171,14 +179,20 @@ def _tokenizer(spec: RunSpec) -> Tokenizer | None:
     return tokenizer
 
 
-def _check_same_tokenizer(tokenizer_dir: Path | None, data: BlockDataModule) -> None:
-    """Raise a UserError where the model's tokenizer is not the one that the data was prepared with."""
-    if tokenizer_dir is None or not (tokenizer_dir / "tokenizer.json").is_file():
-        return
-    if (tokenizer_dir / "tokenizer.json").read_bytes() != (data.tokenizer_dir / "tokenizer.json").read_bytes():
+def _check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
+    """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
+    classes, ours, given = spec.config.padded_vocab_size, data.tokenizer_json, spec.tokenizer_dir
+    if data.vocab_size > classes:
         raise UserError(
-            f"--data {type(data).__name__} was prepared with another tokenizer than the one in {str(tokenizer_dir)!r}:"
-            " take a base and data with the same tokenizer"
+            f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
+            " base and data with the same tokenizer"
+        )
+    if ours is None or given is None or not (given / "tokenizer.json").is_file():
+        return
+    if (given / "tokenizer.json").read_bytes() != ours:
+        raise UserError(
+            f"--data {type(data).__name__} has another tokenizer than the one in {str(given)!r}: take a base and data"
+            " with the same tokenizer"
         )
 
 

@@ -30,7 +30,9 @@ def first_free_block(seen: Iterable[DataUse], fingerprint: str, block_size: int)
     return -(-used // (block_size + 1))
 
 
-def take_blocks(first: int, needed: int, available: int, block_size: int, blocks_per_step: int) -> BlockRange:
+def take_blocks(
+    first: int, needed: int, available: int, block_size: int, blocks_per_step: int, tokens_per_param: float = 20.0
+) -> BlockRange:
     """The range of ``needed`` blocks from ``first`` on.
 
     Args:
@@ -39,6 +41,7 @@ def take_blocks(first: int, needed: int, available: int, block_size: int, blocks
         available: Blocks of the whole split.
         block_size: Tokens of a block that count.
         blocks_per_step: Sequences per optimizer step, for the largest budget that fits.
+        tokens_per_param: Tokens per parameter, for the largest target that fits.
 
     Raises:
         UserError: The split has fewer blocks left; tells what is left and the largest budget that fits.
@@ -46,7 +49,12 @@ def take_blocks(first: int, needed: int, available: int, block_size: int, blocks
     left = max(0, available - first)
     if needed > left:
         fits = left // blocks_per_step * blocks_per_step * block_size
-        remedy = f"pass --train.max_tokens {fits} or less" if fits else "take other data or a smaller batch"
+        remedy = "take other data or a smaller batch"
+        if fits:
+            remedy = (
+                f"pass --train.max_tokens {fits} or less, or a target of at most {int(fits / tokens_per_param):,}"
+                f" parameters at {tokens_per_param:g} tokens each"
+            )
         raise UserError(
             f"the data is too short: {needed * block_size:,} tokens asked, {left * block_size:,} left of"
             f" {available * block_size:,} after what the base has seen: {remedy}"

@@ -50,6 +50,11 @@ class StdlibText(BlockDataModule):
     def tokenizer_dir(self) -> Path:
         return self.data_path
 
+    @property
+    def tokenizer_json(self) -> bytes | None:
+        path = self.data_path / "tokenizer.json"
+        return path.read_bytes() if path.is_file() else None
+
     def tokens(self, split: str) -> np.ndarray:
         return np.memmap(self.data_path / f"{split}.bin", dtype=np.uint16, mode="r")
 

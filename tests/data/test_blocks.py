@@ -1,11 +1,14 @@
-"""Block i is a pure function of the tokens, the block size and i."""
+"""Block i is a pure function of the tokens, the block size and i; a range is read once, in order, by any processes."""
+
+import itertools
 
 import numpy as np
-import torch
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from litgpt_warmstart.data.blocks import BlockDataset, num_blocks
+from litgpt_warmstart.data.blocks import BlockBatches, num_blocks
 
 
 @given(st.integers(0, 300), st.integers(1, 20), st.data())
@@ -13,9 +16,49 @@ def test_block_i_holds_the_next_block_size_plus_1_tokens(num_tokens, block_size,
     tokens = np.arange(num_tokens, dtype=np.uint16)
     stop = draw.draw(st.integers(0, num_blocks(num_tokens, block_size)))
     first = draw.draw(st.integers(0, stop))
-    dataset = BlockDataset(tokens, block_size, first, stop)
-    assert len(dataset) == stop - first
-    for i in range(len(dataset)):
+    batches = BlockBatches(tokens, block_size, first, stop)
+    assert len(batches) == stop - first
+    for i in range(len(batches)):
         start = (first + i) * (block_size + 1)
-        assert dataset[i].dtype == torch.int64
-        assert dataset[i].tolist() == list(range(start, start + block_size + 1))
+        assert batches[i].tolist() == [list(range(start, start + block_size + 1))]
+
+
+def in_turn(loaders: list) -> list[int]:
+    """First tokens of the blocks that processes read, in the order of the micro-batches."""
+    batches = itertools.chain.from_iterable(itertools.zip_longest(*loaders))
+    return [block[0].item() for batch in batches if batch is not None for block in batch]
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 7), st.integers(1, 3))
+def test_processes_read_each_block_of_a_range_once_in_order(first, length, micro_batch_size, num_processes):
+    tokens = np.arange(130 * 3)
+    loaders = [
+        BlockBatches(tokens, 2, first, first + length, micro_batch_size, rank, num_processes)
+        for rank in range(num_processes)
+    ]
+    assert in_turn([[loader[i] for i in range(len(loader))] for loader in loaders]) == [
+        3 * block for block in range(first, first + length)
+    ]
+
+
+@given(st.integers(0, 20), st.integers(1, 6), st.integers(0, 6), st.data())
+def test_resuming_goes_on_at_the_next_block_for_other_micro_batches_and_processes(first, steps, done, draw):
+    batch, tokens = 12, np.arange(200 * 3)
+    stop = first + steps * batch
+    done = min(done, steps)
+    divisors, processes = st.sampled_from([1, 2, 3, 4, 6, 12]), st.sampled_from([1, 2, 3])
+    read = []
+    for start, end in ((first, first + done * batch), (first + done * batch, stop)):
+        micro_batch_size, num_processes = draw.draw(divisors), draw.draw(processes)
+        loaders = [
+            BlockBatches(tokens, 2, start, stop, micro_batch_size, rank, num_processes) for rank in range(num_processes)
+        ]
+        read += in_turn([[loader[i] for i in range(len(loader))] for loader in loaders])[: end - start]
+    assert read == [3 * block for block in range(first, stop)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_workers_change_nothing(num_workers):
+    batches = BlockBatches(np.arange(100 * 3), 2, 5, 97, micro_batch_size=4, rank=1, num_processes=2)
+    read = [batch.tolist() for batch in DataLoader(batches, batch_size=None, num_workers=num_workers)]
+    assert read == [batches[i].tolist() for i in range(len(batches))] and len(read) == 11

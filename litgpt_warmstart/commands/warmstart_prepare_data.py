@@ -1,0 +1,82 @@
+"""litgpt warmstart_prepare_data: text from the Hub or a folder into tokens, ahead of training."""
+
+from pathlib import Path
+
+from litgpt_warmstart.data.encoding import EncoderName
+from litgpt_warmstart.data.plan import (
+    SLIMPAJAMA_6B,
+    SLIMPAJAMA_6B_COMMIT,
+    DtypeName,
+    Preparation,
+    default_data_path,
+)
+from litgpt_warmstart.errors import told_in_one_line
+
+
+def setup(
+    repo_id: str | None = None,
+    revision: str | None = None,
+    text_dir: Path | None = None,
+    files: str | None = None,
+    column: str | None = None,
+    val_fraction: float | None = None,
+    tokenizer: str | None = None,
+    data_path: Path | None = None,
+    seed: int | None = None,
+    num_workers: int | None = None,
+    dtype: DtypeName | None = None,
+    encoder: EncoderName | None = None,
+) -> None:
+    """Tokenize a dataset once, for ``--data SlimPajama6B`` (the default) or ``--data PreparedText``.
+
+    The result is also a folder that stock LitGPT reads: ``litgpt pretrain --data LitData --data.data_path DATA_PATH
+    --data.split_names "[train, val]"``. An interrupted preparation goes on with the same command. Where the data is
+    prepared already, it is compared with its source. HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME are honoured.
+
+    Arguments:
+        repo_id: Dataset repository on the Hub, with parquet or jsonl files. Default: DKYoon/SlimPajama-6B.
+        revision: Its branch, tag or commit. Default: for SlimPajama-6B the commit known here, else main as it is now;
+            the commit is recorded.
+        text_dir: A folder of .parquet, .jsonl or .txt files (.gz and .zst of the latter two too), instead of
+            ``repo_id``. Paths that name train, validation or test decide the split.
+        files: Only files whose path in the repository or folder matches this pattern, e.g. ``en/*.json.gz``.
+        column: Column or key that holds the text. Default: text.
+        val_fraction: Share of the training documents to hold out, chosen by their text alone, where no file is named
+            validation. Default: 0.01.
+        tokenizer: Hub repository or folder of the tokenizer, with a tokenizer.json. Default: openai-community/gpt2.
+        data_path: The folder to write. Default: data/ and the name of the repository or folder.
+        seed: Of the documents' order. Default: 42.
+        num_workers: Threads that encode; the result does not depend on it. Default: one for each core.
+        dtype: Type of the stored tokens. Default: the smallest that holds the vocabulary.
+        encoder: The library that encodes. Default: tiktoken where it gives the tokenizer's own ids, else tokenizers.
+    """
+    with told_in_one_line("litgpt warmstart_prepare_data"):
+        from litgpt_warmstart.data.preparation import prepare
+
+        if repo_id is None and text_dir is None:
+            repo_id = SLIMPAJAMA_6B
+        if repo_id == SLIMPAJAMA_6B and revision is None:
+            revision = SLIMPAJAMA_6B_COMMIT
+        text_dir = Path(text_dir) if text_dir else None
+        asked = Preparation(
+            data_path=Path(data_path) if data_path else default_data_path(repo_id, text_dir),
+            repo_id=repo_id,
+            revision=revision,
+            text_dir=text_dir,
+            files=files,
+            column=column,
+            val_fraction=val_fraction,
+            tokenizer=tokenizer,
+            seed=seed,
+            dtype=dtype,
+            encoder=encoder,
+            num_workers=num_workers,
+        )
+        index = prepare(asked, thorough=True)
+        counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())
+        print(
+            f"Prepared {str(asked.data_path)!r}: tokens: {counts}; {sum(index.documents.values()):,} documents,"
+            f" vocabulary {index.vocab_size:,}"
+        )
+        name = "SlimPajama6B" if index.source.repo_id == SLIMPAJAMA_6B else "PreparedText"
+        print(f"Train on it with --data {name} --data.data_path {asked.data_path}")

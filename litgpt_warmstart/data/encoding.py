@@ -1,0 +1,184 @@
+"""Text to token ids: tiktoken where its ids are those of the tokenizer, ``tokenizers`` otherwise.
+
+A byte-level BPE such as GPT-2's is the same algorithm in both libraries, and tiktoken runs it several times faster. It
+is built from the vocabulary and merges in tokenizer.json, compared with ``tokenizers`` on hard cases and on the data at
+hand, and used only where every id agrees.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tiktoken
+from tokenizers import Tokenizer
+
+from litgpt_warmstart.errors import UserError, one_line
+
+EncoderName = Literal["tiktoken", "tokenizers"]
+
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+"""What ``ByteLevel(use_regex=True)`` splits at, with possessive quantifiers, which match the same and faster."""
+
+HARD_CASES = (
+    "", " ", "  ", "\n", "\r\n\r\n", "\t \t", "a", " a", "a ", "  a  b   c    ", "\n\n a\n  b\n",
+    "don't they'll I'VE 'S", "x=1;y[2]+=3.14e-5 # 1234567890", "http://a.b/c?d=e&f=%20",
+    "<|endoftext|>", "a<|endoftext|> b", "<|endoftext|", "Stra\xdfe fa\xe7ade na\xefve",
+    "\u2014\u2013\u2026\u201c\u2019", "\xa0\u2003\u3000 \u200b\ufeff", " \xa0 \n \u2003x",
+    "\x00\x01\x7f\x85\u2028\u2029", "e\u0301 \u0130 \u01c5 \ufb01",
+    "\u6f22\u5b57\u304b\u306a \ud55c\uad6d\uc5b4 \u0627\u0644\u0639\u0631 \u0939\u093f\u0928\u094d \u0e44\u0e17\u0e22",
+    "\u0663\u0664 \xbd \u2167 \xb2 \u0967\u0968", "\U0001f468\u200d\U0001f469 \U0001f1e9\U0001f1ea \U00020000",
+)  # fmt: skip
+"""Blanks, contractions, numbers, special tokens, scripts, marks and symbols, where two libraries might part."""
+
+
+class DocumentEncoder:
+    """Encodes documents as LitGPT's ``Tokenizer.encode(bos=False, eos=False)`` would.
+
+    Args:
+        tokenizer_dir: Folder with a tokenizer.json.
+        name: The library to use; None for tiktoken where it can be built and agrees on :data:`HARD_CASES`.
+
+    Raises:
+        UserError: The tokenizer cannot be read, or tiktoken was asked for and cannot do it.
+    """
+
+    def __init__(self, tokenizer_dir: Path, name: EncoderName | None = None) -> None:
+        path = tokenizer_dir / "tokenizer.json"
+        try:
+            self._reference = Tokenizer.from_file(str(path))
+            self._reference.no_truncation()
+            self._reference.no_padding()
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise UserError(f"the tokenizer {str(path)!r} cannot be read: {one_line(error)}") from error
+        # Threads of ours share the cores; further ones of tokenizers' own would only be in their way.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        vocabulary = self._reference.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        """One more than the largest id."""
+        self.why_not_tiktoken: str | None = None
+        """Why ``tokenizers`` is used although tiktoken was not ruled out."""
+        self._fast: tiktoken.Encoding | None = None
+        if name != "tokenizers":
+            try:
+                self._fast, self._ids = build_tiktoken(content)
+            except ValueError as error:
+                self.why_not_tiktoken = str(error)
+            else:
+                if not self.agrees(HARD_CASES):
+                    self._give_up_tiktoken("its ids differ on a test case")
+        if name == "tiktoken" and self._fast is None:
+            raise UserError(f"--encoder tiktoken cannot encode as {str(path)!r} does ({self.why_not_tiktoken})")
+
+    def id_of(self, token: str) -> int:
+        """The id of a token of the vocabulary."""
+        return self._reference.token_to_id(token)
+
+    @property
+    def name(self) -> EncoderName:
+        """The library in use."""
+        return "tiktoken" if self._fast else "tokenizers"
+
+    def choose(self, texts: Sequence[str]) -> None:
+        """Compare tiktoken on some of the texts to encode, and give it up if an id differs."""
+        if self._fast and not self.agrees(texts):
+            self._give_up_tiktoken("its ids differ on the text to encode")
+
+    def agrees(self, texts: Sequence[str]) -> bool:
+        """Whether the encoder in use gives the ids of ``tokenizers``."""
+        return all(map(np.array_equal, self(texts), self._encode_reference(texts)))
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, shape (number of tokens,), uint32, without special tokens around them."""
+        if self._fast is None:
+            return self._encode_reference(texts)
+        return [self._encode_fast(text) for text in texts]
+
+    def _encode_fast(self, text: str) -> np.ndarray:
+        special = self._fast.special_tokens_set
+        try:
+            ranks = self._fast.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        except ValueError:  # its regex has a limited stack: about a million blanks in a row exceed it
+            return self._encode_reference([text])[0]
+        return self._ids[ranks]
+
+    def _encode_reference(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def _give_up_tiktoken(self, why: str) -> None:
+        self._fast, self.why_not_tiktoken = None, why
+
+
+def build_tiktoken(content: dict[str, Any]) -> tuple[tiktoken.Encoding, np.ndarray]:
+    """tiktoken's form of a byte-level BPE.
+
+    tiktoken wants a token's rank to be its priority in merging; the tokenizer's ids may be in any order.
+
+    Args:
+        content: A tokenizer.json.
+
+    Returns:
+        The encoding, which gives ranks, and the ids by rank, shape (number of tokens,), uint32.
+
+    Raises:
+        ValueError: The tokenizer is of another kind; says which.
+    """
+    model = content["model"]
+    if model.get("type") != "BPE":
+        raise ValueError(f"its model is {model.get('type')}, not BPE")
+    for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            raise ValueError(f"its BPE has {key}")
+    if content.get("normalizer"):
+        raise ValueError("it normalizes text")
+    pattern = _split_pattern(content.get("pre_tokenizer"))
+
+    characters = _byte_characters()
+    byte_of = {character: byte for byte, character in enumerate(characters)}
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    try:
+        merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        for left, right in merges:
+            merged = bytes(byte_of[character] for character in left + right)
+            ranks.setdefault(merged, len(ranks))
+        vocabulary = model["vocab"]
+        ids = [vocabulary["".join(characters[byte] for byte in token)] for token in ranks]
+    except KeyError as error:
+        raise ValueError(f"its vocabulary and merges are not over bytes ({one_line(error)} is missing)") from None
+    special = {}
+    for token in content.get("added_tokens", ()):
+        if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
+            raise ValueError(f"its added token {token['content']!r} strips what is around it")
+        special[token["content"]] = len(ids)
+        ids.append(token["id"])
+    encoding = tiktoken.Encoding("warmstart", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    return encoding, np.array(ids, dtype=np.uint32)
+
+
+def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str:
+    """The regular expression that a pre-tokenizer splits at, which must end in bytes."""
+    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        raise ValueError("its pre-tokenizer is not byte-level")
+    if steps[-1].get("add_prefix_space"):
+        raise ValueError("it adds a space before the text")
+    if len(steps) == 1 and steps[0].get("use_regex", True):
+        return GPT2_SPLIT
+    if len(steps) == 2 and not steps[1].get("use_regex", True):
+        split = steps[0]
+        if split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert"):
+            pattern = split["pattern"].get("Regex")
+            if pattern:
+                return pattern
+    raise ValueError("its pre-tokenizer splits in several steps")
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's ``bytes_to_unicode``)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

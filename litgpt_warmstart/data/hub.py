@@ -1,0 +1,176 @@
+"""What is fetched from the Hugging Face Hub, by its own client; its errors told in one line.
+
+The client honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME, keeps files in its cache, and resumes downloads.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+from litgpt_warmstart.errors import UserError, one_line
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn the client's errors into a UserError that names ``what`` and the remedy; nothing is said of retries."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(
+            f"no permission for {what}: accept its terms on the Hub and set HF_TOKEN to a token that may read it"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{what} does not exist on {constants.ENDPOINT}, or is private: check the name, or set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{what} has no such revision: check --revision") from error
+    except HFValidationError as error:
+        raise UserError(f"{what} is no name of a repository ({one_line(error, 120)}): write owner/name") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx.TransportError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
+            raise  # how huggingface_hub 1.3 ends when a second try after a failed connection fails too
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it") from error
+        raise UserError(
+            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT; the same command goes on"
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in (401, 403):
+            raise UserError(f"no permission for {what}: set HF_TOKEN to a token that may read it") from error
+        raise UserError(f"{what}: {one_line(error, 160)}; the same command goes on") from error
+    except OSError as error:
+        raise UserError(f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk") from error
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def dataset_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
+    """A dataset repository's commit and files.
+
+    Returns:
+        The commit that ``revision`` stands for, and name, bytes and, where the Hub tells it, sha256 of each file.
+    """
+    with told(f"dataset {repo_id!r} at revision {revision!r}"):
+        if constants.HF_HUB_OFFLINE:
+            return _cached_files(repo_id, revision)
+        info = HfApi().dataset_info(repo_id, revision=revision, files_metadata=True)
+        files = [(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings]
+        return info.sha, files
+
+
+def _cached_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
+    folder = Path(HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return folder.name, [(path.relative_to(folder).as_posix(), path.stat().st_size, None) for path in paths]
+
+
+def download(repo_id: str, name: str, commit: str) -> Path:
+    """A file of a dataset repository, in the client's cache."""
+    with told(f"{name!r} of dataset {repo_id!r}"):
+        return Path(HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit))
+
+
+def is_cached(repo_id: str, name: str, commit: str) -> bool:
+    """Whether a file of a dataset repository needs no download."""
+    return isinstance(try_to_load_from_cache(repo_id, name, repo_type="dataset", revision=commit), str)
+
+
+def cache_dir() -> Path:
+    """Where the client keeps what it downloads."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
+    """Name -> content of a tokenizer's files, complete enough for LitGPT's Tokenizer.
+
+    Args:
+        tokenizer: A folder, or a model repository's name.
+
+    Raises:
+        UserError: There is no tokenizer.json, no end-of-text token, or it cannot be fetched.
+    """
+    if os.path.isdir(tokenizer):
+        found = {n: (Path(tokenizer) / n).read_bytes() for n in TOKENIZER_FILES if (Path(tokenizer) / n).is_file()}
+    else:
+        if tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") > 1:
+            raise UserError(f"the tokenizer folder {tokenizer!r} does not exist")
+        found = {name: path.read_bytes() for name in TOKENIZER_FILES if (path := _model_file(tokenizer, name))}
+    if "tokenizer.json" not in found:
+        raise UserError(f"--tokenizer {tokenizer!r} has no tokenizer.json: give a folder or repository that has one")
+    try:
+        config = json.loads(found.get("tokenizer_config.json", b"{}"))
+        generation = json.loads(found.get("generation_config.json", b"{}"))
+        eos = _end_of_text(json.loads(found["tokenizer.json"]), config, generation)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"--tokenizer {tokenizer!r} is damaged: {one_line(error)}") from error
+    if eos is None:
+        raise UserError(
+            f"--tokenizer {tokenizer!r} names no end-of-text token: add eos_token to its tokenizer_config.json"
+        )
+    # GPT-2's own file has neither, and LitGPT's Tokenizer needs tokenizer_class.
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, "eos_token": eos}
+    found["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+    return found
+
+
+def _model_file(repo_id: str, name: str) -> Path | None:
+    with told(f"tokenizer {repo_id!r}"):
+        try:
+            return Path(HfApi().hf_hub_download(repo_id, name))
+        except LocalEntryNotFoundError:
+            if name != "tokenizer.json":  # offline, and it may well have none
+                return None
+            raise
+        except EntryNotFoundError:
+            return None
+
+
+def _end_of_text(tokenizer: dict, config: dict, generation: dict) -> str | None:
+    """The end-of-text token that a tokenizer's files name, or a well-known one of its vocabulary."""
+    added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
+    vocabulary = tokenizer["model"]["vocab"]
+    eos = config.get("eos_token")
+    if isinstance(eos, dict):
+        eos = eos["content"]
+    if eos is None and isinstance(generation.get("eos_token_id"), int):
+        eos = added.get(generation["eos_token_id"])
+    if eos is None:
+        eos = next((t for t in ("<|endoftext|>", "<|end_of_text|>", "</s>") if t in added.values()), None)
+    if eos is not None and eos not in added.values() and eos not in vocabulary:
+        raise ValueError(f"its vocabulary lacks its eos_token {eos!r}")
+    return eos
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep the client's bars, one a file, out of the way of ours."""
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

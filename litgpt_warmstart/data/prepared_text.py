@@ -1,0 +1,139 @@
+"""PreparedText and SlimPajama6B: text from the Hub or a folder, tokenized once, read by block."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from litgpt.config import find_multiple
+
+from litgpt_warmstart.data import hub
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.chunks import TokenStream
+from litgpt_warmstart.data.plan import (
+    SLIMPAJAMA_6B,
+    SLIMPAJAMA_6B_COMMIT,
+    TOKENIZER,
+    Preparation,
+    check_prepared,
+    default_data_path,
+)
+from litgpt_warmstart.data.preparation import prepare
+from litgpt_warmstart.data.prepared_index import PREPARED, PreparedIndex
+from litgpt_warmstart.errors import UserError
+
+
+@dataclass
+class PreparedText(BlockDataModule):
+    """Text of a Hub dataset or of a folder (parquet, jsonl, txt), tokenized at first use or by warmstart_prepare_data.
+
+    A run reads a range of blocks, and a warmstart goes on where its base ended. Files are assigned to training,
+    validation and test by their names; without validation files, a part of the training documents is held out.
+    """
+
+    data_path: Path | None = None
+    """Where the prepared tokens are. Default: data/ and the name of the repository or folder."""
+    repo_id: str | None = None
+    """Dataset repository on the Hub, if it has to be prepared."""
+    revision: str | None = None
+    """Its branch, tag or commit. Default: main as it is when the preparation begins."""
+    text_dir: Path | None = None
+    """Folder of .parquet, .jsonl or .txt files (.gz and .zst of the latter two too), instead of ``repo_id``."""
+    files: str | None = None
+    """Only files whose path in the repository or folder matches this pattern, e.g. ``en/*.json.gz``."""
+    column: str | None = None
+    """Column or key that holds the text. Default: text."""
+    val_fraction: float | None = None
+    """Share of the training documents to hold out where no file is named validation. Default: 0.01."""
+    tokenizer: str | None = None
+    """Hub repository or folder of the tokenizer. Default: openai-community/gpt2, or what the data was prepared with."""
+    seed: int | None = None
+    """Of the documents' order. Default: 42."""
+    num_workers: int = 0
+    """Processes that read ahead while training; worth it only where the files are on a slow disk."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.text_dir = Path(self.text_dir) if self.text_dir else None
+        if self.data_path is None:
+            self.data_path = default_data_path(self.repo_id, self.text_dir)
+        self.data_path = Path(self.data_path)
+
+    @property
+    def preparation(self) -> Preparation:
+        """What is asked for."""
+        names = ("data_path", "repo_id", "revision", "text_dir", "files", "column", "val_fraction", "tokenizer", "seed")
+        return Preparation(**{name: getattr(self, name) for name in names})
+
+    @cached_property
+    def index(self) -> PreparedIndex:
+        """What is prepared; a UserError where nothing is."""
+        return PreparedIndex.load(self.data_path)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the tokens are there."""
+        return (self.data_path / PREPARED).is_file()
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        return hub.tokenizer_files(self.tokenizer or TOKENIZER)
+
+    @property
+    def vocab_size(self) -> int:
+        if self.is_prepared:
+            return self.index.vocab_size
+        content = json.loads(self._tokenizer_files["tokenizer.json"])
+        ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens", ()))]
+        return max(ids) + 1
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return find_multiple(self.vocab_size, 128)  # 50,257 becomes Table 1's 50,304
+
+    @property
+    def fingerprint(self) -> str:
+        return self.index.fingerprint
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.data_path
+
+    @property
+    def tokenizer_json(self) -> bytes | None:
+        path = self.data_path / "tokenizer.json"
+        return path.read_bytes() if self.is_prepared and path.is_file() else self._tokenizer_files["tokenizer.json"]
+
+    def prepare_data(self) -> None:
+        """Prepare the tokens, or check that those there are of what is asked for.
+
+        Raises:
+            UserError: Neither can be done; says why.
+        """
+        if self.is_prepared:
+            check_prepared(self.index, self.preparation, thorough=False)
+        else:
+            prepare(self.preparation)
+        for split in ("train", "val"):
+            self.tokens(split).check()
+
+    def tokens(self, split: str) -> TokenStream:
+        if split not in self.index.tokens:
+            raise UserError(f"{str(self.data_path)!r} has no {split} split")
+        return TokenStream(self.data_path / split, np.dtype(self.index.dtype))
+
+
+@dataclass
+class SlimPajama6B(PreparedText):
+    """SlimPajama-6B from the Hub, about 6 billion tokens of GPT-2's tokenizer: the paper's data.
+
+    Preparing it downloads 14 GB and takes about 28 GB of disk while it goes on, 12 GB at the end.
+    """
+
+    data_path: Path | None = Path("data/slimpajama-6b")
+    """Where the prepared tokens are; prepared at first use, or ahead by ``litgpt warmstart_prepare_data``."""
+    repo_id: str | None = SLIMPAJAMA_6B
+    """Dataset repository on the Hub."""
+    revision: str | None = SLIMPAJAMA_6B_COMMIT
+    """Its commit."""

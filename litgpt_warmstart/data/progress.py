@@ -1,0 +1,60 @@
+"""How far a preparation is: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import threading
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Documents, tokens and bytes of text done, told by several threads.
+
+    Args:
+        total_bytes: Text to encode, about.
+        what: Stands before the bar.
+    """
+
+    SECONDS_BETWEEN_LINES = 30.0
+
+    def __init__(self, total_bytes: int, what: str) -> None:
+        self.documents = self.tokens = self.num_bytes = 0
+        self._lock = threading.Lock()
+        self._started = self._told = time.monotonic()
+        self._new_bytes = 0
+        self._bar = tqdm(
+            total=total_bytes, unit="B", unit_scale=True, desc=what, dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+
+    def advance(self, documents: int, tokens: int, num_bytes: int) -> None:
+        """Count what has been done."""
+        with self._lock:
+            self.documents += documents
+            self.tokens += tokens
+            self.num_bytes += num_bytes
+            self._new_bytes += num_bytes if tokens else 0
+            self._bar.set_postfix_str(f"{self.documents:,} documents, {self.tokens:,} tokens", refresh=False)
+            self._bar.update(num_bytes)
+            now = time.monotonic()
+            if self._bar.disable and now - self._told >= self.SECONDS_BETWEEN_LINES:
+                self._told = now
+                print(self._line(now), file=sys.stderr)
+
+    def correct_total(self, change: int) -> None:
+        """Take notice that there is more or less text than was thought."""
+        with self._lock:
+            self._bar.total += change
+            self._bar.refresh()
+
+    def _line(self, now: float) -> str:
+        speed = self._new_bytes / max(now - self._started, 1e-9)
+        left = max(0, self._bar.total - self.num_bytes)
+        eta = f"{left / speed:,.0f} s left" if speed else "skipping what is done"
+        return (
+            f"{self._bar.desc}: {self.num_bytes / 1e6:,.0f} of {self._bar.total / 1e6:,.0f} MB |"
+            f" {self.documents:,} documents | {self.tokens:,} tokens | {speed / 1e6:.1f} MB/s | {eta}"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()

@@ -1,0 +1,258 @@
+"""Text to prepare: which files, which split, and the documents in them.
+
+A file is cut into parts that can be read apart, so that all cores have work whatever the number of files: row groups
+of a parquet file, spans of bytes of a plain one. A compressed one is a single part.
+"""
+
+import fnmatch
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from litgpt_warmstart.data import hub
+from litgpt_warmstart.errors import UserError, one_line
+
+SPLITS = ("train", "val", "test")
+PART_BYTES = 32 * 2**20
+"""Text of a part, at least, where a file can be cut."""
+PIECE_BYTES = 64 * 2**10
+"""A longer .txt file is cut, at line ends, into documents of at most this size."""
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
+SPLIT_WORDS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val",
+               "test": "test", "testing": "test", "heldout": "test"}  # fmt: skip
+EXPANSION = {".parquet": 2.0, ".gz": 3.0, ".zst": 3.0}
+"""Bytes of text in a byte of a file, for estimates."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source."""
+
+    name: str
+    """Path within the repository or folder."""
+    split: str
+    num_bytes: int
+    sha256: str | None = None
+    """None where it is known only after reading."""
+
+    @property
+    def estimated_text_bytes(self) -> int:
+        """About how much text it holds."""
+        return int(self.num_bytes * EXPANSION.get(Path(self.name).suffix, 1.0))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a file that is read by itself: row groups of a parquet file, bytes of a plain one."""
+
+    start: int
+    stop: int | None
+    """One past the last; None to the end."""
+
+
+def is_text_file(name: str) -> bool:
+    """Whether a file's name is one of those that documents are read from."""
+    path = Path(name)
+    if path.suffix in COMPRESSION:
+        path = path.with_suffix("")
+        return path.suffix in FORMATS and path.suffix != ".parquet"
+    return path.suffix in FORMATS
+
+
+def split_of(name: str) -> str:
+    """The split that a path's words name, the last one counting; training where none does."""
+    words = re.split(r"[^a-z]+", name.lower())
+    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), "train")
+
+
+def hub_source(repo_id: str, revision: str, pattern: str | None) -> tuple[str, tuple[SourceFile, ...]]:
+    """The text files of a dataset on the Hub.
+
+    Returns:
+        The commit that ``revision`` stands for, and the files by name.
+
+    Raises:
+        UserError: It cannot be read, or has no text files.
+    """
+    commit, files = hub.dataset_files(repo_id, revision)
+    return commit, _chosen([SourceFile(n, split_of(n), b, s) for n, b, s in files], pattern, f"dataset {repo_id!r}")
+
+
+def folder_source(folder: Path, pattern: str | None) -> tuple[SourceFile, ...]:
+    """The text files below a folder, by name.
+
+    Raises:
+        UserError: The folder does not exist or has none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--text_dir {str(folder)!r} is no folder: give one with {', '.join(FORMATS)} files")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    files = [SourceFile(name, split_of(name), path.stat().st_size) for name, path in names.items()]
+    return _chosen(files, pattern, f"--text_dir {str(folder)!r}")
+
+
+def _chosen(files: list[SourceFile], pattern: str | None, what: str) -> tuple[SourceFile, ...]:
+    visible = [f for f in files if not any(part.startswith(".") for part in Path(f.name).parts)]
+    matching = [f for f in visible if is_text_file(f.name) and (not pattern or fnmatch.fnmatch(f.name, pattern))]
+    if not matching:
+        limited = f" that match --files {pattern!r}" if pattern else ""
+        raise UserError(f"{what} has no .parquet, .jsonl or .txt files{limited} (.gz and .zst of the latter two too)")
+    if all(file.split != "train" for file in matching):
+        raise UserError(f"{what} has no training files, only {matching[0].split} ones such as {matching[0].name!r}")
+    return tuple(sorted(matching, key=lambda file: file.name))
+
+
+def parts_of(path: Path, name: str, column: str) -> list[tuple[Part, int]]:
+    """How a file is cut, and about how many bytes of text are in each part.
+
+    Raises:
+        UserError: The file is damaged, or has no such column.
+    """
+    size = path.stat().st_size
+    suffix = Path(name).suffix
+    if suffix == ".parquet":
+        return _row_group_parts(path, name, column)
+    if suffix in COMPRESSION:
+        return [(Part(0, None), int(size * EXPANSION[suffix]))]
+    return [(Part(at, min(at + PART_BYTES, size)), min(PART_BYTES, size - at)) for at in range(0, size, PART_BYTES)]
+
+
+def _row_group_parts(path: Path, name: str, column: str) -> list[tuple[Part, int]]:
+    try:
+        metadata = pq.read_metadata(path)
+        fields = metadata.schema.to_arrow_schema()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{name!r} is no parquet file or damaged ({one_line(error, 100)}): fetch it again") from error
+    if column not in fields.names:
+        raise UserError(f"{name!r} has no column {column!r}, only {', '.join(fields.names)}: pass --column")
+    kind = fields.field(column).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f"column {column!r} of {name!r} holds {kind}, not text: pass --column")
+    index = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
+    parts, start, num_bytes = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        num_bytes += metadata.row_group(group).column(index).total_uncompressed_size
+        if num_bytes >= PART_BYTES or group + 1 == metadata.num_row_groups:
+            parts.append((Part(start, group + 1), num_bytes))
+            start, num_bytes = group + 1, 0
+    return parts
+
+
+def documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+    """A part's documents in order, some at a time; None for a row without text.
+
+    Args:
+        path: Where the file is.
+        name: What it is called in its source, for the format and for messages.
+        part: One of :func:`parts_of`.
+        column: The column or key that holds the text.
+
+    Raises:
+        UserError: The file is damaged, or a row has no such key.
+    """
+    inner = Path(name)
+    if inner.suffix == ".parquet":
+        return _parquet_documents(path, name, part, column)
+    if inner.suffix in COMPRESSION:
+        inner = inner.with_suffix("")
+    read = _text_pieces if inner.suffix == ".txt" else _json_documents
+    return read(path, name, part, column)
+
+
+def _parquet_documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            groups = list(range(part.start, part.stop))
+            for batch in file.iter_batches(256, row_groups=groups, columns=[column], use_threads=False):
+                yield batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name!r} is damaged ({one_line(error, 100)}): fetch it again") from error
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    """A file's bytes, decompressed."""
+    if compression := COMPRESSION.get(path.suffix):
+        return io.BufferedReader(pa.input_stream(str(path), compression=compression), 2**20)
+    return path.open("rb", buffering=2**20)
+
+
+def _lines(path: Path, name: str, part: Part, limit: int = -1) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of each line that begins within a part, cut after ``limit`` bytes if that is above 0."""
+    try:
+        with _open(path) as file:
+            offset = 0
+            if part.start > 0:  # the line around the boundary belongs to the part before
+                offset = part.start - 1
+                file.seek(offset)
+                while piece := file.readline(2**20):
+                    offset += len(piece)
+                    if piece.endswith(b"\n") or offset >= part.stop:
+                        break
+            at_line_start = True
+            while (part.stop is None or offset < part.stop or not at_line_start) and (line := file.readline(limit)):
+                yield offset, line
+                offset += len(line)
+                at_line_start = line.endswith(b"\n")
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise UserError(f"{name!r} is damaged ({one_line(error, 100)}): fetch it again") from error
+
+
+def _json_documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+    found: list[str | None] = []
+    num_bytes = 0
+    for offset, line in _lines(path, name, part):
+        if line.isspace():
+            continue
+        try:
+            text = json.loads(line)[column]
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{name!r} holds no JSON object in the line at byte {offset:,}: mend or remove it"
+            ) from None
+        except KeyError:
+            keys = ", ".join(json.loads(line))
+            raise UserError(f"{name!r} has no key {column!r} at byte {offset:,}, only {keys}: pass --column") from None
+        if not isinstance(text, str | None):
+            raise UserError(f"{name!r}: {column!r} at byte {offset:,} is no text: pass --column")
+        if text and b"\\ud" in line.lower():  # half a surrogate pair is valid JSON, but no text
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        found.append(text)
+        num_bytes += len(line)
+        if num_bytes >= 2**20:
+            yield found
+            found, num_bytes = [], 0
+    yield found
+
+
+def _text_pieces(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+    pending: list[bytes] = []
+    size = start = 0
+    for offset, line in _lines(path, name, part, limit=PIECE_BYTES):
+        if pending and size + len(line) > PIECE_BYTES:
+            text, rest = _decoded(b"".join(pending), name, start, last=False)
+            yield [text]
+            pending, size, start = [rest], len(rest), offset - len(rest)
+        pending.append(line)
+        size += len(line)
+    if size:
+        yield [_decoded(b"".join(pending), name, start, last=True)[0]]
+
+
+def _decoded(piece: bytes, name: str, offset: int, last: bool) -> tuple[str, bytes]:
+    """The text of a piece, and the bytes of a character that its end cuts."""
+    try:
+        return piece.decode("utf-8"), b""
+    except UnicodeDecodeError as error:
+        if not last and error.start >= len(piece) - 3 and error.reason == "unexpected end of data":
+            return piece[: error.start].decode("utf-8"), piece[error.start :]
+        raise UserError(
+            f"{name!r} is not UTF-8 at byte {offset + error.start:,}: convert it, e.g. with iconv"
+        ) from None

@@ -1,0 +1,113 @@
+"""Text in every format, a tokenizer, and a Hub."""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from litgpt_warmstart.data import plan, preparation, segments, sources
+from litgpt_warmstart.data.chunks import TokenStream
+from litgpt_warmstart.data.plan import Preparation
+from litgpt_warmstart.data.prepared_index import PreparedIndex
+from litgpt_warmstart.data.stdlib_text import pieces, stdlib_documents
+from tests.data.hub_server import Hub, Repository, serve
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """About a megabyte of documents of some 2,000 characters, all different."""
+    found = [piece for text in list(stdlib_documents().values())[:60] for piece in pieces(text)]
+    return list(dict.fromkeys(found))[:500]
+
+
+def parquet(texts: Sequence[str | None], column: str = "text", row_group_size: int = 20) -> bytes:
+    """A parquet file with a column of text and one of something else."""
+    buffer = io.BytesIO()
+    table = pa.table({"meta": list(range(len(texts))), column: pa.array(texts, pa.string())})
+    pq.write_table(table, buffer, row_group_size=row_group_size)
+    return buffer.getvalue()
+
+
+def jsonl(texts: Sequence[str], column: str = "text") -> bytes:
+    """Lines of JSON objects."""
+    return "".join(json.dumps({column: text, "meta": 1}, ensure_ascii=False) + "\n" for text in texts).encode()
+
+
+def write_folder(folder: Path, texts: Sequence[str]) -> Path:
+    """A folder with the texts in all formats, and a validation file of 20 others."""
+    folder.mkdir(parents=True)
+    parts = [texts[20 + number :: 5] for number in range(5)]
+    (folder / "a.parquet").write_bytes(parquet(parts[0]))
+    (folder / "b.jsonl").write_bytes(jsonl(parts[1]))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(jsonl(parts[2])))
+    with pa.CompressedOutputStream(str(folder / "d.jsonl.zst"), "zstd") as stream:
+        stream.write(jsonl(parts[3]))
+    for number, text in enumerate(parts[4]):
+        (folder / f"e-{number}.txt").write_text(text, encoding="utf-8", newline="")
+    (folder / "validation.parquet").write_bytes(parquet(texts[:20]))
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts, segments and chunks so small that a megabyte has many of each."""
+    monkeypatch.setattr(sources, "PART_BYTES", 30_000)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20_000)
+    monkeypatch.setattr(preparation, "CHUNK_TOKENS", 50_000)
+
+
+@pytest.fixture
+def text_dir(tmp_path: Path, texts: list[str]) -> Path:
+    """The texts in all formats."""
+    return write_folder(tmp_path / "my text", texts)
+
+
+@pytest.fixture
+def ask(tmp_path: Path, text_dir: Path, stdlib_path: Path) -> Preparation:
+    """A preparation of the folder with StdlibText's tokenizer."""
+    return Preparation(tmp_path / "data" / "mine", text_dir=text_dir, tokenizer=str(stdlib_path), num_workers=2)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Path -> bytes of every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stored_documents(folder: Path, split: str) -> list[list[int]]:
+    """The documents of a split as token ids, in their order, without the end-of-text tokens."""
+    index = PreparedIndex.load(folder)
+    tokens = TokenStream(folder / split, index.dtype)
+    found, document = [], []
+    for token in tokens[0 : len(tokens)].tolist():
+        if token == index.eos_id:
+            found.append(document)
+            document = []
+        else:
+            document.append(token)
+    assert not document, "the last document has no end"
+    return found
+
+
+@pytest.fixture
+def hub(texts: list[str], stdlib_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub with a small dataset in SlimPajama-6B's layout and a tokenizer as sparse as GPT-2's, and an empty cache."""
+    files = {f"data/train-{n:05d}-of-00003-0123456789abcdef.parquet": parquet(texts[50 + n :: 3]) for n in range(3)}
+    files["data/validation-00000-of-00001-0123456789abcdef.parquet"] = parquet(texts[:25])
+    files["data/test-00000-of-00001-0123456789abcdef.parquet"] = parquet(texts[25:50])
+    files["README.md"] = b"# SlimPajama"
+    tokenizer = {"tokenizer.json": (stdlib_path / "tokenizer.json").read_bytes(),
+                 "tokenizer_config.json": b'{"model_max_length": 1024}',
+                 "generation_config.json": b'{"eos_token_id": 0}'}  # fmt: skip
+    served = Hub(
+        {plan.SLIMPAJAMA_6B: Repository(files, plan.SLIMPAJAMA_6B_COMMIT)}, {plan.TOKENIZER: Repository(tokenizer)}
+    )
+    with serve(served):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        yield served
