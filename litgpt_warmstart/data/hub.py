@@ -5,6 +5,7 @@ The client honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME, keeps file
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from litgpt_warmstart.errors import UserError, one_line
 
+RETRY_AFTER = (0.2, 2.0, 10.0)
+"""Seconds after which a download that broke off is tried again."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -87,8 +90,13 @@ def _cached_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int
 
 
 def download(repo_id: str, name: str, commit: str) -> Path:
-    """A file of a dataset repository, in the client's cache."""
+    """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke."""
     with told(f"{name!r} of dataset {repo_id!r}"):
+        for seconds in RETRY_AFTER:
+            try:
+                return Path(HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit))
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                time.sleep(seconds)
         return Path(HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit))
 
 

@@ -16,7 +16,7 @@ from litgpt_warmstart.checkpoint import file_sha256
 from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
 from litgpt_warmstart.data.prepared_index import FORMAT_VERSION, PREPARED, PreparedIndex, Source
-from litgpt_warmstart.data.sources import Part, SourceFile, documents, folder_source, hub_source
+from litgpt_warmstart.data.sources import SourceFile, documents, folder_source, hub_source, parts_of
 from litgpt_warmstart.errors import UserError, one_line
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
@@ -210,10 +210,13 @@ def check_space(asked: Preparation, files: Sequence[SourceFile], commit: str | N
 
 def _sample(source: Source, files: Sequence[SourceFile]) -> list[str]:
     """The first documents of the first training file."""
-    file = next(f for f in files if f.split == "train" and f.num_bytes)
+    file = next((f for f in files if f.split == "train" and f.num_bytes), None)
+    if file is None:
+        raise UserError(f"the training files of {source.repo_id or source.text_dir!r} are empty")
+    path = path_of(file, source)
+    part, _ = parts_of(path, file.name, source.column)[0]
     found, characters = [], 0
-    for texts in documents(path_of(file, source), file.name, Part(0, 1 if ".parquet" in file.name else None),
-                           source.column):  # fmt: skip
+    for texts in documents(path, file.name, part, source.column):
         for text in texts:
             found.append((text or "")[:SAMPLE_CHARACTERS])
             characters += len(found[-1])

@@ -243,7 +243,7 @@ class EncodingPass:
                 f"{str(path)!r} has sha256 {sha256[:12]}…, not {expected[:12]}…: it was changed or damaged; restore it"
                 " or, in the Hub's cache, remove it"
             )
-        marker.write_text(sha256)
+        _write_whole(marker, sha256)
         parts = parts_of(path, file.name, self.plan.source.column) if path.stat().st_size else []
         self._progress.correct_total(sum(num_bytes for _, num_bytes in parts) - file.estimated_text_bytes)
         return path, sha256, parts
@@ -268,10 +268,15 @@ class EncodingPass:
 
         count, rows = encode_part(path, file.name, number, file.split, part, self.reading, stem, advance)
         self._progress.correct_total(read - num_bytes)
-        partial = marker.with_name(f"{marker.name}.partial")
-        partial.write_text(json.dumps([count, rows]))
-        os.replace(partial, marker)
+        _write_whole(marker, json.dumps([count, rows]))
         return count, rows
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves it as it was or as it should be."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
 
 
 def write_split(folder: Path, split: str, segments: list[Segment], workers: int) -> tuple[int, list[str]]:

@@ -150,6 +150,8 @@ class _Segment:
                 file.write(table.tobytes())
                 for index in order:
                     file.write(self.tokens[index])
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except OSError:
             partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 PART_BYTES = 32 * 2**20
 """Text of a part, at least, where a file can be cut."""
 PIECE_BYTES = 64 * 2**10
-"""A longer .txt file is cut, at line ends, into documents of at most this size."""
+"""A longer .txt file is cut, at line ends, into documents of about this size."""
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
 SPLIT_WORDS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val",

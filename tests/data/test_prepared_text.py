@@ -1,0 +1,181 @@
+"""The DataModules: prepared at first use, read by range, and taken up by a warmstart where its base ended."""
+
+import json
+from dataclasses import replace
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from litgpt_warmstart.args import TrainArgs
+from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
+from litgpt_warmstart.data import PreparedText, SlimPajama6B, plan
+from litgpt_warmstart.data.chunks import TokenStream
+from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
+from litgpt_warmstart.data.preparation import prepare
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.record import DataUse, Record
+
+
+def quiet(line: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture
+def data(ask, small) -> PreparedText:
+    """Prepared text in a few chunks, connected at a block size of 64."""
+    prepare(ask, say=quiet)
+    data = PreparedText(ask.data_path)
+    data.connect(batch_size=4, max_seq_length=64)
+    data.prepare_data()
+    return data
+
+
+def settings(tiny_settings: dict, data: PreparedText, **train: object) -> dict:
+    """Arguments for a run of 10 steps of 8 blocks."""
+    return tiny_settings | dict(
+        data=data, train=TrainArgs(**(dict(global_batch_size=8, max_steps=10, save_interval=5) | train))
+    )
+
+
+def test_blocks_are_those_of_the_stream_across_chunks(data):
+    stream = data.tokens("train")
+    assert data.num_blocks("train") == len(stream) // 65
+    boundary = stream._starts[1] // 65  # the block that two chunks share
+    assert stream._starts[1] % 65 != 0
+    data.select(boundary - 1, boundary + 3)
+    (batch,) = data.train_dataloader()
+    assert batch.shape == (4, 65) and batch.dtype == torch.uint16
+    assert batch.flatten().tolist() == stream[(boundary - 1) * 65 : (boundary + 3) * 65].tolist()
+
+
+def test_it_is_prepared_at_first_use(ask):
+    data = PreparedText(ask.data_path, text_dir=ask.text_dir, tokenizer=ask.tokenizer)
+    assert not data.is_prepared and data.vocab_size == data.padded_vocab_size == 4096
+    assert json.loads(data.tokenizer_json)["model"]["type"] == "BPE"
+    data.prepare_data()
+    assert data.is_prepared and data.vocab_size == 4096
+    assert recorded_data(DataUse(class_path(data), init_args(data), 0)).fingerprint == data.fingerprint
+
+
+def test_a_vocabulary_is_padded_as_in_table_1(ask, monkeypatch):
+    prepare(ask, say=quiet)
+    data = PreparedText(ask.data_path)
+    data.index = replace(data.index, vocab_size=50_257)
+    assert (data.vocab_size, data.padded_vocab_size) == (50_257, 50_304)
+
+
+def test_slimpajama_is_the_papers_dataset():
+    data = SlimPajama6B()
+    assert (data.repo_id, data.revision) == ("DKYoon/SlimPajama-6B", plan.SLIMPAJAMA_6B_COMMIT)
+    assert str(data.data_path) == "data/slimpajama-6b"
+    assert recorded_data(DataUse(class_path(data), init_args(data), 0)) == data
+    assert plan.default_data_path("a/B-c", None).as_posix() == "data/b-c"
+
+
+def test_a_warmstart_takes_up_where_the_lineage_ended(tiny, tiny_settings, data, tmp_path):
+    own = settings(tiny_settings, data)
+    warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **own)
+    warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **own)
+    uses = Record.load(tmp_path / "b/final/warmstart.yaml").data_uses
+    assert [(use.start_token, use.stop_token) for use in uses] == [(0, 80 * 65), (80 * 65, 160 * 65)]
+    assert {use.fingerprint for use in uses} == {data.fingerprint}
+
+
+def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(
+    tiny, tiny_settings, data, ask, tmp_path, capsys
+):  # fmt: skip
+    warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **settings(tiny_settings, data))
+    prepare(replace(ask, data_path=tmp_path / "otherwise", seed=7), say=quiet)
+    other = settings(tiny_settings, PreparedText(tmp_path / "otherwise"))
+    warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **other)
+    assert "the base has also read PreparedText, which cannot be compared" in capsys.readouterr().out
+    assert Record.load(tmp_path / "b/final/warmstart.yaml").data.start_token == 0
+
+
+@pytest.mark.parametrize(("micro_batch_size", "num_workers"), [(2, 0), (8, 0), (4, 2)])
+def test_a_resumed_run_reads_on_at_the_next_block(tiny, tiny_settings, data, tmp_path, micro_batch_size, num_workers):
+    own = settings(tiny_settings, data, micro_batch_size=4) | dict(target=tiny[16], lr=0.02, out_dir=tmp_path / "a")
+    warmstart_scratch.setup(**own)
+    read, stored = [], TokenStream.__getitem__
+
+    def remember(self, where: slice):
+        if self.folder.name == "train":
+            read.extend(range(where.start // 65, where.stop // 65))
+        return stored(self, where)
+
+    data.num_workers = num_workers
+    own["train"].micro_batch_size = micro_batch_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenStream, "__getitem__", remember)
+        warmstart_scratch.setup(**own, resume=tmp_path / "a/step-00000005")
+    assert read == ([] if num_workers else list(range(40, 80)))  # workers read in processes of their own
+    record = Record.load(tmp_path / "a/final/warmstart.yaml")
+    assert record.step_count == 10 and (record.data.start_token, record.data.stop_token) == (0, 80 * 65)
+
+
+def test_a_range_that_does_not_fit_is_told_with_all_numbers(tiny, tiny_settings, data, tmp_path, capsys):
+    blocks = data.num_blocks("train")
+    own = settings(tiny_settings, data, max_steps=None, max_tokens=10**9)
+    with pytest.raises(SystemExit):
+        warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **own)
+    fits = blocks // 8 * 8 * 64
+    told = capsys.readouterr().err
+    assert f"1,000,000,000 tokens asked, {blocks * 64:,} left of {blocks * 64:,}" in told
+    assert (
+        f"pass --train.max_tokens {fits} or less, or a target of at most {fits // 20:,} parameters at 20 tokens" in told
+    )
+    assert not (tmp_path / "a").exists()
+
+
+def test_without_data_or_a_base_the_data_is_slimpajama(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit):
+        warmstart_scratch.setup(target="5M", compile=False)
+    assert "tokenizer 'openai-community/gpt2' is not in the Hub's cache, and HF_HUB_OFFLINE is set" in (
+        capsys.readouterr().err
+    )
+    assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("data*"))
+
+
+def test_another_tokenizer_than_the_bases_is_refused_before_anything_is_prepared(base, tiny, ask, tmp_path, capsys):
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    content = json.loads((base / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    (tokenizer / "tokenizer.json").write_text(json.dumps(content))
+    data = PreparedText(ask.data_path, text_dir=ask.text_dir, tokenizer=str(tokenizer))
+    with pytest.raises(SystemExit):
+        warmstart.setup(base=base, target=tiny[48], data=data, out_dir=tmp_path / "out")
+    assert "has another tokenizer than the one in" in capsys.readouterr().err
+    assert not ask.data_path.parent.exists()
+
+
+def test_nothing_prepared_and_nothing_to_prepare_is_told(tmp_path):
+    with pytest.raises(UserError, match="nothing is prepared in .*: give repo_id or text_dir to prepare it"):
+        PreparedText(tmp_path / "data").prepare_data()
+    with pytest.raises(UserError, match="data_path is missing"):
+        PreparedText()
+
+
+def test_a_missing_chunk_is_told_before_training(data):
+    (data.data_path / "train/chunk-0-1.bin").unlink()
+    with pytest.raises(UserError, match="chunk-0-1.bin' is missing or cut off"):
+        PreparedText(data.data_path).prepare_data()
+
+
+def test_the_command_prepares_names_the_module_and_does_nothing_twice(ask, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        warmstart_prepare_data.setup(text_dir=ask.text_dir, tokenizer=ask.tokenizer, num_workers=1)
+        said = capsys.readouterr().out
+        assert "Train on it with --data PreparedText --data.data_path data/my text" in said
+    assert "Preparing" not in said
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=ask.text_dir, repo_id="a/b", num_workers=1)
+    assert "repo_id and text_dir exclude each other" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=ask.text_dir, val_fraction=2.0)
+    assert "val_fraction must lie between 0 and 1" in capsys.readouterr().err
