@@ -110,8 +110,11 @@ def default_data_path(repo_id: str | None, text_dir: Path | None) -> Path:
     return Path("data") / name.lower()
 
 
-def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> Plan:
+def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tuple[Plan, DocumentEncoder]:
     """Decide everything; the tokenizer's files and the plan are written into the folder.
+
+    Returns:
+        The plan, and the encoder that it names.
 
     Raises:
         UserError: Nothing to prepare, no room for it, or it cannot be had.
@@ -157,7 +160,7 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> Pl
         seed=SEED if asked.seed is None else asked.seed,
     )
     plan.save(folder)
-    return plan
+    return plan, encoder
 
 
 def token_dtype(vocab_size: int, asked: DtypeName | None = None) -> DtypeName:

@@ -106,8 +106,11 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
     """Do both passes in the partial folder, and write its index."""
     plan = begun_plan(folder, asked)
     going_on = plan is not None
-    plan = plan or new_plan(folder, asked, say)
-    plan = replace(plan, encoder=asked.encoder or plan.encoder)
+    if going_on:
+        plan = replace(plan, encoder=asked.encoder or plan.encoder)
+        encoder = DocumentEncoder(folder, plan.encoder)
+    else:
+        plan, encoder = new_plan(folder, asked, say)
     say(
         f"{'Going on preparing' if going_on else 'Preparing'} {plan.source.repo_id or plan.source.text_dir!r} in"
         f" {str(asked.data_path)!r}: {len(plan.files):,} files, vocabulary {plan.vocab_size:,}, encoding with"
@@ -117,7 +120,7 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     )
     reading = Reading(
-        encoder=DocumentEncoder(folder, plan.encoder),
+        encoder=encoder,
         eos_id=plan.eos_id,
         dtype=np.dtype(plan.dtype),
         column=plan.source.column,

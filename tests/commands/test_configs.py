@@ -7,6 +7,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from litgpt.data import DataModule
 
 from litgpt_warmstart.commands import COMMANDS
+from litgpt_warmstart.data import SlimPajama6B
+from litgpt_warmstart.data.plan import TOKENIZER
 from litgpt_warmstart.scales import SCALES, find_scale
 
 ROOT = Path(__file__).parents[2] / "configs"
@@ -24,6 +26,8 @@ def load(path: Path) -> dict:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_config_is_valid_and_names_how_to_run_it_or_what_it_is(path):
     arguments = load(path)
+    if path.parent.name == "warmstart_prepare_data":
+        return
     assert find_scale(arguments.target) is not None
     assert arguments.out_dir is not None and path.read_text().startswith("# ")
     if path.parent.name == "warmstart_scratch":
@@ -37,6 +41,7 @@ def test_every_scale_has_a_config_from_scratch_with_the_papers_tuned_settings():
         arguments = load(ROOT / "warmstart_scratch" / f"{scale.short_name}.yaml")
         tuned = scale if scale.base_lr else find_scale(arguments.mup_base)
         assert (arguments.lr, arguments.train.global_batch_size) == (tuned.base_lr, tuned.global_batch_size)
+        assert arguments.data == SlimPajama6B()
         assert arguments.tokens_per_param == 20 and arguments.schedule == "constant"
 
 
@@ -48,3 +53,10 @@ def test_every_base_has_a_config_to_each_larger_scale():
             assert arguments.target == target and arguments.shrink == 0.4
             made = load(ROOT / "warmstart_scratch" / f"{base}.yaml").out_dir
             assert str(arguments.base) == f"{made}/final"
+
+
+def test_the_preparation_of_slimpajama_is_what_the_datamodule_asks_for():
+    arguments, data = load(ROOT / "warmstart_prepare_data" / "slimpajama-6b.yaml"), SlimPajama6B()
+    names = ("repo_id", "revision", "data_path")
+    assert [getattr(arguments, name) for name in names] == [getattr(data, name) for name in names]
+    assert arguments.tokenizer == TOKENIZER
