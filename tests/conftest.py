@@ -9,10 +9,11 @@ import torch
 from litgpt.config import Config
 from litgpt.utils import save_config
 
-from litgpt_warmstart import parametrization
+from litgpt_warmstart import checkpoint, parametrization
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.metrics import read_metrics
 from litgpt_warmstart.model import MuGPT
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -70,6 +71,28 @@ def randomized(model: MuGPT, seed: int = 1) -> MuGPT:
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + 0.2)
     return model
+
+
+TRAIN = TrainArgs(global_batch_size=8, micro_batch_size=4, max_steps=6)
+"""A run of seconds."""
+
+
+def losses(out_dir: Path, column: str = "loss") -> list[float]:
+    """A column of a run's metrics."""
+    return [row[column] for row in read_metrics(out_dir / "metrics.csv") if column in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's weights, the readout unfolded."""
+    return checkpoint.read_checkpoint(folder).weights
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    """Compare two checkpoints bit for bit."""
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name].view(torch.int32), second[name].view(torch.int32)), name
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ The client honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME, keeps file
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging, tqdm
 
 from litgpt_warmstart.errors import UserError, one_line
 
@@ -89,15 +89,32 @@ def _cached_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int
     return folder.name, [(path.relative_to(folder).as_posix(), path.stat().st_size, None) for path in paths]
 
 
-def download(repo_id: str, name: str, commit: str) -> Path:
-    """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke."""
+def download(repo_id: str, name: str, commit: str, received: Callable[[int], None]) -> Path:
+    """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke.
+
+    Args:
+        repo_id: The repository.
+        name: The file's path in it.
+        commit: The commit.
+        received: Told the bytes that have come; may raise to stop.
+    """
+
+    class Receiver(tqdm):
+        """Stands in for the client's progress bar."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            received(int(n or 0))
+            return super().update(n)
+
     with told(f"{name!r} of dataset {repo_id!r}"):
-        for seconds in RETRY_AFTER:
+        for seconds in (*RETRY_AFTER, None):
             try:
-                return Path(HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit))
+                path = HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, tqdm_class=Receiver)
+                return Path(path)
             except (httpx.ReadError, httpx.RemoteProtocolError):
+                if seconds is None:
+                    raise
                 time.sleep(seconds)
-        return Path(HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit))
 
 
 def is_cached(repo_id: str, name: str, commit: str) -> bool:

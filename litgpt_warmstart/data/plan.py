@@ -175,14 +175,14 @@ def token_dtype(vocab_size: int, asked: DtypeName | None = None) -> DtypeName:
     return chosen
 
 
-def path_of(file: SourceFile, source: Source) -> Path:
-    """Where a file is on this machine; downloaded if need be.
+def path_of(file: SourceFile, source: Source, received: Callable[[int], None] = lambda num_bytes: None) -> Path:
+    """Where a file is on this machine; downloaded if need be, and ``received`` told of each piece.
 
     Raises:
         UserError: It cannot be had.
     """
     if source.repo_id:
-        return hub.download(source.repo_id, file.name, source.commit)
+        return hub.download(source.repo_id, file.name, source.commit, received)
     path = Path(source.text_dir) / file.name
     if not path.is_file():
         raise UserError(f"{str(path)!r} is gone: bring it back, or remove the half-prepared folder to begin anew")

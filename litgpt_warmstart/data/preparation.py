@@ -23,10 +23,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -70,8 +71,14 @@ def prepare(asked: Preparation, thorough: bool = False, say: Callable[[str], Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder, data_path):
-            if not (folder / PREPARED).is_file():
-                _fill(folder, asked, say)
+            filled_before = (folder / PREPARED).is_file()  # and killed just then
+            if not filled_before:
+                try:
+                    _fill(folder, asked, say)
+                except BaseException:
+                    if not (folder / PLAN).exists():  # nothing was begun
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
             index = PreparedIndex.load(folder)
             shutil.rmtree(folder / "segments", ignore_errors=True)
             for name in (PLAN, "lock"):
@@ -80,14 +87,13 @@ def prepare(asked: Preparation, thorough: bool = False, say: Callable[[str], Non
                 data_path.rmdir()
             folder.rename(data_path)
             flush_to_disk(data_path.absolute().parent)
+        if filled_before:
+            check_prepared(index, asked, thorough)
     except OSError as error:
         raise UserError(
             f"cannot write {str(error.filename or folder)!r}: {error.strerror or one_line(error)}; free space and give"
             " the same command to go on, or choose another --data_path"
         ) from error
-    finally:
-        if folder.is_dir() and not (folder / PLAN).exists() and not (folder / PREPARED).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing was begun
     return index
 
 
@@ -196,25 +202,32 @@ class EncodingPass:
         """
         fetched: dict[int, tuple[Path, str, list[tuple[Part, int]]]] = {}
         encoded: dict[tuple[int, int], tuple[int, int]] = {}
+        done: SimpleQueue[tuple[tuple[int, ...], Future]] = SimpleQueue()
+        left = 0
+
+        def submit(pool: ThreadPoolExecutor, key: tuple[int, ...], task: Callable, *arguments: object) -> None:
+            nonlocal left
+            left += 1
+            pool.submit(task, *arguments).add_done_callback(lambda future: done.put((key, future)))
+
         with ThreadPoolExecutor(workers) as encoders, ThreadPoolExecutor(DOWNLOADS) as fetchers:
-            waiting: dict[Future, tuple] = {fetchers.submit(self._fetch, i): (i,) for i in range(len(self.plan.files))}
             try:
-                while waiting:
-                    done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        key = waiting.pop(future)
-                        if len(key) == 2:
-                            encoded[key] = future.result()
-                            continue
-                        (number,) = key
-                        fetched[number] = path, _, parts = future.result()
-                        for part, num_bytes in parts:
-                            task = encoders.submit(self._encode, number, path, part, num_bytes)
-                            waiting[task] = (number, part.start)
+                for number in range(len(self.plan.files)):
+                    submit(fetchers, (number,), self._fetch, number)
+                while left:
+                    key, future = done.get()
+                    left -= 1
+                    if len(key) == 2:
+                        encoded[key] = future.result()
+                        continue
+                    (number,) = key
+                    fetched[number] = path, _, parts = future.result()
+                    for part, num_bytes in parts:
+                        submit(encoders, (number, part.start), self._encode, number, path, part, num_bytes)
             except BaseException:
                 self._stop.set()
-                for future in waiting:
-                    future.cancel()
+                for pool in (encoders, fetchers):
+                    pool.shutdown(wait=False, cancel_futures=True)
                 raise
             finally:
                 self._progress.close()
@@ -238,7 +251,7 @@ class EncodingPass:
         file = self.plan.files[number]
         if self._stop.is_set():
             raise Stopped
-        path = path_of(file, self.plan.source)
+        path = path_of(file, self.plan.source, self._received)
         sha256, marker = file_sha256(path), self.folder / f"{number:06d}.sha256"
         expected = marker.read_text() if marker.exists() else file.sha256
         if expected not in (None, sha256):
@@ -250,6 +263,11 @@ class EncodingPass:
         parts = parts_of(path, file.name, self.plan.source.column) if path.stat().st_size else []
         self._progress.correct_total(sum(num_bytes for _, num_bytes in parts) - file.estimated_text_bytes)
         return path, sha256, parts
+
+    def _received(self, num_bytes: int) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        self._progress.received(num_bytes)
 
     def _encode(self, number: int, path: Path, part: Part, num_bytes: int) -> tuple[int, int]:
         """Encode a part, unless that is done: how many segments it has, and how many rows."""

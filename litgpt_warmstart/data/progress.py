@@ -18,7 +18,7 @@ class Progress:
     SECONDS_BETWEEN_LINES = 30.0
 
     def __init__(self, total_bytes: int, what: str) -> None:
-        self.documents = self.tokens = self.num_bytes = 0
+        self.documents = self.tokens = self.num_bytes = self.downloaded = 0
         self._lock = threading.Lock()
         self._started = self._told = time.monotonic()
         self._new_bytes = 0
@@ -33,12 +33,25 @@ class Progress:
             self.tokens += tokens
             self.num_bytes += num_bytes
             self._new_bytes += num_bytes if tokens else 0
-            self._bar.set_postfix_str(f"{self.documents:,} documents, {self.tokens:,} tokens", refresh=False)
             self._bar.update(num_bytes)
-            now = time.monotonic()
-            if self._bar.disable and now - self._told >= self.SECONDS_BETWEEN_LINES:
-                self._told = now
-                print(self._line(now), file=sys.stderr)
+            self._tell()
+
+    def received(self, num_bytes: int) -> None:
+        """Count what has been downloaded."""
+        with self._lock:
+            self.downloaded += num_bytes
+            self._tell()
+
+    def _tell(self) -> None:
+        self._bar.set_postfix_str(self._counts(), refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and now - self._told >= self.SECONDS_BETWEEN_LINES:
+            self._told = now
+            print(self._line(now), file=sys.stderr)
+
+    def _counts(self) -> str:
+        downloaded = f", downloaded {self.downloaded / 1e6:,.0f} MB" if self.downloaded else ""
+        return f"{self.documents:,} documents, {self.tokens:,} tokens{downloaded}"
 
     def correct_total(self, change: int) -> None:
         """Take notice that there is more or less text than was thought."""
@@ -52,7 +65,7 @@ class Progress:
         eta = f"{left / speed:,.0f} s left" if speed else "skipping what is done"
         return (
             f"{self._bar.desc}: {self.num_bytes / 1e6:,.0f} of {self._bar.total / 1e6:,.0f} MB |"
-            f" {self.documents:,} documents | {self.tokens:,} tokens | {speed / 1e6:.1f} MB/s | {eta}"
+            f" {self._counts()} | {speed / 1e6:.1f} MB/s | {eta}"
         )
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ def _parquet_documents(path: Path, name: str, part: Part, column: str) -> Iterat
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             groups = list(range(part.start, part.stop))
-            for batch in file.iter_batches(256, row_groups=groups, columns=[column], use_threads=False):
+            for batch in file.iter_batches(64, row_groups=groups, columns=[column], use_threads=False):
                 yield batch.column(0).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name!r} is damaged ({one_line(error, 100)}): fetch it again") from error

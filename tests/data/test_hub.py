@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 
 from litgpt_warmstart.data import hub as hub_client
-from litgpt_warmstart.data import plan
+from litgpt_warmstart.data import plan, preparation
 from litgpt_warmstart.data.plan import Preparation, check_prepared
 from litgpt_warmstart.data.preparation import prepare
 from litgpt_warmstart.data.prepared_text import SlimPajama6B
@@ -64,6 +64,23 @@ def test_an_interrupted_download_goes_on_where_it_broke_off(hub, slimpajama, mon
     prepare(slimpajama, say=quiet)
     ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith(name)]
     assert ranges == [None, "bytes=1000-"]
+
+
+def test_ctrl_c_ends_a_download_at_its_next_piece_and_the_rest_is_fetched_later(hub, slimpajama, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    received = preparation.Progress.received
+
+    def interrupt(self, num_bytes: int) -> None:
+        received(self, num_bytes)
+        if self.downloaded > 5000:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation.Progress, "received", interrupt)
+        prepare(slimpajama, say=quiet)
+    assert list(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    assert prepare(slimpajama, say=quiet).documents["train"] == 450
+    assert any(asked for _, _, asked in hub.requests)
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, slimpajama):

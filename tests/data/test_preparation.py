@@ -282,9 +282,12 @@ def test_a_folder_with_something_else_in_it_is_left_alone(ask):
 
 
 def test_two_processes_do_not_prepare_the_same_folder_at_once(ask, monkeypatch):
+    folder = ask.data_path.with_name(f".{ask.data_path.name}.partial")
+
     def second(*args: object) -> None:
         with pytest.raises(UserError, match="another process is preparing"):
             prepare(ask, say=quiet)
+        assert folder.is_dir()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -352,7 +355,7 @@ def test_on_a_full_disk_it_stops_with_one_line_and_goes_on_once_there_is_space(a
     disk.mkdir()
     root = Path(preparation.__file__).parents[2]
     script = FULL_DISK.format(root=str(root), disk=str(disk), text_dir=str(ask.text_dir), tokenizer=str(stdlib_path),
-                              ballast=int(4.3 * 2**20))  # fmt: skip
+                              ballast=int(3.6 * 2**20))  # fmt: skip
     mount = f"mount -t tmpfs -o size=5m tmpfs '{disk}' && exec '{sys.executable}' -c \"$0\""
     # A mount of its own needs a namespace of its own; without one of these, there is no small disk to try it on.
     unshare = next(
