@@ -8,6 +8,7 @@ split/
 Stock LitGPT reads such a folder with ``--data LitData``.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -47,8 +48,9 @@ def write_chunk(path: Path, tokens: np.ndarray) -> None:
     try:
         writer = _writer(folder, tokens)
         writer.done()
-        flush_to_disk(folder / chunk_name(0))
-        os.replace(folder / chunk_name(0), path)
+        (written,) = folder.glob("chunk-*.bin")  # litdata numbers it by the process's rank
+        flush_to_disk(written)
+        os.replace(written, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -86,9 +88,16 @@ def write_index(folder: Path, num_chunks: int, dtype: np.dtype) -> tuple[int, li
     ]
     # litdata writes the time here, to tell caches of remote folders apart; a digest of the content does so too.
     config = _writer(folder, np.zeros(1, dtype)).get_config()
-    index = {"chunks": chunks, "config": config, "updated_at": digests[0][:16]}
+    for leftover in folder.glob("*.partial"):  # of a kill
+        shutil.rmtree(leftover)
+    index = {"chunks": chunks, "config": config, "updated_at": combined_digest(digests)[:16]}
     (folder / INDEX).write_text(json.dumps(index, sort_keys=True), encoding="utf-8")
     return sum(lengths), digests
+
+
+def combined_digest(digests: list[str]) -> str:
+    """sha256 over sha256s."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclass

@@ -7,6 +7,7 @@ hand, and used only where every id agrees.
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,24 +48,21 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer_dir: Path, name: EncoderName | None = None) -> None:
         path = tokenizer_dir / "tokenizer.json"
-        try:
-            self._reference = Tokenizer.from_file(str(path))
-            self._reference.no_truncation()
-            self._reference.no_padding()
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises bare Exceptions
-            raise UserError(f"the tokenizer {str(path)!r} cannot be read: {one_line(error)}") from error
+        content = path.read_bytes()
+        self._reference = read_tokenizer(content, str(path))
+        self._reference.no_truncation()
+        self._reference.no_padding()
         # Threads of ours share the cores; further ones of tokenizers' own would only be in their way.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        vocabulary = self._reference.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        """One more than the largest id."""
+        self.vocab_size = vocab_size(self._reference)
         self.why_not_tiktoken: str | None = None
         """Why ``tokenizers`` is used although tiktoken was not ruled out."""
         self._fast: tiktoken.Encoding | None = None
         if name != "tokenizers":
             try:
-                self._fast, self._ids = build_tiktoken(content, vocabulary)
+                self._fast, self._ids, self._only_nfc = build_tiktoken(
+                    json.loads(content), self._reference.get_vocab(with_added_tokens=True)
+                )
             except ValueError as error:
                 self.why_not_tiktoken = str(error)
             else:
@@ -98,6 +96,8 @@ class DocumentEncoder:
         return [self._encode_fast(text) for text in texts]
 
     def _encode_fast(self, text: str) -> np.ndarray:
+        if self._only_nfc and not unicodedata.is_normalized("NFC", text):
+            return self._encode_reference([text])[0]
         special = self._fast.special_tokens_set
         try:
             ranks = self._fast.encode_to_numpy(text, allowed_special=special, disallowed_special=())
@@ -113,7 +113,20 @@ class DocumentEncoder:
         self._fast, self.why_not_tiktoken = None, why
 
 
-def build_tiktoken(content: dict[str, Any], vocabulary: dict[str, int]) -> tuple[tiktoken.Encoding, np.ndarray]:
+def read_tokenizer(content: bytes, path: str) -> Tokenizer:
+    """A tokenizer.json, read; a UserError that names its path where it is damaged."""
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise UserError(f"the tokenizer {path!r} cannot be read: {one_line(error)}") from error
+
+
+def vocab_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def build_tiktoken(content: dict[str, Any], vocabulary: dict[str, int]) -> tuple[tiktoken.Encoding, np.ndarray, bool]:
     """tiktoken's form of a byte-level BPE.
 
     tiktoken wants a token's rank to be its priority in merging; the tokenizer's ids may be in any order.
@@ -123,7 +136,8 @@ def build_tiktoken(content: dict[str, Any], vocabulary: dict[str, int]) -> tuple
         vocabulary: Token -> id, as ``tokenizers`` reads it: it numbers some added tokens anew.
 
     Returns:
-        The encoding, which gives ranks, and the ids by rank, shape (number of tokens,), uint32.
+        The encoding, which gives ranks; the ids by rank, shape (number of tokens,), uint32; and whether the text must
+        be in Unicode's normal form C, into which the tokenizer would bring it.
 
     Raises:
         ValueError: The tokenizer is of another kind; says which.
@@ -134,7 +148,8 @@ def build_tiktoken(content: dict[str, Any], vocabulary: dict[str, int]) -> tuple
     for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             raise ValueError(f"its BPE has {key}")
-    if content.get("normalizer"):
+    normalizer = content.get("normalizer")
+    if normalizer and normalizer.get("type") != "NFC":
         raise ValueError("it normalizes text")
     pattern = _split_pattern(content.get("pre_tokenizer"))
 
@@ -149,14 +164,19 @@ def build_tiktoken(content: dict[str, Any], vocabulary: dict[str, int]) -> tuple
         ids = [vocabulary["".join(characters[byte] for byte in token)] for token in ranks]
     except KeyError as error:
         raise ValueError(f"its vocabulary and merges are not over bytes ({one_line(error)} is missing)") from None
-    special = {}
+    added = {token["content"] for token in content.get("added_tokens", ())}
+    if model.get("ignore_merges") and len(ids) < len(model["vocab"].keys() - added):
+        raise ValueError("its vocabulary has tokens that no merge makes")
+    special: dict[str, int] = {}
     for token in content.get("added_tokens", ()):
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
             raise ValueError(f"its added token {token['content']!r} strips what is around it")
+        if any(token["content"].startswith(other) or other.startswith(token["content"]) for other in special):
+            raise ValueError(f"its added token {token['content']!r} begins as another does")
         special[token["content"]] = len(ids)
         ids.append(vocabulary[token["content"]])
     encoding = tiktoken.Encoding("warmstart", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    return encoding, np.array(ids, dtype=np.uint32)
+    return encoding, np.array(ids, dtype=np.uint32), normalizer is not None
 
 
 def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str:

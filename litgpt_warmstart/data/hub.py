@@ -3,8 +3,10 @@
 The client honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME, keeps files in its cache, and resumes downloads.
 """
 
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,9 +35,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn the client's errors into a UserError that names ``what`` and the remedy; nothing is said of retries."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    """Turn the client's errors into a UserError that names ``what`` and the remedy."""
     try:
         yield
     except GatedRepoError as error:
@@ -65,8 +65,6 @@ def told(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {one_line(error, 160)}; the same command goes on") from error
     except OSError as error:
         raise UserError(f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk") from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def dataset_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
@@ -75,7 +73,7 @@ def dataset_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int
     Returns:
         The commit that ``revision`` stands for, and name, bytes and, where the Hub tells it, sha256 of each file.
     """
-    with told(f"dataset {repo_id!r} at revision {revision!r}"):
+    with quiet(), told(f"dataset {repo_id!r} at revision {revision!r}"):
         if constants.HF_HUB_OFFLINE:
             return _cached_files(repo_id, revision)
         info = HfApi().dataset_info(repo_id, revision=revision, files_metadata=True)
@@ -86,6 +84,17 @@ def dataset_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int
 def _cached_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
     folder = Path(HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    # The cache may have a part of the repository, and only numbered names tell.
+    groups: dict[tuple[str, str], set[str]] = {}
+    for path in paths:
+        if numbered := re.match(r"(.*?)-(\d+)-of-(\d+)", path.name):
+            groups.setdefault((numbered[1], numbered[3]), set()).add(numbered[2])
+    for (stem, of), numbers in groups.items():
+        if len(numbers) != int(of):
+            raise UserError(
+                f"the Hub's cache has {len(numbers)} of the {int(of)} files {stem}-* of dataset {repo_id!r}, and"
+                " HF_HUB_OFFLINE is set: unset it"
+            )
     return folder.name, [(path.relative_to(folder).as_posix(), path.stat().st_size, None) for path in paths]
 
 
@@ -160,12 +169,18 @@ def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
     return found
 
 
+def tokenizer_digest(files: dict[str, bytes]) -> str:
+    """sha256 of what decides the tokens: tokenizer.json and the end-of-text token."""
+    eos = json.loads(files["tokenizer_config.json"])["eos_token"]
+    return hashlib.sha256(files["tokenizer.json"] + b"\0" + eos.encode()).hexdigest()
+
+
 def _model_file(repo_id: str, name: str) -> Path | None:
-    with told(f"tokenizer {repo_id!r}"):
+    with quiet(), told(f"tokenizer {repo_id!r}"):
         try:
             return Path(HfApi().hf_hub_download(repo_id, name))
         except LocalEntryNotFoundError:
-            if name != "tokenizer.json":  # offline, and it may well have none
+            if constants.HF_HUB_OFFLINE and name != "tokenizer.json":  # it may well have none
                 return None
             raise
         except EntryNotFoundError:
@@ -189,13 +204,15 @@ def _end_of_text(tokenizer: dict, config: dict, generation: dict) -> str | None:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Keep the client's bars, one a file, out of the way of ours."""
-    shown = not are_progress_bars_disabled()
+def quiet() -> Iterator[None]:
+    """Keep the client's bars, one a file, and its words on retries out of the way of ours."""
+    shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
     if shown:
         disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             enable_progress_bars()

@@ -1,10 +1,10 @@
 """What a preparation is of: what was asked for, what was decided, and where the two differ."""
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256
+from litgpt_warmstart.checkpoint import file_sha256, flush_to_disk
 from litgpt_warmstart.data import hub
+from litgpt_warmstart.data.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
 from litgpt_warmstart.data.prepared_index import FORMAT_VERSION, PREPARED, PreparedIndex, Source
-from litgpt_warmstart.data.sources import SourceFile, documents, folder_source, hub_source, parts_of
+from litgpt_warmstart.data.sources import SourceFile, documents, folder_source, format_of, hub_source, parts_of
 from litgpt_warmstart.errors import UserError, one_line
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
@@ -55,6 +56,10 @@ class Preparation:
         """Raise a UserError for what no preparation can be."""
         if self.repo_id and self.text_dir:
             raise UserError("repo_id and text_dir exclude each other: choose one")
+        if self.revision and not self.repo_id:
+            raise UserError("revision is for repo_id: leave it out, or give both")
+        if self.text_dir and self.text_dir.resolve() in (self.data_path.resolve(), *self.data_path.resolve().parents):
+            raise UserError(f"data_path {str(self.data_path)!r} lies within text_dir: choose another")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         if self.num_workers is not None and self.num_workers < 1:
@@ -78,10 +83,16 @@ class Plan:
     seed: int
     format_version: int = FORMAT_VERSION
 
+    @property
+    def formats(self) -> set[str]:
+        """The formats of the files."""
+        return {format_of(file.name) for file in self.files}
+
     def save(self, folder: Path) -> None:
         """Write it into a folder, whole or not at all."""
         partial = folder / f"{PLAN}.partial"
         partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        flush_to_disk(partial)
         os.replace(partial, folder / PLAN)
 
     @classmethod
@@ -89,6 +100,11 @@ class Plan:
         """Read it from a folder; raise a UserError where it is damaged."""
         try:
             content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+            if content["format_version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{str(folder / PLAN)!r} is of format version {content['format_version']}, this litgpt-warmstart"
+                    f" writes {FORMAT_VERSION}: go on with the version that began it, or remove its folder"
+                )
             content["source"] = Source(**content["source"])
             content["files"] = tuple(SourceFile(**file) for file in content["files"])
             return cls(**content)
@@ -129,7 +145,6 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
         files = folder_source(asked.text_dir, asked.files)
     tokenizer = asked.tokenizer or TOKENIZER
     contents = hub.tokenizer_files(tokenizer)
-    check_space(asked, files, commit)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
 
@@ -138,12 +153,14 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
         repo_id=asked.repo_id,
         revision=revision,
         commit=commit,
-        text_dir=str(asked.text_dir) if asked.text_dir else None,
+        text_dir=str(asked.text_dir.resolve()) if asked.text_dir else None,
         files=asked.files,
         column=asked.column or COLUMN,
         val_fraction=None if has_val else asked.val_fraction or VAL_FRACTION,
     )
     encoder = DocumentEncoder(folder, asked.encoder)
+    dtype = token_dtype(encoder.vocab_size, asked.dtype)
+    check_space(asked, files, commit, np.dtype(dtype).itemsize)
     if encoder.name == "tiktoken":
         encoder.choose(_sample(source, files))
     if encoder.why_not_tiktoken and asked.encoder is None:
@@ -152,11 +169,11 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
         source=source,
         files=files,
         tokenizer=tokenizer,
-        tokenizer_sha256=hashlib.sha256(contents["tokenizer.json"]).hexdigest(),
+        tokenizer_sha256=hub.tokenizer_digest(contents),
         encoder=encoder.name,
         vocab_size=encoder.vocab_size,
         eos_id=encoder.id_of(json.loads(contents["tokenizer_config.json"])["eos_token"]),
-        dtype=token_dtype(encoder.vocab_size, asked.dtype),
+        dtype=dtype,
         seed=SEED if asked.seed is None else asked.seed,
     )
     plan.save(folder)
@@ -185,20 +202,20 @@ def path_of(file: SourceFile, source: Source, received: Callable[[int], None] = 
         return hub.download(source.repo_id, file.name, source.commit, received)
     path = Path(source.text_dir) / file.name
     if not path.is_file():
-        raise UserError(f"{str(path)!r} is gone: bring it back, or remove the half-prepared folder to begin anew")
+        raise UserError(f"{str(path)!r} is gone: bring it back")
     return path
 
 
-def check_space(asked: Preparation, files: Sequence[SourceFile], commit: str | None) -> None:
+def check_space(asked: Preparation, files: Sequence[SourceFile], commit: str | None, token_bytes: int) -> None:
     """Raise a UserError where the disk has too little room for downloads, first pass and tokens, by estimate."""
     folder = asked.data_path.parent
     tokens = sum(file.estimated_text_bytes for file in files) / BYTES_PER_TOKEN
-    needs = {folder: 2 * 2 * tokens}
+    needs = [(folder, 2 * token_bytes * tokens)]  # both passes' results
     if commit:
         missing = sum(f.num_bytes for f in files if not hub.is_cached(asked.repo_id, f.name, commit))
-        needs[hub.cache_dir()] = missing
+        needs.append((hub.cache_dir(), missing))
     disks: dict[int, tuple[Path, float]] = {}
-    for path, need in needs.items():
+    for path, need in needs:
         path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
         disk = path.stat().st_dev
         disks[disk] = (disks.get(disk, (path, 0.0))[0], disks.get(disk, (path, 0.0))[1] + need)
@@ -213,12 +230,14 @@ def check_space(asked: Preparation, files: Sequence[SourceFile], commit: str | N
 
 def _sample(source: Source, files: Sequence[SourceFile]) -> list[str]:
     """The first documents of the first training file."""
-    file = next((f for f in files if f.split == "train" and f.num_bytes), None)
-    if file is None:
+    for file in files:
+        if file.split == "train" and file.num_bytes:
+            path = path_of(file, source)
+            if parts := parts_of(path, file.name, source.column):
+                break
+    else:
         raise UserError(f"the training files of {source.repo_id or source.text_dir!r} are empty")
-    path = path_of(file, source)
-    part, _ = parts_of(path, file.name, source.column)[0]
-    found, characters = [], 0
+    part, found, characters = parts[0][0], [], 0
     for texts in documents(path, file.name, part, source.column):
         for text in texts:
             found.append((text or "")[:SAMPLE_CHARACTERS])
@@ -249,10 +268,14 @@ def changes(asked: Preparation, prepared: Plan | PreparedIndex) -> list[str]:
             found.append(f"{name} {before!r}, not {now!r}")
     local = asked.tokenizer is not None and os.path.isdir(asked.tokenizer)
     if asked.tokenizer is not None and (local or asked.tokenizer != prepared.tokenizer):
-        digest = hashlib.sha256(hub.tokenizer_files(asked.tokenizer)["tokenizer.json"]).hexdigest()
-        if digest != prepared.tokenizer_sha256:
-            found.append(f"the tokenizer {prepared.tokenizer!r}, not what {asked.tokenizer!r} is now")
+        found += _tokenizer_changes(asked.tokenizer, prepared)
     return found
+
+
+def _tokenizer_changes(tokenizer: str, prepared: Plan | PreparedIndex) -> list[str]:
+    if hub.tokenizer_digest(hub.tokenizer_files(tokenizer)) == prepared.tokenizer_sha256:
+        return []
+    return [f"the tokenizer {prepared.tokenizer!r} as it was, not {tokenizer!r} as it is now"]
 
 
 def _names(revision: str, commit: str) -> bool:
@@ -293,10 +316,7 @@ def begun_plan(folder: Path, asked: Preparation) -> Plan | None:
     if not (folder / PLAN).is_file():
         return None
     plan = Plan.load(folder)
-    if plan.format_version != FORMAT_VERSION:
-        different = [f"format version {plan.format_version}"]
-    else:
-        different = changes(asked, plan) or changed_files(plan, 0.0, thorough=False)
+    different = changes(asked, plan) or changed_files(plan, 0.0, thorough=False)
     if different:
         raise UserError(
             f"the preparation begun in {str(folder)!r} is of {'; '.join(different)}: go back to that, or remove the"
@@ -313,9 +333,10 @@ def check_prepared(index: PreparedIndex, asked: Preparation, thorough: bool) -> 
         asked: What is asked for.
         thorough: Whether to look at the Hub, and to hash all files of a folder.
     """
+    check_chunks(asked.data_path, index, thorough)
     since = (asked.data_path / PREPARED).stat().st_mtime
     different = changes(asked, index) or changed_files(index, since, thorough)
-    if not different and thorough and index.source.repo_id and index.source.revision != index.source.commit:
+    if not different and thorough:
         different = _moved(index)
     if different:
         raise UserError(
@@ -324,14 +345,28 @@ def check_prepared(index: PreparedIndex, asked: Preparation, thorough: bool) -> 
         )
 
 
+def check_chunks(folder: Path, index: PreparedIndex, thorough: bool) -> None:
+    """Raise a UserError where a chunk is missing or cut off or, looking thoroughly, has another content."""
+    for split, digests in index.chunks_sha256.items():
+        TokenStream(folder / split, np.dtype(index.dtype)).check()
+        paths = [folder / split / chunk_name(number) for number in range(len(digests))]
+        if thorough:
+            with ThreadPoolExecutor() as pool:
+                for path, now, then in zip(paths, pool.map(file_sha256, paths), digests, strict=True):
+                    if now != then:
+                        raise UserError(f"{str(path)!r} is damaged: remove its folder's parent and prepare it again")
+
+
 def _moved(index: PreparedIndex) -> list[str]:
-    """How a branch of the Hub differs from the commit that was prepared; nothing where the Hub cannot be reached."""
-    source = index.source
+    """How the Hub differs from what was prepared; nothing where it cannot be reached."""
+    source, found = index.source, []
     try:
+        if not os.path.isdir(index.tokenizer):
+            found = _tokenizer_changes(index.tokenizer, index)
+        if found or source.repo_id is None or source.revision == source.commit:
+            return found
         commit, files = hub_source(source.repo_id, source.revision, source.files)
     except UserError:
-        return []
-    if commit == source.commit:
         return []
     known = {file.name: file.sha256 for file in index.files}
     now = {(file.name, file.num_bytes, file.sha256 or known.get(file.name)) for file in files}

@@ -16,11 +16,11 @@ The bytes are the same for any number of workers. These are threads: reading, en
 lock, one tokenizer serves all, and nothing outlives a kill.
 """
 
-import fcntl
-import hashlib
+import errno
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,15 +30,16 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
+from tqdm import tqdm
 
 from litgpt_warmstart.checkpoint import file_sha256, flush_to_disk
 from litgpt_warmstart.data import hub
-from litgpt_warmstart.data.chunks import CHUNK_TOKENS, chunk_name, write_chunk, write_index
-from litgpt_warmstart.data.encoding import DocumentEncoder
+from litgpt_warmstart.data.chunks import CHUNK_TOKENS, chunk_name, combined_digest, write_chunk, write_index
+from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
 from litgpt_warmstart.data.plan import PLAN, Plan, Preparation, begun_plan, check_prepared, new_plan, path_of
 from litgpt_warmstart.data.prepared_index import PREPARED, PreparedFile, PreparedIndex
 from litgpt_warmstart.data.progress import Progress
-from litgpt_warmstart.data.segments import Reading, Segment, encode_part, gather, segment_path
+from litgpt_warmstart.data.segments import EncoderDiffers, Reading, Segment, encode_part, merge, segment_path
 from litgpt_warmstart.data.sources import SPLITS, Part, parts_of
 from litgpt_warmstart.errors import UserError, one_line
 
@@ -60,51 +61,67 @@ def prepare(asked: Preparation, thorough: bool = False, say: Callable[[str], Non
         UserError: It cannot be done; says what is wrong and, where something was begun, that the same command goes on.
     """
     asked.check()
-    data_path = asked.data_path
-    if (data_path / PREPARED).is_file():
-        index = PreparedIndex.load(data_path)
-        check_prepared(index, asked, thorough)
-        return index
-    if data_path.exists() and (not data_path.is_dir() or any(data_path.iterdir())):
-        raise UserError(f"{str(data_path)!r} exists and holds no prepared data: choose another --data_path")
-    folder = data_path.absolute().with_name(f".{data_path.name}.partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, data_path):
-            filled_before = (folder / PREPARED).is_file()  # and killed just then
-            if not filled_before:
-                try:
-                    _fill(folder, asked, say)
-                except BaseException:
-                    if not (folder / PLAN).exists():  # nothing was begun
-                        shutil.rmtree(folder, ignore_errors=True)
-                    raise
-            index = PreparedIndex.load(folder)
-            shutil.rmtree(folder / "segments", ignore_errors=True)
-            for name in (PLAN, "lock"):
-                (folder / name).unlink(missing_ok=True)
-            if data_path.exists():
-                data_path.rmdir()
-            folder.rename(data_path)
-            flush_to_disk(data_path.absolute().parent)
-        if filled_before:
-            check_prepared(index, asked, thorough)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {str(error.filename or folder)!r}: {error.strerror or one_line(error)}; free space and give"
-            " the same command to go on, or choose another --data_path"
-        ) from error
+    target = asked.data_path.resolve()  # a link may lead to another disk
+    if not (target / PREPARED).is_file():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{str(asked.data_path)!r} exists and holds no prepared data: choose another --data_path")
+        if target.is_mount():
+            raise UserError(f"{str(asked.data_path)!r} is a mount point: choose a folder in it as --data_path")
+        folder = target.with_name(f".{target.name}.partial")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder, asked.data_path):
+                if not (target / PREPARED).is_file():  # another process may just have finished
+                    _prepare_into(target, folder, asked, say)
+        except OSError as error:
+            raise UserError(
+                f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; {_remedy(error)}"
+            ) from error
+    index = PreparedIndex.load(target)
+    check_prepared(index, asked, thorough)
     return index
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space and give the same command to go on"
+    return "mend that and give the same command to go on, or choose another --data_path"
+
+
+def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
+    """Fill the partial folder, unless that is done, and give it its name."""
+    if not (folder / PREPARED).is_file():
+        try:
+            _fill(folder, asked, say)
+        except BaseException:
+            if not (folder / PLAN).exists():  # nothing was begun
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    shutil.rmtree(folder / "segments", ignore_errors=True)
+    for name in (PLAN, "lock"):
+        (folder / name).unlink(missing_ok=True)
+    if target.exists():
+        target.rmdir()
+    folder.rename(target)
+    flush_to_disk(target.parent)
 
 
 @contextmanager
 def _locked(folder: Path, data_path: Path) -> Iterator[None]:
     """Keep a second preparation of the same folder away; the system releases the lock with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no POSIX
+        yield
+        return
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is preparing {str(data_path)!r}: wait for it") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # file systems without locks
+                raise
         yield
 
 
@@ -112,40 +129,41 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
     """Do both passes in the partial folder, and write its index."""
     plan = begun_plan(folder, asked)
     going_on = plan is not None
-    if going_on:
-        plan = replace(plan, encoder=asked.encoder or plan.encoder)
-        encoder = DocumentEncoder(folder, plan.encoder)
-    else:
-        plan, encoder = new_plan(folder, asked, say)
-    say(
-        f"{'Going on preparing' if going_on else 'Preparing'} {plan.source.repo_id or plan.source.text_dir!r} in"
-        f" {str(asked.data_path)!r}: {len(plan.files):,} files, vocabulary {plan.vocab_size:,}, encoding with"
-        f" {plan.encoder}"
-    )
-    workers = asked.num_workers or (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    )
-    reading = Reading(
-        encoder=encoder,
-        eos_id=plan.eos_id,
-        dtype=np.dtype(plan.dtype),
-        column=plan.source.column,
-        seed=plan.seed,
-        val_fraction=plan.source.val_fraction,
-    )
-    with hub.without_progress_bars():
-        first_pass = EncodingPass(folder / "segments", plan, reading)
-        files, segments = first_pass.run(workers)
-    tokens, documents, digests = {}, {}, {}
-    for split in SPLITS:
-        documents[split] = sum(segment.num_documents(split) for segment in segments)
+    with hub.quiet():
+        if not going_on:
+            plan, encoder = new_plan(folder, asked, say)
+        elif asked.encoder not in (None, plan.encoder):
+            plan, encoder = _with_encoder(folder, plan, asked.encoder)
+        else:
+            encoder = DocumentEncoder(folder, plan.encoder)
+        say(
+            f"{'Going on preparing' if going_on else 'Preparing'} {plan.source.repo_id or plan.source.text_dir!r} in"
+            f" {str(asked.data_path)!r}: {len(plan.files):,} files ({', '.join(sorted(plan.formats))}), vocabulary"
+            f" {plan.vocab_size:,}, encoding with {plan.encoder}"
+        )
+        workers = asked.num_workers or _cores()
+        try:
+            files, segments = EncodingPass(folder / "segments", plan, encoder).run(workers)
+        except EncoderDiffers as error:
+            if asked.encoder:
+                raise UserError(
+                    f"tiktoken does not give the tokenizer's ids on {str(error)!r}: leave --encoder out"
+                ) from None
+            say(f"tiktoken does not give the tokenizer's ids on {str(error)!r}: beginning anew with tokenizers")
+            plan, encoder = _with_encoder(folder, plan, "tokenizers")
+            files, segments = EncodingPass(folder / "segments", plan, encoder).run(workers)
+    documents = {split: sum(segment.num_documents(split) for segment in segments) for split in SPLITS}
+    for split in ("train", "val"):
         if documents[split] == 0:
-            if split == "test":
-                continue
-            raise UserError(_why_empty(split, plan, sum(documents.values())))
+            raise UserError(_why_empty(split, plan, sum(documents.values()), folder))
+    tokens, digests = {}, {}
+    for split in [split for split in SPLITS if documents[split]]:
         tokens[split], digests[split] = write_split(folder / split, split, segments, min(workers, WRITERS))
+    for path in folder.rglob("*"):
+        if "segments" not in path.parts:
+            flush_to_disk(path)
     index = PreparedIndex(
-        fingerprint=hashlib.sha256("".join(digests["train"]).encode()).hexdigest(),
+        fingerprint=combined_digest(digests["train"]),
         source=plan.source,
         tokenizer=plan.tokenizer,
         tokenizer_sha256=plan.tokenizer_sha256,
@@ -162,14 +180,25 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
     index.save(folder)
 
 
-def _why_empty(split: str, plan: Plan, training_documents: int) -> str:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _with_encoder(folder: Path, plan: Plan, encoder: EncoderName) -> tuple[Plan, DocumentEncoder]:
+    """The plan with another encoder, and nothing that the one before has done."""
+    shutil.rmtree(folder / "segments", ignore_errors=True)
+    plan = replace(plan, encoder=encoder)
+    plan.save(folder)
+    return plan, DocumentEncoder(folder, encoder)
+
+
+def _why_empty(split: str, plan: Plan, num_documents: int, folder: Path) -> str:
     what = plan.source.repo_id or plan.source.text_dir
     if split == "train" or plan.source.val_fraction is None:
-        return f"the {split} split of {what!r} has no text: give it documents, and remove the half-prepared folder"
+        return f"the {split} split of {what!r} has no text: give it documents, and remove {str(folder)!r} to begin anew"
     return (
-        f"{what!r} has no validation split, and val_fraction {plan.source.val_fraction:g} of its {training_documents:,}"
-        " documents held out none: remove the half-prepared folder and raise val_fraction, or add a file named"
-        " validation"
+        f"{what!r} has no validation split, and val_fraction {plan.source.val_fraction:g} of its {num_documents:,}"
+        f" documents held out none: remove {str(folder)!r} and raise val_fraction, or add a file named validation"
     )
 
 
@@ -186,10 +215,18 @@ class EncodingPass:
 
     folder: Path
     plan: Plan
-    reading: Reading
+    encoder: DocumentEncoder
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
+        self.reading = Reading(
+            encoder=self.encoder,
+            eos_id=self.plan.eos_id,
+            dtype=np.dtype(self.plan.dtype),
+            column=self.plan.source.column,
+            seed=self.plan.seed,
+            val_fraction=self.plan.source.val_fraction,
+        )
         self._stop = threading.Event()
         estimate = sum(file.estimated_text_bytes for file in self.plan.files)
         self._progress = Progress(estimate, self.plan.source.repo_id or Path(self.plan.source.text_dir).name)
@@ -201,7 +238,7 @@ class EncodingPass:
             The files as they were read, and all segments in the order of files and parts.
         """
         fetched: dict[int, tuple[Path, str, list[tuple[Part, int]]]] = {}
-        encoded: dict[tuple[int, int], tuple[int, int]] = {}
+        encoded: dict[tuple[int, ...], tuple[int, int, int]] = {}
         done: SimpleQueue[tuple[tuple[int, ...], Future]] = SimpleQueue()
         left = 0
 
@@ -236,15 +273,18 @@ class EncodingPass:
             _, sha256, parts = fetched[number]
             rows = 0
             for part, _ in parts:
-                count, part_rows = encoded[number, part.start]
+                count, part_rows, num_documents = encoded[number, part.start]
                 rows += part_rows
                 stem = self._stem(number, part)
-                segments += [Segment(segment_path(stem, n), self.reading.dtype) for n in range(count)]
+                found = [Segment(segment_path(stem, n), self.reading.dtype) for n in range(count)]
+                if sum(segment.bounds[-1] for segment in found) != num_documents:
+                    raise UserError(f"{str(stem)!r}-* are not of one preparation: remove {str(self.folder)!r}")
+                segments += found
             files.append(PreparedFile(file.name, file.split, file.num_bytes, sha256, rows))
         return files, segments
 
     def _stem(self, number: int, part: Part) -> Path:
-        return self.folder / f"{number:06d}-{part.start:014d}"
+        return self.folder / f"{number:06d}-{part.start:014d}-{'end' if part.stop is None else part.stop}"
 
     def _fetch(self, number: int) -> tuple[Path, str, list[tuple[Part, int]]]:
         """Get a file and see how it is cut: its path, sha256, and parts with their bytes of text."""
@@ -252,15 +292,19 @@ class EncodingPass:
         if self._stop.is_set():
             raise Stopped
         path = path_of(file, self.plan.source, self._received)
-        sha256, marker = file_sha256(path), self.folder / f"{number:06d}.sha256"
+        marker = self.folder / f"{number:06d}.sha256"
         expected = marker.read_text() if marker.exists() else file.sha256
+        try:
+            sha256 = file_sha256(path)
+        except OSError as error:
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
         if expected not in (None, sha256):
             raise UserError(
                 f"{str(path)!r} has sha256 {sha256[:12]}…, not {expected[:12]}…: it was changed or damaged; restore it"
                 " or, in the Hub's cache, remove it"
             )
         _write_whole(marker, sha256)
-        parts = parts_of(path, file.name, self.plan.source.column) if path.stat().st_size else []
+        parts = parts_of(path, file.name, self.plan.source.column)
         self._progress.correct_total(sum(num_bytes for _, num_bytes in parts) - file.estimated_text_bytes)
         return path, sha256, parts
 
@@ -269,14 +313,13 @@ class EncodingPass:
             raise Stopped
         self._progress.received(num_bytes)
 
-    def _encode(self, number: int, path: Path, part: Part, num_bytes: int) -> tuple[int, int]:
-        """Encode a part, unless that is done: how many segments it has, and how many rows."""
+    def _encode(self, number: int, path: Path, part: Part, num_bytes: int) -> tuple[int, int, int]:
+        """Encode a part, unless that is done; see :func:`encode_part`."""
         stem = self._stem(number, part)
         marker = stem.with_name(f"{stem.name}.done")
         if marker.exists():
             self._progress.advance(0, 0, num_bytes)
-            count, rows = json.loads(marker.read_text())
-            return count, rows
+            return tuple(json.loads(marker.read_text()))
         file = self.plan.files[number]
         read = 0
 
@@ -287,16 +330,17 @@ class EncodingPass:
             read += new_bytes
             self._progress.advance(documents, tokens, new_bytes)
 
-        count, rows = encode_part(path, file.name, number, file.split, part, self.reading, stem, advance)
+        result = encode_part(path, file.name, number, file.split, part, self.reading, stem, advance)
         self._progress.correct_total(read - num_bytes)
-        _write_whole(marker, json.dumps([count, rows]))
-        return count, rows
+        _write_whole(marker, json.dumps(result))
+        return result
 
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a file so that a kill leaves it as it was or as it should be."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
+    flush_to_disk(partial)
     os.replace(partial, path)
 
 
@@ -309,24 +353,23 @@ def write_split(folder: Path, split: str, segments: list[Segment], workers: int)
     folder.mkdir(exist_ok=True)
     num_tokens = sum(segment.num_tokens(split) for segment in segments)
     num_ranges = -(-num_tokens // CHUNK_TOKENS)
-    bounds = [2**64 * number // num_ranges for number in range(num_ranges + 1)]
+    keys = [2**64 * number // num_ranges for number in range(num_ranges + 1)]
+    cuts = np.array([segment.cuts(split, keys) for segment in segments])  # (segments, ranges + 1)
     # A few long documents may all have keys in one range: the others are no chunks.
-    ranges = [
-        (first, stop)
-        for first, stop in zip(bounds, bounds[1:], strict=False)
-        if any(len(segment.between(split, first, stop)[0]) for segment in segments)
-    ]
+    ranges = np.flatnonzero((cuts[:, 1:] > cuts[:, :-1]).any(0)).tolist()
     stop = threading.Event()
+    bar = tqdm(total=len(ranges), unit="chunk", desc=split, dynamic_ncols=True, disable=not sys.stderr.isatty())
 
     def write(number: int) -> None:
-        path = folder / chunk_name(number)
+        path, at = folder / chunk_name(number), ranges[number]
         if not path.exists() and not stop.is_set():
-            write_chunk(path, gather(segments, split, *ranges[number]))
+            write_chunk(path, merge(zip(segments, cuts[:, at].tolist(), cuts[:, at + 1].tolist(), strict=True)))
+        bar.update()
 
-    with ThreadPoolExecutor(workers) as pool:
+    with bar, ThreadPoolExecutor(workers) as pool:
         try:
             list(pool.map(write, range(len(ranges))))
         except BaseException:
             stop.set()
             raise
-    return write_index(folder, len(ranges), segments[0].tokens.dtype)
+    return write_index(folder, len(ranges), segments[0].dtype)

@@ -53,7 +53,7 @@ class PreparedIndex:
     tokenizer: str
     """Name or folder of the tokenizer."""
     tokenizer_sha256: str
-    """Of its tokenizer.json."""
+    """Of its tokenizer.json and its end-of-text token."""
     encoder: str
     """The library that encoded; the ids are the tokenizer's either way."""
     vocab_size: int

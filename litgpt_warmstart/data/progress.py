@@ -11,7 +11,7 @@ class Progress:
     """Documents, tokens and bytes of text done, told by several threads.
 
     Args:
-        total_bytes: Text to encode, about.
+        total_bytes: What there is to do, about.
         what: Stands before the bar.
     """
 
@@ -19,6 +19,7 @@ class Progress:
 
     def __init__(self, total_bytes: int, what: str) -> None:
         self.documents = self.tokens = self.num_bytes = self.downloaded = 0
+        self._what, self._total = what, total_bytes
         self._lock = threading.Lock()
         self._started = self._told = time.monotonic()
         self._new_bytes = 0
@@ -27,7 +28,7 @@ class Progress:
         )
 
     def advance(self, documents: int, tokens: int, num_bytes: int) -> None:
-        """Count what has been done."""
+        """Count what has been done; without tokens, what was done before."""
         with self._lock:
             self.documents += documents
             self.tokens += tokens
@@ -42,32 +43,36 @@ class Progress:
             self.downloaded += num_bytes
             self._tell()
 
+    def correct_total(self, change: int) -> None:
+        """Take notice that there is more or less text than was thought."""
+        with self._lock:
+            self._total += change
+            self._bar.total = self._total
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
     def _tell(self) -> None:
         self._bar.set_postfix_str(self._counts(), refresh=False)
         now = time.monotonic()
         if self._bar.disable and now - self._told >= self.SECONDS_BETWEEN_LINES:
             self._told = now
-            print(self._line(now), file=sys.stderr)
+            print(self._line(now), file=sys.stderr, flush=True)
 
     def _counts(self) -> str:
-        downloaded = f", downloaded {self.downloaded / 1e6:,.0f} MB" if self.downloaded else ""
-        return f"{self.documents:,} documents, {self.tokens:,} tokens{downloaded}"
-
-    def correct_total(self, change: int) -> None:
-        """Take notice that there is more or less text than was thought."""
-        with self._lock:
-            self._bar.total += change
-            self._bar.refresh()
+        counts = [
+            f"{self.documents:,} documents" if self.documents else "",
+            f"{self.tokens:,} tokens" if self.tokens else "",
+            f"downloaded {self.downloaded / 1e6:,.0f} MB" if self.downloaded else "",
+        ]
+        return ", ".join(filter(None, counts))
 
     def _line(self, now: float) -> str:
         speed = self._new_bytes / max(now - self._started, 1e-9)
-        left = max(0, self._bar.total - self.num_bytes)
-        eta = f"{left / speed:,.0f} s left" if speed else "skipping what is done"
+        left = f"{max(0, self._total - self.num_bytes) / speed:,.0f} s left" if speed else "time left not known yet"
         return (
-            f"{self._bar.desc}: {self.num_bytes / 1e6:,.0f} of {self._bar.total / 1e6:,.0f} MB |"
-            f" {self._counts()} | {speed / 1e6:.1f} MB/s | {eta}"
+            f"{self._what}: {self.num_bytes / 1e6:,.0f} of {self._total / 1e6:,.0f} MB | {self._counts()} |"
+            f" {speed / 1e6:.1f} MB/s | {left}"
         )
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._bar.close()

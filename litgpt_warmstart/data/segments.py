@@ -4,13 +4,13 @@ The order of all documents is that of their keys, which depend on the seed and o
 not on who encodes it when. A part becomes segments: files of limited size that appear whole or not at all, so that an
 interrupted preparation goes on after the last one.
 
-A segment file: documents of each split (int64), a table of them (:data:`DOCUMENT`), their tokens one after another;
-both sorted by split and key.
+A segment file: its bytes of text and its documents of each split (int64), a table of the documents (:data:`DOCUMENT`),
+their tokens one after another; both sorted by split and key.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Reading:
 def encode_part(
     path: Path, name: str, file_index: int, split: str, part: Part, reading: Reading, stem: Path,
     advance: Callable[[int, int, int], None],
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int, int]:  # fmt: skip
     """Encode a part into ``stem-0000.segment``, ``stem-0001.segment`` … and leave those that exist as they are.
 
     Args:
@@ -58,23 +58,25 @@ def encode_part(
         advance: Told documents, tokens and bytes of text as they are done; may raise to stop.
 
     Returns:
-        How many segments the part has, and how many rows.
+        How many segments the part has, how many rows, and how many of them are documents.
 
     Raises:
-        UserError: The file is damaged, or tiktoken disagrees with ``tokenizers`` on it.
+        UserError: The file is damaged, or segments that exist are of another text.
+        EncoderDiffers: tiktoken disagrees with ``tokenizers`` on it.
         OSError: The segment cannot be written.
     """
-    number = rows = to_check = 0
+    number = rows = num_documents = checked = 0
     segment = _Segment(reading, split)
     exists = segment_path(stem, 0).exists()
     for texts in documents(path, name, part, reading.column):
         rows += len(texts)
         texts = [text for text in texts if text and not text.isspace()]
-        if not exists and to_check < CHECKED_CHARACTERS and reading.encoder.name == "tiktoken":
+        num_documents += len(texts)
+        if not exists and checked < CHECKED_CHARACTERS and reading.encoder.name == "tiktoken":
             sample = [text[:CHECKED_CHARACTERS] for text in texts[:8]]
             if not reading.encoder.agrees(sample):
-                raise UserError(f"tiktoken does not give the tokenizer's ids on {name!r}: pass --encoder tokenizers")
-            to_check += sum(map(len, sample))
+                raise EncoderDiffers(name)
+            checked += sum(map(len, sample))
         num_tokens, num_bytes = segment.add(texts, encode=not exists)
         advance(len(texts), num_tokens, num_bytes)
         if segment.num_bytes >= SEGMENT_BYTES:
@@ -84,7 +86,11 @@ def encode_part(
     if segment.num_bytes:
         segment.write(segment_path(stem, number), _keys(reading.seed, file_index, part, number))
         number += 1
-    return number, rows
+    return number, rows, num_documents
+
+
+class EncoderDiffers(Exception):
+    """tiktoken gives other ids than ``tokenizers``, on the file named."""
 
 
 def segment_path(stem: Path, number: int) -> Path:
@@ -104,7 +110,7 @@ class _Segment:
         self.reading, self.split = reading, SPLITS.index(split)
         self.tokens: list[np.ndarray] = []
         self.splits: list[int] = []
-        self.num_bytes = 0
+        self.num_bytes = self.num_documents = 0
         self.exists = False
 
     def add(self, texts: list[str], encode: bool) -> tuple[int, int]:
@@ -116,6 +122,7 @@ class _Segment:
         utf8 = [text.encode("utf-8") for text in texts]
         num_bytes = sum(map(len, utf8))
         self.num_bytes += num_bytes
+        self.num_documents += len(texts)
         if not encode:
             self.exists = True
             return 0, num_bytes
@@ -134,8 +141,11 @@ class _Segment:
         return num_tokens, num_bytes
 
     def write(self, path: Path, keys: np.random.Philox) -> None:
-        """Write the file, unless it was there: sorted by split and key, at once."""
+        """Write the file at once, sorted by split and key; where it is there, see that it is of the same text."""
         if self.exists:
+            there = Segment(path, self.reading.dtype)
+            if (there.num_bytes, there.bounds[-1]) != (self.num_bytes, self.num_documents):
+                raise UserError(f"{str(path)!r} is of another text: remove its folder to begin anew")
             return
         splits, random = np.array(self.splits), keys.random_raw(len(self.tokens))
         order = np.lexsort((random, splits))
@@ -146,7 +156,8 @@ class _Segment:
         partial = path.with_name(path.name + ".partial")
         try:
             with partial.open("wb") as file:
-                file.write(np.bincount(splits, minlength=len(SPLITS)).astype(np.int64).tobytes())
+                counts = np.bincount(splits, minlength=len(SPLITS))
+                file.write(np.array([self.num_bytes, *counts], np.int64).tobytes())
                 file.write(table.tobytes())
                 for index in order:
                     file.write(self.tokens[index])
@@ -165,7 +176,7 @@ def held_out(utf8: bytes, fraction: float) -> bool:
 
 
 class Segment:
-    """A segment file, memory-mapped: a system allows some 65,000 maps, enough for 2 TB of text.
+    """A segment file; opened only while something is read, as there may be thousands.
 
     Args:
         path: The file.
@@ -173,49 +184,55 @@ class Segment:
     """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
-        counts = np.fromfile(path, np.int64, len(SPLITS))
-        self.bounds = np.concatenate(([0], np.cumsum(counts)))
-        offset = counts.nbytes + int(self.bounds[-1]) * DOCUMENT.itemsize
-        self._map = np.memmap(path, np.uint8, "r")
-        self.table = self._map[counts.nbytes : offset].view(DOCUMENT)
-        self.tokens = self._map[offset:].view(dtype)
-
-    def num_tokens(self, split: str) -> int:
-        """Tokens of a split."""
-        begin, end = self.bounds[SPLITS.index(split) :][:2]
-        return int(self.table["length"][begin:end].sum(dtype=np.int64))
+        header = np.fromfile(path, np.int64, 1 + len(SPLITS))
+        self.path, self.dtype, self.num_bytes = path, dtype, int(header[0])
+        self.bounds = [0, *np.cumsum(header[1:]).tolist()]
+        self._table_offset = header.nbytes
 
     def num_documents(self, split: str) -> int:
         """Documents of a split."""
         begin, end = self.bounds[SPLITS.index(split) :][:2]
-        return int(end - begin)
+        return end - begin
 
-    def between(self, split: str, first_key: int, stop_key: int) -> tuple[np.ndarray, np.ndarray]:
-        """A split's documents with first_key <= key < stop_key: their part of the table, and their tokens."""
+    def table(self, first: int, stop: int) -> np.ndarray:
+        """The documents first <= i < stop of the file, of :data:`DOCUMENT`."""
+        offset = self._table_offset + first * DOCUMENT.itemsize
+        return np.fromfile(self.path, DOCUMENT, stop - first, offset=offset)
+
+    def num_tokens(self, split: str) -> int:
+        """Tokens of a split."""
+        return int(self.table(*self.bounds[SPLITS.index(split) :][:2])["length"].sum(dtype=np.int64))
+
+    def cuts(self, split: str, keys: list[int]) -> list[int]:
+        """For each of ascending keys, which document of the file is the first of the split not below it."""
         begin, end = self.bounds[SPLITS.index(split) :][:2]
-        keys = self.table["key"][begin:end]
-        first = begin + int(np.searchsorted(keys, np.uint64(first_key)))
-        stop = end if stop_key >= 2**64 else begin + int(np.searchsorted(keys, np.uint64(stop_key)))
-        table = self.table[first:stop]
+        inner = np.array([key for key in keys if key < 2**64], np.uint64)
+        found = begin + np.searchsorted(self.table(begin, end)["key"], inner)
+        return found.tolist() + [end] * (len(keys) - len(inner))
+
+    def read(self, first: int, stop: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Keys and tokens of the documents first <= i < stop of the file."""
+        table = self.table(first, stop)
         if not len(table):
-            return table, self.tokens[:0]
-        tokens = self.tokens[int(table["start"][0]) : int(table["start"][-1]) + int(table["length"][-1])]
-        return table, tokens
+            return table["key"], []
+        offset = self._table_offset + self.bounds[-1] * DOCUMENT.itemsize
+        starts = table["start"].astype(np.int64) - int(table["start"][0])
+        count = int(starts[-1]) + int(table["length"][-1])
+        tokens = np.fromfile(self.path, self.dtype, count, offset=offset + int(table["start"][0]) * self.dtype.itemsize)
+        if len(tokens) != count:
+            raise UserError(f"{str(self.path)!r} is cut off: remove the folder {str(self.path.parent)!r} to begin anew")
+        return table["key"], np.split(tokens, starts[1:])
 
 
-def gather(segments: list[Segment], split: str, first_key: int, stop_key: int) -> np.ndarray:
-    """The tokens of a split's documents with first_key <= key < stop_key, in the order of their keys.
+def merge(segments: Iterable[tuple[Segment, int, int]]) -> np.ndarray:
+    """The tokens of documents of several segments, in the order of their keys.
 
     Equal keys, of which there may be one pair in a thousand million documents, stay in the order of the segments.
+
+    Args:
+        segments: Each with the first of its documents and one past the last.
     """
-    found = [segment.between(split, first_key, stop_key) for segment in segments]
-    documents = [
-        tokens[start : start + length]
-        for table, tokens in found
-        if len(table)
-        for start, length in zip((table["start"] - table["start"][0]).tolist(), table["length"].tolist(), strict=True)
-    ]
-    if not documents:
-        return np.empty(0, segments[0].tokens.dtype)
-    order = np.argsort(np.concatenate([table["key"] for table, _ in found]), kind="stable")
+    found = [segment.read(first, stop) for segment, first, stop in segments]
+    documents = [document for _, part in found for document in part]
+    order = np.argsort(np.concatenate([keys for keys, _ in found]), kind="stable")
     return np.concatenate([documents[index] for index in order])

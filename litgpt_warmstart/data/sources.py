@@ -7,6 +7,7 @@ of a parquet file, spans of bytes of a plain one. A compressed one is a single p
 import fnmatch
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ PART_BYTES = 32 * 2**20
 """Text of a part, at least, where a file can be cut."""
 PIECE_BYTES = 64 * 2**10
 """A longer .txt file is cut, at line ends, into documents of about this size."""
+BATCH_BYTES = 4 * 2**20
+"""Text that is read at once, about."""
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
+"""Where there are files of several formats, only those of the first are text, unless a pattern says otherwise: a
+README.txt beside parquet files is not."""
 SPLIT_WORDS = {"train": "train", "training": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val",
                "test": "test", "testing": "test", "heldout": "test"}  # fmt: skip
 EXPANSION = {".parquet": 2.0, ".gz": 3.0, ".zst": 3.0}
@@ -57,13 +62,13 @@ class Part:
     """One past the last; None to the end."""
 
 
-def is_text_file(name: str) -> bool:
-    """Whether a file's name is one of those that documents are read from."""
+def format_of(name: str) -> str | None:
+    """The one of :data:`FORMATS` that a file's name says, compressed or not; None for others."""
     path = Path(name)
     if path.suffix in COMPRESSION:
         path = path.with_suffix("")
-        return path.suffix in FORMATS and path.suffix != ".parquet"
-    return path.suffix in FORMATS
+        return path.suffix if path.suffix in FORMATS and path.suffix != ".parquet" else None
+    return path.suffix if path.suffix in FORMATS else None
 
 
 def split_of(name: str) -> str:
@@ -93,15 +98,28 @@ def folder_source(folder: Path, pattern: str | None) -> tuple[SourceFile, ...]:
     """
     if not folder.is_dir():
         raise UserError(f"--text_dir {str(folder)!r} is no folder: give one with {', '.join(FORMATS)} files")
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    names = {path.relative_to(folder).as_posix(): path for path in _files_below(folder)}
     files = [SourceFile(name, split_of(name), path.stat().st_size) for name, path in names.items()]
     return _chosen(files, pattern, f"--text_dir {str(folder)!r}")
 
 
+def _files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links to folders too, each folder once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if (Path(root) / name).resolve() not in seen]
+        seen |= {(Path(root) / name).resolve() for name in folders}
+        yield from (path for name in names if (path := Path(root) / name).is_file())
+
+
 def _chosen(files: list[SourceFile], pattern: str | None, what: str) -> tuple[SourceFile, ...]:
     visible = [f for f in files if not any(part.startswith(".") for part in Path(f.name).parts)]
-    matching = [f for f in visible if is_text_file(f.name) and (not pattern or fnmatch.fnmatch(f.name, pattern))]
+    formats = {f.name: format_of(f.name) for f in visible}
+    if pattern:
+        matching = [f for f in visible if formats[f.name] and fnmatch.fnmatch(f.name, pattern)]
+    else:
+        first = next((form for form in FORMATS if form in formats.values()), None)
+        matching = [f for f in visible if first and formats[f.name] == first]
     if not matching:
         limited = f" that match --files {pattern!r}" if pattern else ""
         raise UserError(f"{what} has no .parquet, .jsonl or .txt files{limited} (.gz and .zst of the latter two too)")
@@ -121,7 +139,7 @@ def parts_of(path: Path, name: str, column: str) -> list[tuple[Part, int]]:
     if suffix == ".parquet":
         return _row_group_parts(path, name, column)
     if suffix in COMPRESSION:
-        return [(Part(0, None), int(size * EXPANSION[suffix]))]
+        return [(Part(0, None), int(size * EXPANSION[suffix]))] if size else []
     return [(Part(at, min(at + PART_BYTES, size)), min(PART_BYTES, size - at)) for at in range(0, size, PART_BYTES)]
 
 
@@ -132,10 +150,10 @@ def _row_group_parts(path: Path, name: str, column: str) -> list[tuple[Part, int
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{name!r} is no parquet file or damaged ({one_line(error, 100)}): fetch it again") from error
     if column not in fields.names:
-        raise UserError(f"{name!r} has no column {column!r}, only {', '.join(fields.names)}: pass --column")
+        raise UserError(f"{name!r} has no column {column!r}, only {', '.join(fields.names)}: pass --column, or --files")
     kind = fields.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"column {column!r} of {name!r} holds {kind}, not text: pass --column")
+        raise UserError(f"column {column!r} of {name!r} holds {kind}, not text: pass --column, or --files")
     index = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
     parts, start, num_bytes = [], 0, 0
     for group in range(metadata.num_row_groups):
@@ -170,9 +188,14 @@ def documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[s
 def _parquet_documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            groups = list(range(part.start, part.stop))
-            for batch in file.iter_batches(64, row_groups=groups, columns=[column], use_threads=False):
+            groups = range(part.start, part.stop)
+            counts = [file.metadata.row_group(group) for group in groups]
+            num_rows, num_bytes = sum(c.num_rows for c in counts), sum(c.total_byte_size for c in counts)
+            rows = max(1, min(64, num_rows * BATCH_BYTES // max(1, num_bytes)))
+            for batch in file.iter_batches(rows, row_groups=list(groups), columns=[column], use_threads=False):
                 yield batch.column(0).to_pylist()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name!r} has a row that is not UTF-8 ({one_line(error, 80)}): mend or leave it out") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name!r} is damaged ({one_line(error, 100)}): fetch it again") from error
 
@@ -212,21 +235,23 @@ def _json_documents(path: Path, name: str, part: Part, column: str) -> Iterator[
         if line.isspace():
             continue
         try:
-            text = json.loads(line)[column]
+            text = json.loads(line.decode("utf-8"))[column]
         except (ValueError, TypeError):
             raise UserError(
-                f"{name!r} holds no JSON object in the line at byte {offset:,}: mend or remove it"
+                f"{name!r} holds no JSON object in the line at byte {offset:,}: mend it, or leave it out with --files"
             ) from None
         except KeyError:
             keys = ", ".join(json.loads(line))
-            raise UserError(f"{name!r} has no key {column!r} at byte {offset:,}, only {keys}: pass --column") from None
+            raise UserError(
+                f"{name!r} has no key {column!r} at byte {offset:,}, only {keys}: pass --column, or --files"
+            ) from None
         if not isinstance(text, str | None):
-            raise UserError(f"{name!r}: {column!r} at byte {offset:,} is no text: pass --column")
+            raise UserError(f"{name!r}: {column!r} at byte {offset:,} is no text: pass --column, or --files")
         if text and b"\\ud" in line.lower():  # half a surrogate pair is valid JSON, but no text
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         found.append(text)
         num_bytes += len(line)
-        if num_bytes >= 2**20:
+        if num_bytes >= BATCH_BYTES:
             yield found
             found, num_bytes = [], 0
     yield found

@@ -58,6 +58,7 @@ def write_folder(folder: Path, texts: Sequence[str]) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts, segments and chunks so small that a megabyte has many of each."""
     monkeypatch.setattr(sources, "PART_BYTES", 30_000)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 10_000)
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 20_000)
     monkeypatch.setattr(preparation, "CHUNK_TOKENS", 50_000)
 
@@ -70,8 +71,10 @@ def text_dir(tmp_path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture
 def ask(tmp_path: Path, text_dir: Path, stdlib_path: Path) -> Preparation:
-    """A preparation of the folder with StdlibText's tokenizer."""
-    return Preparation(tmp_path / "data" / "mine", text_dir=text_dir, tokenizer=str(stdlib_path), num_workers=2)
+    """A preparation of all formats in the folder, with StdlibText's tokenizer."""
+    return Preparation(
+        tmp_path / "data" / "mine", text_dir=text_dir, files="*", tokenizer=str(stdlib_path), num_workers=2
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -32,6 +32,8 @@ class Hub:
     """Method, path and Range header of each request."""
     cut_after: dict[str, int] = field(default_factory=dict)
     """File name -> bytes after which the next download of it breaks off, once."""
+    broken: set[str] = field(default_factory=set)
+    """Names of files that the server has trouble with."""
     url: str = ""
 
 
@@ -97,6 +99,8 @@ def serve(hub: Hub) -> Iterator[Hub]:
             repository = self.repository(kind, name, revision)
             if repository is None:
                 return
+            if file in hub.broken:
+                return self.refuse(400, "BadRequest")
             if file not in repository.files:
                 return self.refuse(404, "EntryNotFound")
             content = repository.files[file]

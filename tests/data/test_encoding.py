@@ -27,7 +27,7 @@ PIECES = st.lists(
 
 @pytest.fixture(scope="session")
 def encoders(stdlib_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DocumentEncoder]:
-    """GPT-2's kind, one with ids in another order and more special tokens, and LLaMA 3's kind of splitting."""
+    """GPT-2's kind, one with ids in another order and more special tokens, LLaMA 3's splitting, and a normalizer."""
     content = json.loads((stdlib_path / "tokenizer.json").read_text(encoding="utf-8"))
     folders = {"gpt2": stdlib_path}
 
@@ -45,14 +45,20 @@ def encoders(stdlib_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     llama3.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     folders["llama3"] = tmp_path_factory.mktemp("llama3")
     llama3.save(str(folders["llama3"] / "tokenizer.json"))
+
+    nfc = Tokenizer.from_str(json.dumps(content))
+    nfc.normalizer = normalizers.NFC()
+    folders["nfc"] = tmp_path_factory.mktemp("nfc")
+    nfc.save(str(folders["nfc"] / "tokenizer.json"))
     return {name: DocumentEncoder(folder) for name, folder in folders.items()}
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "shuffled", "llama3"])
+@pytest.mark.parametrize("kind", ["gpt2", "shuffled", "llama3", "nfc"])
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(st.text(max_size=80), BLANKS, PIECES.map("".join)))
 @example(" " * 3000)
 @example("a" * 3000 + "\u0301" * 50)
+@example("e\u0301 \u0130 caf\xe9 \u212b ")
 def test_ids_are_those_of_the_tokenizer_on_any_text(encoders, kind, text):
     encoder = encoders[kind]
     assert encoder.name == "tiktoken", encoder.why_not_tiktoken
@@ -118,6 +124,21 @@ def byte_level(**changes: object) -> Tokenizer:
     return tokenizer
 
 
+def with_two_blanks() -> Tokenizer:
+    """As GPT-NeoX's, whose added tokens are runs of blanks: which of them is taken, only ``tokenizers`` knows."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("  "), AddedToken("    ")])
+    return tokenizer
+
+
+def with_unreachable_token() -> Tokenizer:
+    """As LLaMA 3 may: a token of the vocabulary that no merge makes, taken whole."""
+    content = json.loads(byte_level().to_str())
+    content["model"]["vocab"]["zqzq"] = len(content["model"]["vocab"])
+    content["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(content))
+
+
 def with_stripping_token() -> Tokenizer:
     tokenizer = byte_level()
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
@@ -128,7 +149,7 @@ def with_stripping_token() -> Tokenizer:
     ("tokenizer", "why"),
     [
         (wordpiece(), "its model is WordPiece, not BPE"),
-        (byte_level(normalizer=normalizers.NFC()), "it normalizes text"),
+        (byte_level(normalizer=normalizers.NFKC()), "it normalizes text"),
         (byte_level(pre_tokenizer=pre_tokenizers.Whitespace()), "its pre-tokenizer is not byte-level"),
         (byte_level(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "it adds a space before the text"),
         (
@@ -139,6 +160,8 @@ def with_stripping_token() -> Tokenizer:
             ),
             "its pre-tokenizer splits in several steps",
         ),
+        (with_two_blanks(), "its added token '    ' begins as another does"),
+        (with_unreachable_token(), "its vocabulary has tokens that no merge makes"),
         (with_stripping_token(), "its added token '<mask>' strips what is around it"),
     ],
 )
@@ -147,6 +170,14 @@ def test_other_tokenizers_are_used_as_they_are_and_the_reason_is_told(tokenizer,
     encoder = DocumentEncoder(tmp_path)
     assert encoder.name == "tokenizers" and encoder.why_not_tiktoken == why
     assert encoder(["some words", ""])[0].tolist() == tokenizer.encode("some words", add_special_tokens=False).ids
+
+
+def test_merges_are_ignored_alike_where_all_tokens_can_be_merged(stdlib_path, tmp_path, texts):
+    content = json.loads((stdlib_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["ignore_merges"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    encoder = DocumentEncoder(tmp_path)
+    assert encoder.name == "tiktoken" and encoder.agrees(texts[:100])
 
 
 def test_a_damaged_tokenizer_is_one_line(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -111,6 +112,31 @@ def test_offline_the_cache_is_enough(hub, slimpajama, monkeypatch):
     assert contents(again.data_path) == contents(slimpajama.data_path)
     with pytest.raises(UserError, match="is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"):
         prepare(replace(again, data_path=again.data_path.with_name("other"), repo_id="some/other"), say=quiet)
+
+
+def test_offline_a_part_of_the_cache_is_not_taken_for_the_whole(hub, slimpajama, monkeypatch):
+    prepare(slimpajama, say=quiet)
+    next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("snapshots/*/data/train-00001*")).unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cache has 2 of the 3 files train-\* of dataset .*HF_HUB_OFFLINE is set"):
+        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")), say=quiet)
+
+
+def test_downloads_count_where_space_is_short(hub, slimpajama, monkeypatch, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(plan, "BYTES_PER_TOKEN", 1e9)
+    prepare(slimpajama, say=quiet)
+    huge = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"), revision="main")
+    large = [replace(f, num_bytes=free) for f in plan.hub_source(huge.repo_id, "main", None)[1][:2]]
+    plan.check_space(huge, large, plan.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
+    with pytest.raises(UserError, match="free space, or choose another --data_path or HF_HOME"):
+        plan.check_space(huge, [replace(f, name="other") for f in large], plan.SLIMPAJAMA_6B_COMMIT, 2)
+
+
+def test_a_tokenizers_second_file_that_cannot_be_reached_is_no_tokenizer_without_one(hub, monkeypatch):
+    hub.broken.add("tokenizer_config.json")
+    with pytest.raises(UserError, match="tokenizer 'openai-community/gpt2'"):
+        hub_client.tokenizer_files(plan.TOKENIZER)
 
 
 def test_a_branch_is_followed_to_a_commit_once_and_kept(hub, slimpajama, texts):

@@ -1,27 +1,31 @@
 """Every document once, in an order that the seed decides, in the same bytes however the work was done."""
 
+import gzip
 import json
 import os
-import random
+import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from litgpt_warmstart.data import plan, preparation
+from litgpt_warmstart.data import encoding, plan, preparation, sources
+from litgpt_warmstart.data.encoding import DocumentEncoder
 from litgpt_warmstart.data.plan import Preparation, check_prepared
 from litgpt_warmstart.data.preparation import prepare
 from litgpt_warmstart.data.prepared_index import PreparedIndex
-from litgpt_warmstart.data.segments import held_out
+from litgpt_warmstart.data.segments import Segment, held_out
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, jsonl, parquet, stored_documents, write_folder
+
+ROOT = Path(preparation.__file__).parents[2]
 
 
 def quiet(line: str) -> None:
@@ -49,7 +53,9 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(ask, small):
         prepare(replace(ask, data_path=data_path, num_workers=workers), say=quiet)
         found.append(contents(data_path))
     assert found[0] == found[1] == found[2]
-    assert not any(path.startswith("segments") or "partial" in path or path == "lock" for path in found[0])
+    assert {path.name for path in (ask.data_path.with_name("with-1")).iterdir()} == {
+        "train", "val", "prepared.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
     assert not list(ask.data_path.parent.glob(".*"))
 
 
@@ -92,6 +98,8 @@ def test_without_validation_files_documents_are_held_out_by_their_text_whatever_
         index = prepare(replace(ask, data_path=data_path, seed=seed, val_fraction=0.1), say=quiet)
         held[seed] = sorted(stored_documents(data_path, "val"))
         assert sum(index.documents.values()) == 480
+        with pytest.raises(UserError, match="val_fraction 0.1, not 0.2"):
+            prepare(replace(ask, data_path=data_path, val_fraction=0.2), say=quiet)
     assert held[1] == held[2]
     assert len(held[1]) == sum(held_out(text.encode(), 0.1) for text in texts[20:])
     assert 25 <= len(held[1]) <= 75
@@ -106,44 +114,62 @@ def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
 
 
-def prepare_in_child(ask: Preparation) -> int:
-    """Start a process that prepares, and give its number."""
+KILLS = """
+import json, os, random, shutil, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from litgpt_warmstart.data import preparation, segments, sources
+from litgpt_warmstart.data.plan import Preparation
+import litdata.streaming.writer  # so that no child has to
+sources.PART_BYTES, sources.BATCH_BYTES, segments.SEGMENT_BYTES = 30_000, 10_000, 20_000
+preparation.CHUNK_TOKENS = 50_000
+data, text_dir = Path({data!r}), Path({text_dir!r})
+ask = Preparation(data / "mine", text_dir=text_dir, files="*", tokenizer={tokenizer!r}, num_workers=2)
+
+def start(ask):
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            prepare(ask, say=quiet)
+            preparation.prepare(ask, say=str)
             status = 0
         finally:
             os._exit(status)
     return child
 
+started = time.perf_counter()
+assert os.waitpid(start(replace(ask, data_path=data / "undisturbed")), 0)[1] == 0
+seconds = time.perf_counter() - started
+rng, killed, done, early = random.Random(0), 0, [], 0
+while killed < 10:
+    child = start(ask)
+    time.sleep(rng.uniform(0.02, 0.5) * seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+        early += ask.data_path.exists()
+        done.append(len(list(data.glob(".mine.partial/*/*.done"))) + len(list(data.glob(".mine.partial/train/*.bin"))))
+    else:  # it came to its end: begin anew
+        assert status == 0
+        shutil.rmtree(ask.data_path)
+if not ask.data_path.exists():
+    assert os.waitpid(start(ask), 0)[1] == 0
+print(json.dumps(dict(early=early, done=done)))
+"""
 
-def test_killed_at_ten_moments_it_goes_on_and_ends_with_the_same_bytes(ask, small):
-    undisturbed = replace(ask, data_path=ask.data_path.with_name("undisturbed"))
-    started = time.perf_counter()
-    os.waitpid(prepare_in_child(undisturbed), 0)
-    seconds = time.perf_counter() - started
-    assert (undisturbed.data_path / "prepared.json").is_file()
-    rng = random.Random(0)
-    killed, done = 0, [0]
-    partial = ask.data_path.with_name(f".{ask.data_path.name}.partial")
-    for _ in range(10):
-        child = prepare_in_child(ask)
-        time.sleep(rng.uniform(0.05, 0.6) * seconds)
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            killed += 1
-            assert not ask.data_path.exists(), "a half-prepared folder must not look finished"
-            done.append(len(list(partial.glob("segments/*.done"))) + len(list(partial.glob("train/*.bin"))))
-        else:  # it came to its end: begin anew
-            assert status == 0
-            assert contents(ask.data_path) == contents(undisturbed.data_path)
-            shutil.rmtree(ask.data_path)
-    prepare(ask, say=quiet)
-    assert contents(ask.data_path) == contents(undisturbed.data_path)
-    assert killed >= 5 and max(done) > 10, (killed, done)
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_it_goes_on_and_ends_with_the_same_bytes(ask, stdlib_path):
+    data = ask.data_path.parent
+    script = KILLS.format(root=str(ROOT), data=str(data), text_dir=str(ask.text_dir), tokenizer=str(stdlib_path))
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+    assert said["early"] == 0, "a half-prepared folder looked finished"
+    assert len(said["done"]) == 10 and len(set(said["done"])) > 3, "killed at the same moment each time"
+    assert contents(ask.data_path) == contents(data / "undisturbed")
 
 
 def test_what_was_done_is_not_done_again(ask, small, monkeypatch):
@@ -191,20 +217,19 @@ def test_an_interrupted_part_keeps_its_finished_segments(ask, small, monkeypatch
     ("change", "told"),
     [
         (dict(seed=7), "seed 42, not 7"),
+        (dict(val_fraction=0.5), None),  # the source has a validation split: no difference
         (dict(column="content"), "column 'text', not 'content'"),
         (dict(dtype="int32"), "dtype 'uint16', not 'int32'"),
-        (dict(files="*.txt"), "files None, not '*.txt'"),
+        (dict(files="*.txt"), "files '*', not '*.txt'"),
         (dict(repo_id="owner/other", text_dir=None), "not 'owner/other'"),
         (dict(text_dir=Path("elsewhere")), "not 'elsewhere'"),
     ],
 )
-def test_prepared_and_begun_data_is_refused_where_something_else_is_asked_for(ask, change, told, monkeypatch):
-    def stop(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "write_split", stop)
-        prepare(ask, say=quiet)
+def test_prepared_and_begun_data_is_refused_where_something_else_is_asked_for(ask, change, told):
+    stop_before_chunks(ask)
+    if told is None:
+        prepare(replace(ask, **change), say=quiet)
+        return
     with pytest.raises(UserError, match="the preparation begun in") as begun:
         prepare(replace(ask, **change), say=quiet)
     prepare(ask, say=quiet)
@@ -222,7 +247,16 @@ def test_another_tokenizer_under_the_same_path_is_refused(ask, tmp_path, stdlib_
     content = json.loads((tokenizer / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
     (tokenizer / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="the tokenizer .*, not what .* is now"):
+    with pytest.raises(UserError, match="the tokenizer .* as it was, not .* as it is now"):
+        prepare(replace(ask, tokenizer=str(tokenizer)), say=quiet)
+
+
+def test_another_end_of_text_token_is_another_tokenizer(ask, tmp_path, stdlib_path):
+    prepare(ask, say=quiet)
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(stdlib_path, tokenizer)
+    (tokenizer / "tokenizer_config.json").write_text('{"eos_token": "!"}')
+    with pytest.raises(UserError, match="the tokenizer .* as it was, not .* as it is now"):
         prepare(replace(ask, tokenizer=str(tokenizer)), say=quiet)
 
 
@@ -249,10 +283,8 @@ def test_a_changed_source_file_is_named_and_a_removed_folder_is_not_missed(ask, 
     check_prepared(index, ask, thorough)
 
 
-def test_a_source_file_that_changes_while_it_is_prepared_is_named(ask, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "write_split", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        prepare(ask, say=quiet)
+def test_a_source_file_that_changes_while_it_is_prepared_is_named(ask):
+    stop_before_chunks(ask)
     path = ask.text_dir / "b.jsonl"
     path.write_bytes(path.read_bytes().swapcase())
     with pytest.raises(UserError, match="b.jsonl' has sha256 .* it was changed or damaged"):
@@ -279,6 +311,121 @@ def test_a_folder_with_something_else_in_it_is_left_alone(ask):
     with pytest.raises(UserError, match="exists and holds no prepared data"):
         prepare(ask, say=quiet)
     assert contents(ask.data_path) == {"thesis.tex": b"x"}
+
+
+def stop_before_chunks(ask: Preparation) -> Path:
+    """Do the first pass of a preparation; gives its folder."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "write_split", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        prepare(ask, say=quiet)
+    return ask.data_path.with_name(f".{ask.data_path.name}.partial")
+
+
+@pytest.mark.parametrize("constant", ["BATCH_BYTES", "PART_BYTES", "PIECE_BYTES"])
+def test_a_resume_after_a_constant_changed_is_refused_or_loses_and_repeats_nothing(ask, small, monkeypatch, constant):
+    """As after an upgrade: segments of other text are not taken for this one's."""
+    folder = stop_before_chunks(ask)
+    for marker in folder.glob("segments/*.done"):
+        marker.unlink()
+    monkeypatch.setattr(sources, constant, 7_000)
+    if constant == "BATCH_BYTES":
+        with pytest.raises(UserError, match="is of another text: remove its folder to begin anew"):
+            prepare(ask, say=quiet)
+        return
+    prepare(ask, say=quiet)
+    prepare(replace(ask, data_path=ask.data_path.with_name("undisturbed")), say=quiet)
+    assert sorted(stored_documents(ask.data_path, "train")) == sorted(
+        stored_documents(ask.data_path.with_name("undisturbed"), "train")
+    )
+
+
+def test_many_segments_need_few_open_files(ask, small):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+    try:
+        prepare(ask, say=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_each_segment_of_a_part_has_keys_of_its_own(ask, texts, small):
+    """Documents of equal places in two segments would otherwise follow each other."""
+    folder = ask.text_dir.with_name("one")
+    folder.mkdir()
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress(jsonl(texts)))
+    paths = sorted(stop_before_chunks(replace(ask, text_dir=folder, val_fraction=0.1)).glob("segments/*.segment"))
+    keys = np.concatenate([s.table(0, s.bounds[-1])["key"] for s in (Segment(p, np.dtype("uint16")) for p in paths)])
+    assert len(paths) > 5 and len(set(keys.tolist())) == len(keys) == 500
+
+
+def test_where_tiktoken_is_wrong_on_a_file_all_is_encoded_anew(ask, small, monkeypatch, capsys):
+    wrong = encoding.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
+    expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"), say=quiet)
+    monkeypatch.setattr(encoding, "GPT2_SPLIT", wrong)
+    monkeypatch.setattr(DocumentEncoder, "choose", quiet_choice)
+    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: leave --encoder out"):
+        prepare(replace(ask, encoder="tiktoken"), say=quiet)
+    index = prepare(ask)
+    assert "beginning anew with tokenizers" in capsys.readouterr().out
+    assert index.encoder == "tokenizers" and index.fingerprint == expected.fingerprint
+
+
+def quiet_choice(self, texts: list[str]) -> None:
+    """Sees nothing wrong."""
+
+
+def test_another_encoder_than_the_begun_one_begins_anew(ask, small):
+    times = {path.name: path.stat().st_mtime_ns for path in stop_before_chunks(ask).glob("segments/*.segment")}
+    again = stop_before_chunks(replace(ask, encoder="tokenizers")).glob("segments/*.segment")
+    assert all(path.stat().st_mtime_ns > times[path.name] for path in again)
+    assert prepare(ask, say=quiet).encoder == "tokenizers"
+
+
+def test_a_link_to_another_disk_is_followed(ask, tmp_path):
+    (tmp_path / "big disk").mkdir()
+    ask.data_path.parent.mkdir()
+    ask.data_path.symlink_to(tmp_path / "big disk")
+    prepare(ask, say=quiet)
+    assert ask.data_path.is_symlink() and (tmp_path / "big disk/prepared.json").is_file()
+
+
+def test_data_within_the_text_is_refused(ask):
+    with pytest.raises(UserError, match="lies within text_dir: choose another"):
+        prepare(replace(ask, data_path=ask.text_dir / "data"), say=quiet)
+
+
+def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path):
+    monkeypatch.chdir(ask.text_dir.parent)
+    prepare(replace(ask, text_dir=Path(ask.text_dir.name)), say=quiet)
+    (tmp_path / "elsewhere" / ask.text_dir.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    prepare(ask, say=quiet)
+    prepare(replace(ask, text_dir=None), say=quiet)
+
+
+def test_a_damaged_chunk_is_found_by_its_size_or_by_its_content(ask):
+    prepare(ask, say=quiet)
+    path = ask.data_path / "train/chunk-0-0.bin"
+    path.write_bytes(path.read_bytes()[:-2] + b"xx")
+    prepare(ask, say=quiet)
+    with pytest.raises(UserError, match="chunk-0-0.bin' is damaged"):
+        prepare(ask, thorough=True, say=quiet)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(UserError, match="chunk-0-0.bin' is missing or cut off"):
+        prepare(ask, say=quiet)
+
+
+def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask, texts):
+    folder = ask.text_dir.with_name("empties")
+    folder.mkdir()
+    pq.ParquetWriter(folder / "train-0.parquet", pa.schema({"text": pa.string()})).close()
+    (folder / "validation.parquet").write_bytes(parquet(texts[:5]))
+    empties = replace(ask, text_dir=folder)
+    with pytest.raises(UserError, match="the training files of .* are empty"):
+        prepare(empties, say=quiet)
+    (folder / "train-1.parquet").write_bytes(parquet(texts[5:]))
+    assert prepare(empties, say=quiet).documents == {"train": 495, "val": 5}
 
 
 def test_two_processes_do_not_prepare_the_same_folder_at_once(ask, monkeypatch):
@@ -334,16 +481,18 @@ from litgpt_warmstart.data import plan, preparation, segments, sources
 from litgpt_warmstart.data.plan import Preparation
 from litgpt_warmstart.errors import UserError
 plan.BYTES_PER_TOKEN = 1e9  # an estimate far too low, to run into it
-sources.PART_BYTES, segments.SEGMENT_BYTES, preparation.CHUNK_TOKENS = 30_000, 20_000, 50_000
-ask = Preparation(Path({disk!r}) / "mine", text_dir=Path({text_dir!r}), tokenizer={tokenizer!r}, num_workers=2)
-ballast = Path({disk!r}) / "ballast"
+sources.PART_BYTES, sources.BATCH_BYTES, segments.SEGMENT_BYTES = 30_000, 10_000, 20_000
+preparation.CHUNK_TOKENS = 50_000
+disk, text_dir = Path({disk!r}), Path({text_dir!r})
+ask = Preparation(disk / "mine", text_dir=text_dir, files="*", tokenizer={tokenizer!r}, num_workers=2)
+ballast = disk / "ballast"
 ballast.write_bytes(bytes({ballast}))
 try:
     preparation.prepare(ask, say=str)
 except UserError as error:
     print("told:", error)
 print("prepared:", ask.data_path.exists())
-print("segments:", len(list(Path({disk!r}).glob(".mine.partial/segments/*.done"))))
+print("segments:", len(list(disk.glob(".mine.partial/segments/*.done"))))
 ballast.unlink()
 print("fingerprint:", preparation.prepare(ask, say=str).fingerprint)
 """
@@ -353,8 +502,7 @@ print("fingerprint:", preparation.prepare(ask, say=str).fingerprint)
 def test_on_a_full_disk_it_stops_with_one_line_and_goes_on_once_there_is_space(ask, small, tmp_path, stdlib_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    root = Path(preparation.__file__).parents[2]
-    script = FULL_DISK.format(root=str(root), disk=str(disk), text_dir=str(ask.text_dir), tokenizer=str(stdlib_path),
+    script = FULL_DISK.format(root=str(ROOT), disk=str(disk), text_dir=str(ask.text_dir), tokenizer=str(stdlib_path),
                               ballast=int(3.6 * 2**20))  # fmt: skip
     mount = f"mount -t tmpfs -o size=5m tmpfs '{disk}' && exec '{sys.executable}' -c \"$0\""
     # A mount of its own needs a namespace of its own; without one of these, there is no small disk to try it on.
@@ -366,7 +514,7 @@ def test_on_a_full_disk_it_stops_with_one_line_and_goes_on_once_there_is_space(a
     ran = subprocess.run([*unshare, "sh", "-c", mount, script], capture_output=True, text=True, timeout=120)
     said = dict(line.split(": ", 1) for line in ran.stdout.splitlines())
     assert "No space left on device; free space and give the same command to go on" in said["told"], ran
-    assert said["prepared"] == "False" and int(said["segments"]) > 3
+    assert said["prepared"] == "False" and int(said["segments"]) > 0
     assert said["fingerprint"] == prepare(ask, say=quiet).fingerprint
 
 

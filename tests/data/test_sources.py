@@ -1,16 +1,18 @@
 """Which files are read, how they are cut, and what is told of damaged ones."""
 
 import gzip
+import io
 import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litgpt_warmstart.data import sources
-from litgpt_warmstart.data.sources import documents, folder_source, is_text_file, parts_of, split_of
+from litgpt_warmstart.data.sources import documents, folder_source, format_of, parts_of, split_of
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import jsonl, parquet
 
@@ -34,12 +36,12 @@ def test_the_words_of_a_path_decide_its_split(name, split):
 
 
 @pytest.mark.parametrize(
-    ("name", "read"),
-    [("a.parquet", True), ("a.jsonl", True), ("a.json.gz", True), ("a.jsonl.zst", True), ("a.txt", True),
-     ("a.txt.gz", True), ("a.parquet.gz", False), ("README.md", False), ("a.gz", False), ("a.csv", False)],
+    ("name", "form"),
+    [("a.parquet", ".parquet"), ("a.jsonl", ".jsonl"), ("a.json.gz", ".json"), ("a.jsonl.zst", ".jsonl"),
+     ("a.txt", ".txt"), ("a.txt.gz", ".txt"), ("a.parquet.gz", None), ("README.md", None), ("a.gz", None)],
 )  # fmt: skip
-def test_which_files_are_read(name, read):
-    assert is_text_file(name) == read
+def test_which_files_are_read(name, form):
+    assert format_of(name) == form
 
 
 def read(path: Path, column: str = "text") -> list[str | None]:
@@ -91,6 +93,9 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     assert read(tmp_path / "a.jsonl") == ["a\ufffdb", "\U0001f600"]
 
 
+PLAIN = io.BytesIO()
+pq.write_table(pa.table({"text": ["x" * 40, "\xe9" * 40]}), PLAIN, compression="none", use_dictionary=False)
+NOT_UTF8 = PLAIN.getvalue().replace(b"\xc3\xa9" * 40, b"\xff" * 80)
 BAD = {
     "no such column": ("a.parquet", parquet(["x"], "content"), "no column 'text', only meta, content: pass --column"),
     "no such key": ("a.jsonl", b'{"content": "x"}\n', "no key 'text' at byte 0, only content: pass --column"),
@@ -101,6 +106,9 @@ BAD = {
     "damaged parquet": ("a.parquet", b"PAR1" + b"\0" * 300 + parquet(["x" * 300])[304:], "is damaged"),
     "damaged gzip": ("a.jsonl.gz", gzip.compress(jsonl(["x" * 9999]))[:-30], "is damaged"),
     "damaged zstd": ("a.jsonl.zst", b"nothing of the kind", "is damaged"),
+    "damaged text in parquet": ("a.parquet", NOT_UTF8, "has a row that is not UTF-8"),
+    "half a character in JSON": ("a.jsonl", b'{"text": "\xed\xa0\xbd"}\n', "no JSON object in the line at byte 0"),
+    "an empty parquet file": ("a.parquet", b"", "is no parquet file or damaged"),
     "not UTF-8": ("a.txt", b"caf\xe9 cr\xe8me", "is not UTF-8 at byte 3: convert it"),
 }
 
@@ -127,3 +135,25 @@ def test_a_folder_is_refused_where_there_is_nothing_to_train_on(tmp_path):
     assert [file.name for file in folder_source(tmp_path, None)] == ["train.jsonl", "validation.jsonl"]
     with pytest.raises(UserError, match=r"match --files 'en/\*'"):
         folder_source(tmp_path, "en/*")
+
+
+def test_of_several_formats_one_is_text_unless_a_pattern_says_otherwise(tmp_path):
+    for name in ("data/train.parquet", "LICENSE.txt", "dataset_infos.json", "extra.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    names = [[file.name for file in folder_source(tmp_path, pattern)] for pattern in (None, "*.jsonl", "*")]
+    assert names[0] == ["data/train.parquet"] and names[1] == ["extra.jsonl"] and len(names[2]) == 4
+    (tmp_path / "data/train.parquet").unlink()
+    assert [file.name for file in folder_source(tmp_path, None)] == ["extra.jsonl"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.txt").write_text("b")
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    (tmp_path / "elsewhere/back").symlink_to(folder)
+    assert {Path(file.name).name for file in folder_source(folder, None)} == {"a.txt", "b.txt"}
