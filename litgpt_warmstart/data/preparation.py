@@ -71,8 +71,8 @@ def prepare(asked: Preparation, thorough: bool = False, say: Callable[[str], Non
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder, asked.data_path):
-                if not (target / PREPARED).is_file():  # another process may just have finished
-                    _prepare_into(target, folder, asked, say)
+                if not (target / PREPARED).is_file() and _prepare_into(target, folder, asked, say):
+                    return PreparedIndex.load(target)
         except OSError as error:
             raise UserError(
                 f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; {_remedy(error)}"
@@ -88,9 +88,14 @@ def _remedy(error: OSError) -> str:
     return "mend that and give the same command to go on, or choose another --data_path"
 
 
-def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
-    """Fill the partial folder, unless that is done, and give it its name."""
-    if not (folder / PREPARED).is_file():
+def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[[str], None]) -> bool:
+    """Fill the partial folder, unless that is done, and give it its name.
+
+    Returns:
+        Whether it was filled now, as asked.
+    """
+    to_fill = not (folder / PREPARED).is_file()
+    if to_fill:
         try:
             _fill(folder, asked, say)
         except BaseException:
@@ -104,6 +109,7 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[
         target.rmdir()
     folder.rename(target)
     flush_to_disk(target.parent)
+    return to_fill
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 import itertools
 
 import numpy as np
-import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -57,8 +56,17 @@ def test_resuming_goes_on_at_the_next_block_for_other_micro_batches_and_processe
     assert read == [3 * block for block in range(first, stop)]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_workers_change_nothing(num_workers):
-    batches = BlockBatches(np.arange(100 * 3), 2, 5, 97, micro_batch_size=4, rank=1, num_processes=2)
-    read = [batch.tolist() for batch in DataLoader(batches, batch_size=None, num_workers=num_workers)]
-    assert read == [batches[i].tolist() for i in range(len(batches))] and len(read) == 11
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 7), st.integers(0, 2), st.integers(1, 3))
+@example(5, 30, 4, 2, 3)
+def test_workers_of_any_process_change_nothing(first, length, micro_batch_size, num_workers, num_processes):
+    tokens = np.arange(130 * 3)
+    loaders = [
+        DataLoader(
+            BlockBatches(tokens, 2, first, first + length, micro_batch_size, rank, num_processes),
+            batch_size=None,
+            num_workers=num_workers,
+        )
+        for rank in range(num_processes)
+    ]
+    assert in_turn([list(loader) for loader in loaders]) == [3 * block for block in range(first, first + length)]

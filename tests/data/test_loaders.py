@@ -1,13 +1,15 @@
 """DataModules, ours and LitGPT's: how they are recorded, made again, and turned into batches."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import SkippingLoader, class_path, init_args, next_batches, recorded_data
+from litgpt_warmstart.data.loaders import DataPlan, SkippingLoader, class_path, init_args, next_batches, recorded_data
+from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import DataUse
 
@@ -63,3 +65,14 @@ def test_batches_of_an_instruction_tuning_module_are_refused():
 
 def test_a_loader_without_a_position_is_read_up_to_it():
     assert list(SkippingLoader([1, 2, 3, 4], 2)) == [3, 4]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_plan_hands_each_process_its_share_from_the_next_block_on(stdlib_path, num_processes):
+    data = StdlibText(stdlib_path)
+    data.connect(batch_size=2, max_seq_length=16)
+    spec = SimpleNamespace(data=data, train=SimpleNamespace(global_batch_size=8))
+    plan = DataPlan(spec, BlockRange(10, 34, 16))
+    loaders = [plan.train_loader(1, None, rank, num_processes) for rank in range(num_processes)]
+    read = [batch[0].tolist() for group in zip(*loaders, strict=True) for batch in group]
+    assert read == [data.tokens("train")[block * 17 : (block + 1) * 17].tolist() for block in range(18, 34, 2)]
