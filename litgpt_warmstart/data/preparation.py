@@ -43,6 +43,10 @@ from litgpt_warmstart.data.segments import EncoderDiffers, Reading, Segment, enc
 from litgpt_warmstart.data.sources import SPLITS, Part, parts_of
 from litgpt_warmstart.errors import UserError, one_line
 
+VAL_TOKENS = 20_000
+"""Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
+MOST_VAL_FRACTION = 0.08
+"""But never a larger share."""
 DOWNLOADS = 4
 """Files that are fetched and hashed at once."""
 WRITERS = 4
@@ -147,24 +151,15 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
             f" {str(asked.data_path)!r}: {len(plan.files):,} files ({', '.join(sorted(plan.formats))}), vocabulary"
             f" {plan.vocab_size:,}, encoding with {plan.encoder}"
         )
-        workers = asked.num_workers or _cores()
-        try:
-            files, segments = EncodingPass(folder / "segments", plan, encoder).run(workers)
-        except EncoderDiffers as error:
-            if asked.encoder:
-                raise UserError(
-                    f"tiktoken does not give the tokenizer's ids on {str(error)!r}: leave --encoder out"
-                ) from None
-            say(f"tiktoken does not give the tokenizer's ids on {str(error)!r}: beginning anew with tokenizers")
-            plan, encoder = _with_encoder(folder, plan, "tokenizers")
-            files, segments = EncodingPass(folder / "segments", plan, encoder).run(workers)
+        files, segments, plan = _first_pass(folder, plan, encoder, asked, say)
     documents = {split: sum(segment.num_documents(split) for segment in segments) for split in SPLITS}
     for split in ("train", "val"):
         if documents[split] == 0:
             raise UserError(_why_empty(split, plan, sum(documents.values()), folder))
     tokens, digests = {}, {}
     for split in [split for split in SPLITS if documents[split]]:
-        tokens[split], digests[split] = write_split(folder / split, split, segments, min(workers, WRITERS))
+        workers = min(asked.num_workers or _cores(), WRITERS)
+        tokens[split], digests[split] = write_split(folder / split, split, segments, workers)
     for path in folder.rglob("*"):
         if "segments" not in path.parts:
             flush_to_disk(path)
@@ -184,6 +179,35 @@ def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
         files=tuple(files),
     )
     index.save(folder)
+
+
+def _first_pass(
+    folder: Path, plan: Plan, encoder: DocumentEncoder, asked: Preparation, say: Callable[[str], None]
+) -> tuple[list[PreparedFile], list[Segment], Plan]:
+    """Encode everything, anew where tiktoken turns out to be wrong, or where too little is held out of a short text.
+
+    Returns:
+        What :meth:`EncodingPass.run` gives, and the plan by which it was done.
+    """
+    while True:
+        try:
+            files, segments = EncodingPass(folder / "segments", plan, encoder).run(asked.num_workers or _cores())
+        except EncoderDiffers as error:
+            differs = f"tiktoken does not give the tokenizer's ids on {str(error)!r}"
+            if asked.encoder:
+                raise UserError(f"{differs}: leave --encoder out") from None
+            say(f"{differs}: beginning anew with tokenizers")
+            plan, encoder = _with_encoder(folder, plan, "tokenizers")
+            continue
+        fraction = plan.source.val_fraction
+        held_out = sum(segment.num_tokens("val") for segment in segments)
+        if fraction is None or asked.val_fraction or held_out >= VAL_TOKENS or fraction >= MOST_VAL_FRACTION:
+            return files, segments, plan
+        fraction = min(2 * fraction, MOST_VAL_FRACTION)
+        say(f"{held_out:,} tokens are held out, too few to validate: beginning anew with val_fraction {fraction:g}")
+        shutil.rmtree(folder / "segments")
+        plan = replace(plan, source=replace(plan.source, val_fraction=fraction))
+        plan.save(folder)
 
 
 def _cores() -> int:

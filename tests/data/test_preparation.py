@@ -105,6 +105,22 @@ def test_without_validation_files_documents_are_held_out_by_their_text_whatever_
     assert 25 <= len(held[1]) <= 75
 
 
+def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
+    folder = ask.text_dir.with_name("short")
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(jsonl(texts))
+    short = replace(ask, text_dir=folder)
+    index = prepare(short)
+    assert 0.01 < index.source.val_fraction <= 0.08 and index.documents["val"] == sum(
+        held_out(text.encode(), index.source.val_fraction) for text in texts
+    )
+    assert index.tokens["val"] >= 20_000 or index.source.val_fraction == 0.08
+    assert "are held out, too few to validate: beginning anew with val_fraction 0.02" in capsys.readouterr().out
+    prepare(short, say=quiet)
+    asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01), say=quiet)
+    assert asked.source.val_fraction == 0.01, "what is asked for is done"
+
+
 def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     folder = ask.text_dir.with_name("gaps")
     folder.mkdir()
@@ -295,7 +311,7 @@ def test_an_empty_split_is_told(ask, texts):
     folder = ask.text_dir.with_name("few")
     folder.mkdir()
     (folder / "train.jsonl").write_bytes(jsonl(texts[:1]))
-    with pytest.raises(UserError, match=r"val_fraction 0.01 of its 1 documents held out none"):
+    with pytest.raises(UserError, match=r"val_fraction 0.08 of its 1 documents held out none"):
         prepare(replace(ask, text_dir=folder), say=quiet)
     (folder / "validation.jsonl").write_bytes(jsonl([""]))
     with pytest.raises(UserError, match="is of .*; go back|a folder without 'validation.jsonl'"):
