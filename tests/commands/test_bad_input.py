@@ -185,11 +185,13 @@ def test_mup_base_has_no_meaning_under_sp(refused):
     assert "--mup_base" in refused(warmstart_scratch.setup, parametrization="sp", mup_base="5M")
 
 
-def test_no_learning_rate_batch_size_or_data_is_known(refused, tiny):
+def test_no_learning_rate_batch_size_or_data_is_known(refused, base, tmp_path):
     assert "pass --lr" in refused(warmstart_scratch.setup)
     assert "pass --train.global_batch_size" in refused(warmstart_scratch.setup, lr=0.01)
+    foreign = copied(base, tmp_path / "foreign")
+    (foreign / "warmstart.yaml").unlink()
     batch = TrainArgs(global_batch_size=8)
-    assert "pass --data" in refused(warmstart_scratch.setup, lr=0.01, train=batch, data=None)
+    assert "has no record of its own; pass --data" in refused(base=foreign, lr=0.01, train=batch, data=None)
 
 
 def test_the_data_is_too_short_with_both_numbers_and_what_fits(refused, base, tiny, tiny_settings, tmp_path):
