@@ -15,7 +15,7 @@ import pytest
 from litgpt_warmstart import plugin
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"warmstart", "warmstart_scratch", "warmstart_grow"}
+COMMANDS = {"warmstart", "warmstart_scratch", "warmstart_grow", "warmstart_prepare_data"}
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
 
 
