@@ -339,7 +339,15 @@ def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
             f"no data: {str(start.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"
             " --data.text_dir and --data.tokenizer, its tokenizer's folder"
         )
-    return SlimPajama6B()
+    default = SlimPajama6B()
+    try:
+        _ = default.vocab_size
+    except UserError as error:
+        raise UserError(
+            f"without --data the data is SlimPajama-6B, to be had by litgpt warmstart_prepare_data, but {error}; --data"
+            " StdlibText needs no network"
+        ) from error
+    return default
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:

@@ -10,6 +10,7 @@ from litgpt_warmstart.data.plan import (
     Preparation,
     default_data_path,
 )
+from litgpt_warmstart.data.prepared_index import PREPARED
 from litgpt_warmstart.errors import told_in_one_line
 
 
@@ -39,7 +40,8 @@ def setup(
             the commit is recorded.
         text_dir: A folder of .parquet, .jsonl or .txt files (.gz and .zst of the latter two too), instead of
             ``repo_id``. Paths that name train, validation or test decide the split.
-        files: Only files whose path in the repository or folder matches this pattern, e.g. ``en/*.json.gz``.
+        files: Only files whose path in the repository or folder matches this pattern, e.g. ``en/*.json.gz``. Default:
+            those of one format, parquet before jsonl before json before txt.
         column: Column or key that holds the text. Default: text.
         val_fraction: Share of the training documents to hold out, chosen by their text alone, where no file is named
             validation. Default: 0.01.
@@ -72,11 +74,12 @@ def setup(
             encoder=encoder,
             num_workers=num_workers,
         )
+        already = (asked.data_path / PREPARED).is_file()
         index = prepare(asked, thorough=True)
         counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())
         print(
-            f"Prepared {str(asked.data_path)!r}: tokens: {counts}; {sum(index.documents.values()):,} documents,"
-            f" vocabulary {index.vocab_size:,}"
+            f"{'Already prepared' if already else 'Prepared'} {str(asked.data_path)!r}: tokens: {counts};"
+            f" {sum(index.documents.values()):,} documents, vocabulary {index.vocab_size:,}"
         )
         name = "SlimPajama6B" if index.source.repo_id == SLIMPAJAMA_6B else "PreparedText"
         print(f"Train on it with --data {name} --data.data_path {asked.data_path}")

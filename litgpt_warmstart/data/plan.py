@@ -17,7 +17,7 @@ from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
 from litgpt_warmstart.data.prepared_index import FORMAT_VERSION, PREPARED, PreparedIndex, Source
-from litgpt_warmstart.data.sources import SourceFile, documents, folder_source, format_of, hub_source, parts_of
+from litgpt_warmstart.data.sources import SPLITS, SourceFile, documents, folder_source, format_of, hub_source, parts_of
 from litgpt_warmstart.errors import UserError, one_line
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
@@ -83,10 +83,14 @@ class Plan:
     seed: int
     format_version: int = FORMAT_VERSION
 
-    @property
-    def formats(self) -> set[str]:
-        """The formats of the files."""
-        return {format_of(file.name) for file in self.files}
+    def describe(self) -> str:
+        """Files by format and split, and what is held out, in words."""
+        formats = ", ".join(sorted({format_of(file.name) for file in self.files}))
+        splits = [file.split for file in self.files]
+        counts = ", ".join(f"{split} {splits.count(split):,}" for split in SPLITS if split in splits)
+        fraction = self.source.val_fraction
+        held_out = f", {fraction:.0%} of the documents held out for validation" if fraction else ""
+        return f"{formats} files: {counts}{held_out}; vocabulary {self.vocab_size:,}, encoding with {self.encoder}"
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, whole or not at all."""
@@ -140,9 +144,11 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
     commit = revision = None
     if asked.repo_id:
         revision = asked.revision or "main"
-        commit, files = hub_source(asked.repo_id, revision, asked.files)
+        commit, files = hub_source(asked.repo_id, revision, asked.files, say)
     else:
-        files = folder_source(asked.text_dir, asked.files)
+        files = folder_source(asked.text_dir, asked.files, say)
+    if asked.column and all(format_of(file.name) == ".txt" for file in files):
+        raise UserError(f"column {asked.column!r} has no meaning for .txt files: leave it out")
     tokenizer = asked.tokenizer or TOKENIZER
     contents = hub.tokenizer_files(tokenizer)
     for name, content in contents.items():
@@ -303,8 +309,8 @@ def changed_files(prepared: Plan | PreparedIndex, since: float, thorough: bool) 
         if same and file.sha256 and (thorough or path.stat().st_mtime > since):
             same = file_sha256(path) == file.sha256
         if not same:
-            return [f"another {file.name!r}"]
-    return [f"a folder without {name!r}" for name in islice(now, 1)]
+            return [f"{file.name!r} as it was before it changed"]
+    return [f"{source.text_dir!r} before {name!r} came" for name in islice(now, 1)]
 
 
 def begun_plan(folder: Path, asked: Preparation) -> Plan | None:

@@ -55,9 +55,9 @@ class PreparedText(BlockDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         self.text_dir = Path(self.text_dir) if self.text_dir else None
-        if self.data_path is None:
+        if self.data_path is None and (self.repo_id or self.text_dir):
             self.data_path = default_data_path(self.repo_id, self.text_dir)
-        self.data_path = Path(self.data_path)
+        self.data_path = Path(self.data_path) if self.data_path else None
 
     @property
     def preparation(self) -> Preparation:
@@ -72,8 +72,20 @@ class PreparedText(BlockDataModule):
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the tokens are there."""
-        return (self.data_path / PREPARED).is_file()
+        """Whether the tokens are there.
+
+        Raises:
+            UserError: They are not, and nothing says where to take them from.
+        """
+        if self.data_path is None:
+            raise UserError(f"--data {type(self).__name__} needs --data.data_path: give the folder of prepared data")
+        found = (self.data_path / PREPARED).is_file()
+        if not found and not self.repo_id and not self.text_dir:
+            raise UserError(
+                f"nothing is prepared in {str(self.data_path)!r}: check --data.data_path, or give --data.text_dir or"
+                " --data.repo_id to prepare it"
+            )
+        return found
 
     @cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
@@ -100,8 +112,9 @@ class PreparedText(BlockDataModule):
 
     @property
     def tokenizer_json(self) -> bytes | None:
-        path = self.data_path / "tokenizer.json"
-        return path.read_bytes() if self.is_prepared and path.is_file() else self._tokenizer_files["tokenizer.json"]
+        if self.is_prepared:
+            return (self.data_path / "tokenizer.json").read_bytes()
+        return self._tokenizer_files["tokenizer.json"]
 
     def prepare_data(self) -> None:
         """Prepare the tokens, or check that those there are of what is asked for.
@@ -109,6 +122,7 @@ class PreparedText(BlockDataModule):
         Raises:
             UserError: Neither can be done; says why.
         """
+        self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
         prepare(self.preparation)
 
     def tokens(self, split: str) -> TokenStream:

@@ -15,7 +15,7 @@ class Progress:
         what: Stands before the bar.
     """
 
-    SECONDS_BETWEEN_LINES = 30.0
+    SECONDS_BETWEEN_LINES = 10.0
 
     def __init__(self, total_bytes: int, what: str) -> None:
         self.documents = self.tokens = self.num_bytes = self.downloaded = 0

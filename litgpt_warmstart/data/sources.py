@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,9 @@ def split_of(name: str) -> str:
     return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), "train")
 
 
-def hub_source(repo_id: str, revision: str, pattern: str | None) -> tuple[str, tuple[SourceFile, ...]]:
+def hub_source(
+    repo_id: str, revision: str, pattern: str | None, say: Callable[[str], object] = str
+) -> tuple[str, tuple[SourceFile, ...]]:
     """The text files of a dataset on the Hub.
 
     Returns:
@@ -87,10 +89,12 @@ def hub_source(repo_id: str, revision: str, pattern: str | None) -> tuple[str, t
         UserError: It cannot be read, or has no text files.
     """
     commit, files = hub.dataset_files(repo_id, revision)
-    return commit, _chosen([SourceFile(n, split_of(n), b, s) for n, b, s in files], pattern, f"dataset {repo_id!r}")
+    return commit, _chosen(
+        [SourceFile(n, split_of(n), b, s) for n, b, s in files], pattern, f"dataset {repo_id!r}", say
+    )
 
 
-def folder_source(folder: Path, pattern: str | None) -> tuple[SourceFile, ...]:
+def folder_source(folder: Path, pattern: str | None, say: Callable[[str], object] = str) -> tuple[SourceFile, ...]:
     """The text files below a folder, by name.
 
     Raises:
@@ -100,7 +104,7 @@ def folder_source(folder: Path, pattern: str | None) -> tuple[SourceFile, ...]:
         raise UserError(f"--text_dir {str(folder)!r} is no folder: give one with {', '.join(FORMATS)} files")
     names = {path.relative_to(folder).as_posix(): path for path in _files_below(folder)}
     files = [SourceFile(name, split_of(name), path.stat().st_size) for name, path in names.items()]
-    return _chosen(files, pattern, f"--text_dir {str(folder)!r}")
+    return _chosen(files, pattern, f"--text_dir {str(folder)!r}", say)
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -112,7 +116,9 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (path for name in names if (path := Path(root) / name).is_file())
 
 
-def _chosen(files: list[SourceFile], pattern: str | None, what: str) -> tuple[SourceFile, ...]:
+def _chosen(
+    files: list[SourceFile], pattern: str | None, what: str, say: Callable[[str], object]
+) -> tuple[SourceFile, ...]:
     visible = [f for f in files if not any(part.startswith(".") for part in Path(f.name).parts)]
     formats = {f.name: format_of(f.name) for f in visible}
     if pattern:
@@ -120,6 +126,8 @@ def _chosen(files: list[SourceFile], pattern: str | None, what: str) -> tuple[So
     else:
         first = next((form for form in FORMATS if form in formats.values()), None)
         matching = [f for f in visible if first and formats[f.name] == first]
+        if others := sorted(name for name, form in formats.items() if form not in (None, first)):
+            say(f"Reading the {first} files and leaving out {len(others):,} others such as {others[0]!r}: see --files")
     if not matching:
         limited = f" that match --files {pattern!r}" if pattern else ""
         raise UserError(f"{what} has no .parquet, .jsonl or .txt files{limited} (.gz and .zst of the latter two too)")

@@ -12,8 +12,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from litgpt_warmstart.data import first_pass, plan
 from litgpt_warmstart.data import hub as hub_client
-from litgpt_warmstart.data import plan, preparation
 from litgpt_warmstart.data.plan import Preparation, check_prepared
 from litgpt_warmstart.data.preparation import prepare
 from litgpt_warmstart.data.prepared_text import SlimPajama6B
@@ -69,7 +69,7 @@ def test_an_interrupted_download_goes_on_where_it_broke_off(hub, slimpajama, mon
 
 def test_ctrl_c_ends_a_download_at_its_next_piece_and_the_rest_is_fetched_later(hub, slimpajama, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)
-    received = preparation.Progress.received
+    received = first_pass.Progress.received
 
     def interrupt(self, num_bytes: int) -> None:
         received(self, num_bytes)
@@ -77,7 +77,7 @@ def test_ctrl_c_ends_a_download_at_its_next_piece_and_the_rest_is_fetched_later(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation.Progress, "received", interrupt)
+        patch.setattr(first_pass.Progress, "received", interrupt)
         prepare(slimpajama, say=quiet)
     assert list(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*.incomplete"))
     assert prepare(slimpajama, say=quiet).documents["train"] == 450

@@ -134,9 +134,9 @@ def test_without_data_or_a_base_the_data_is_slimpajama(monkeypatch, tmp_path, ca
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SystemExit):
         warmstart_scratch.setup(target="5M", compile=False)
-    assert "tokenizer 'openai-community/gpt2' is not in the Hub's cache, and HF_HUB_OFFLINE is set" in (
-        capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "without --data the data is SlimPajama-6B" in told and "--data StdlibText needs no network" in told
+    assert "tokenizer 'openai-community/gpt2' is not in the Hub's cache, and HF_HUB_OFFLINE is set" in told
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("data*"))
 
 
@@ -154,10 +154,11 @@ def test_another_tokenizer_than_the_bases_is_refused_before_anything_is_prepared
 
 
 def test_nothing_prepared_and_nothing_to_prepare_is_told(tmp_path):
-    with pytest.raises(UserError, match="nothing is prepared in .*: give repo_id or text_dir to prepare it"):
-        PreparedText(tmp_path / "data").prepare_data()
-    with pytest.raises(UserError, match="data_path is missing"):
-        PreparedText()
+    for use in (PreparedText.prepare_data, lambda data: data.vocab_size, lambda data: data.tokenizer_json):
+        with pytest.raises(UserError, match="nothing is prepared in .*: check --data.data_path, or give"):
+            use(PreparedText(tmp_path / "data"))
+        with pytest.raises(UserError, match="--data PreparedText needs --data.data_path"):
+            use(PreparedText())
 
 
 def test_a_missing_chunk_is_told_before_training(data):
