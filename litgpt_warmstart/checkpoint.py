@@ -242,6 +242,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill or a loss of power leaves it as it was or as it should be."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    flush_to_disk(partial)
+    os.replace(partial, path)
+
+
 def save_checkpoint(
     path: Path,
     weights: dict[str, torch.Tensor],

@@ -1,7 +1,6 @@
 """The first pass of a preparation: files fetched and hashed, their parts encoded into segments, on threads."""
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +10,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256, flush_to_disk
+from litgpt_warmstart.checkpoint import file_sha256, write_whole
 from litgpt_warmstart.data.encoding import DocumentEncoder
 from litgpt_warmstart.data.plan import Plan, path_of
 from litgpt_warmstart.data.prepared_index import PreparedFile
@@ -125,7 +124,7 @@ class EncodingPass:
                 f"{str(path)!r} has sha256 {sha256[:12]}…, not {expected[:12]}…: it was changed or damaged; restore it"
                 " or, in the Hub's cache, remove it"
             )
-        _write_whole(marker, sha256)
+        write_whole(marker, sha256)
         parts = parts_of(path, file.name, self.plan.source.column)
         self._progress.correct_total(sum(num_bytes for _, num_bytes in parts) - file.estimated_text_bytes)
         return path, sha256, parts
@@ -154,13 +153,5 @@ class EncodingPass:
 
         result = encode_part(path, file.name, number, file.split, part, self.reading, stem, advance)
         self._progress.correct_total(read - num_bytes)
-        _write_whole(marker, json.dumps(result))
+        write_whole(marker, json.dumps(result))
         return result
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves it as it was or as it should be."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    flush_to_disk(partial)
-    os.replace(partial, path)

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256, flush_to_disk
+from litgpt_warmstart.checkpoint import file_sha256, write_whole
 from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
@@ -94,10 +94,7 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, whole or not at all."""
-        partial = folder / f"{PLAN}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        flush_to_disk(partial)
-        os.replace(partial, folder / PLAN)
+        write_whole(folder / PLAN, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "Plan":

@@ -109,7 +109,8 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[
             if not (folder / PLAN).exists():  # nothing was begun
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-    shutil.rmtree(folder / "segments", ignore_errors=True)
+    for name in ("segments", *(path.name for path in folder.glob("*.dropped"))):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in (PLAN, "lock"):
         (folder / name).unlink(missing_ok=True)
     if target.exists():
@@ -208,9 +209,8 @@ def _first_pass(
             return files, segments, plan
         fraction = min(2 * fraction, MOST_VAL_FRACTION)
         say(f"{held_out:,} tokens are held out, too few to validate: beginning anew with val_fraction {fraction:g}")
-        shutil.rmtree(folder / "segments")
         plan = replace(plan, source=replace(plan.source, val_fraction=fraction))
-        plan.save(folder)
+        _begin_anew(folder, plan)
 
 
 def _cores() -> int:
@@ -219,10 +219,21 @@ def _cores() -> int:
 
 def _with_encoder(folder: Path, plan: Plan, encoder: EncoderName) -> tuple[Plan, DocumentEncoder]:
     """The plan with another encoder, and nothing that the one before has done."""
-    shutil.rmtree(folder / "segments", ignore_errors=True)
     plan = replace(plan, encoder=encoder)
-    plan.save(folder)
+    _begin_anew(folder, plan)
     return plan, DocumentEncoder(folder, encoder)
+
+
+def _begin_anew(folder: Path, plan: Plan) -> None:
+    """Drop what both passes have done, and keep another plan. Killed between the two, the old one begins anew."""
+    for name in ("segments", *SPLITS):
+        if (folder / name).exists():
+            dropped = folder / f"{name}.dropped"
+            shutil.rmtree(dropped, ignore_errors=True)
+            (folder / name).rename(dropped)  # at once: half of the segments would be taken for all
+    plan.save(folder)
+    for dropped in folder.glob("*.dropped"):
+        shutil.rmtree(dropped)
 
 
 def _why_empty(split: str, plan: Plan, num_documents: int) -> str:
@@ -263,4 +274,7 @@ def write_split(folder: Path, split: str, segments: list[Segment], workers: int)
         except BaseException:
             stop.set()
             raise
-    return write_index(folder, len(ranges), segments[0].dtype)
+    written, digests = write_index(folder, len(ranges), segments[0].dtype)
+    if written != num_tokens:  # chunks that another version cut
+        raise UserError(f"{str(folder)!r} has {written:,} tokens, not {num_tokens:,}: remove it and go on")
+    return written, digests

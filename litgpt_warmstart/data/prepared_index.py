@@ -1,12 +1,11 @@
 """prepared.json: what a folder of prepared tokens was made from, and what is in it."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import flush_to_disk
+from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError, one_line
 
 FORMAT_VERSION = 1
@@ -70,10 +69,7 @@ class PreparedIndex:
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, whole or not at all."""
-        partial = folder / f"{PREPARED}.partial"
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        flush_to_disk(partial)
-        os.replace(partial, folder / PREPARED)
+        write_whole(folder / PREPARED, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedIndex":

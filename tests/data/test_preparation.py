@@ -352,6 +352,22 @@ def test_a_resume_after_a_constant_changed_is_refused_or_loses_and_repeats_nothi
     )
 
 
+def test_chunks_of_another_size_are_not_taken_for_this_ones(ask, small, monkeypatch):
+    write, written = preparation.write_chunk, []
+
+    def write_two(path: Path, tokens: np.ndarray) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(write(path, tokens))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "write_chunk", write_two)
+        prepare(replace(ask, num_workers=1), say=quiet)
+    monkeypatch.setattr(preparation, "CHUNK_TOKENS", 20_000)
+    with pytest.raises(UserError, match="train' has .* tokens, not .*: remove it and go on"):
+        prepare(ask, say=quiet)
+
+
 def test_many_segments_need_few_open_files(ask, small):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 64
