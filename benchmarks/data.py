@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from measuring import machine
 
 DOCUMENT_CHARACTERS = 4400  # SlimPajama-6B's mean
 FILES = 4
@@ -254,26 +254,6 @@ def report(found: dict[str, dict[str, list[float]]], megabytes: float, num_worke
     return figures | reading
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    import platform
-
-    import torch
-
-    from litgpt_warmstart.checkpoint import installed_versions
-
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    from importlib.metadata import version
-
-    versions = installed_versions() | {p: version(p) for p in ("tiktoken", "tokenizers", "litdata", "pyarrow")}
-    return {"device": device, "cpu": cpu or platform.processor(), "cores": os.cpu_count(), "versions": versions,
-            "date": date.today().isoformat()}  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text_dir", type=Path, help="folder of .txt files; default: Python's standard library")
@@ -308,7 +288,8 @@ def main() -> None:
     figures = report(found, source["megabytes"], args.num_workers)
     result = {"command": f"python benchmarks/data.py --num_workers {args.num_workers} --rounds {args.rounds}"
               + (" --text_dir DIR" if args.text_dir else "") + (" --tokenizer DIR" if args.tokenizer else ""),
-              **machine(), **source, "vocab_size": index["vocab_size"], "encoder": index["encoder"],
+              **machine("tiktoken", "tokenizers", "litdata", "pyarrow"), **source,
+              "vocab_size": index["vocab_size"], "encoder": index["encoder"],
               "num_workers": args.num_workers, "figures": figures, "rounds": found}  # fmt: skip
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

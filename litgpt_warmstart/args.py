@@ -14,6 +14,8 @@ from litgpt_warmstart.schedule import Schedule, ScheduleName
 
 Alignment = Literal["heads", "blocks", "literal"]
 Parametrization = Literal["mup", "sp"]
+LossImpl = Literal["full", "chunked", "torch"]
+CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
 @dataclass
@@ -27,7 +29,8 @@ class TrainArgs(litgpt.args.TrainArgs):
     global_batch_size: int | None = None
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
-    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the largest up to 4"""
+    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the fastest that fits,
+    found by trying where the run is long enough, else the largest up to 4"""
     lr_warmup_steps: int | None = None
     """Number of optimizer steps with learning rate warmup active, for the schedules ``warmup`` and ``cosine``"""
     lr_warmup_fraction: float | None = None
@@ -160,7 +163,10 @@ class RunSpec:
     tokenizer_dir: Path | None = None
     logger_name: str = "tensorboard"
     seed: int = 42
-    compile: bool = True
+    loss_impl: LossImpl | Literal["auto"] = "auto"
+    find_micro_batch: bool = False
+    """Whether ``train.micro_batch_size`` is only a first guess."""
+    compile: bool | CompileMode = True
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """The command's arguments with every default filled in, for hyperparameters.yaml."""
 

@@ -15,7 +15,7 @@ import pickle
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ import torch
 import yaml
 from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
-from litgpt.utils import copy_config_files, save_config
+from litgpt.utils import copy_config_files, incremental_save, save_config
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.record import Ancestor, Record
@@ -252,30 +252,36 @@ def write_whole(path: Path, text: str) -> None:
 
 def save_checkpoint(
     path: Path,
-    weights: dict[str, torch.Tensor],
+    weights: Iterable[tuple[str, torch.Tensor]],
     config: Config,
     record: Record,
     hyperparameters: dict[str, Any],
     tokenizer_dir: Path | None,
-    fold: Callable[[dict[str, torch.Tensor], float], dict[str, torch.Tensor]],
+    fold: Callable[[str, torch.Tensor, float], torch.Tensor],
     training_state: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder, whole or not at all.
 
     Args:
         path: The folder.
-        weights: The model's weights as trained, by LitGPT name.
+        weights: The model's weights as trained, with their LitGPT names, on any device. Each is written before the next
+            one is asked for, so that they need not be in memory together.
         config: The model.
         record: Goes into ``warmstart.yaml``.
         hyperparameters: The command's arguments.
         tokenizer_dir: Where tokenizer files are copied from, if there are any.
-        fold: Folds the readout's 1/width_mult into the weights.
+        fold: Folds the readout's 1/width_mult into a weight.
         training_state: What only training needs; tensors and plain values.
     """
     with atomic_folder(path) as partial:
-        torch.save(fold(weights, record.width_mult), partial / WEIGHTS)
-        if record.width_mult != 1.0:
-            training_state = {UNFOLDED_READOUT: weights[UNFOLDED_READOUT], **(training_state or {})}
+        with incremental_save(partial / WEIGHTS) as file:
+            written = {}
+            for name, weight in weights:
+                weight = weight.detach().cpu().contiguous()
+                written[name] = file.store_early(fold(name, weight, record.width_mult))
+                if name == UNFOLDED_READOUT and record.width_mult != 1.0:
+                    training_state = {name: weight, **(training_state or {})}
+            file.save(written)
         if training_state:
             torch.save(training_state, partial / STATE)
         if tokenizer_dir is not None:

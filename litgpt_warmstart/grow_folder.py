@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from litgpt.config import Config
+from litgpt.utils import num_parameters
 
 from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.args import Growth
@@ -57,13 +58,11 @@ def grow_folder(
         model = MuGPT(config, width_mult)
     parametrization.set_base_shapes(model, mup_base)
     initial = parametrization.initial_weights(model, mup_base, seed, asked.perturb)
-    weights = dict(
-        growth.grow(source.weights_under(mup_base), initial, source.config, config, asked.shrink, asked.alignment)
-    )
+    weights = growth.grow(source.weights_under(mup_base), initial, source.config, config, asked.shrink, asked.alignment)
     record = Record(
         command="warmstart_grow",
         name=config.name,
-        parameters=sum(weight.numel() for weight in weights.values()),
+        parameters=num_parameters(model),
         parametrization="mup",
         mup_base_config=asdict(mup_base),
         width_mult=width_mult,

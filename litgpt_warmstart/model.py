@@ -22,8 +22,14 @@ class Readout(MuReadout):
         super().__init__(in_features, out_features, bias=bias)
         self._width_mult = width_mult
 
+        self.gives_input = False
+
     def width_mult(self) -> float:
         return self._width_mult
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (..., out_features), or what the weight would be multiplied with while ``gives_input``."""
+        return self.output_mult * x / self._width_mult if self.gives_input else super().forward(x)
 
 
 class MuGPT(GPT):
@@ -43,6 +49,23 @@ class MuGPT(GPT):
         super().__init__(config)
         self.lm_head = Readout(config.n_embd, config.padded_vocab_size, config.lm_head_bias, width_mult)
 
+    def readout_input(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """All but the last matrix product: ``F.linear(readout_input, lm_head.weight, lm_head.bias)`` are the logits.
+
+        For losses that never hold all logits. The forward pass is the inherited one; the readout hands its input on.
+
+        Args:
+            input_ids: Tokens, int64, shape (B, T).
+
+        Returns:
+            Shape (B, T, n_embd), divided by width_mult.
+        """
+        self.lm_head.gives_input = True
+        try:
+            return self(input_ids)
+        finally:
+            self.lm_head.gives_input = False
+
 
 def check_supported(config: Config) -> None:
     """Raise a UserError, naming the part, for a config outside the dense families that share LitGPT's plain blocks."""
@@ -57,8 +80,6 @@ def check_supported(config: Config) -> None:
             raise UserError(f"{config.name or 'the config'} has {part}, which warmstarting does not support")
 
 
-def fold_readout(state_dict: dict[str, torch.Tensor], width_mult: float) -> dict[str, torch.Tensor]:
-    """MuGPT's weights -> weights with the same logits in LitGPT's GPT: 1/width_mult goes into ``lm_head.weight``."""
-    if width_mult == 1.0:
-        return state_dict
-    return {**state_dict, "lm_head.weight": state_dict["lm_head.weight"] / width_mult}
+def fold_readout(name: str, weight: torch.Tensor, width_mult: float) -> torch.Tensor:
+    """MuGPT's weight -> the one with the same logits in LitGPT's GPT: 1/width_mult goes into ``lm_head.weight``."""
+    return weight / width_mult if name == "lm_head.weight" and width_mult != 1.0 else weight

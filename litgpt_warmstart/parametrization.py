@@ -18,7 +18,9 @@ import hashlib
 import importlib
 import inspect
 import math
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import mup
@@ -33,6 +35,7 @@ from litgpt_warmstart.model import MuGPT
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.0
+DRAWING_THREADS = 4
 
 
 def width_mult(config: Config, mup_base: Config) -> float:
@@ -113,7 +116,7 @@ def mup_std(model: GPT, name: str, mup_base: Config) -> float:
 def initial_weights(
     model: GPT, mup_base: Config, seed: int, perturb: float = 1.0
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """muP's initialization, one parameter at a time, in the order of ``named_parameters``.
+    """muP's initialization, one parameter at a time, in the order of ``named_parameters``; a few are drawn ahead.
 
     Each parameter has a generator of its own on the CPU, seeded by seed, name and the model's widths: the numbers
     depend neither on the device nor on the depth, and a wider model's are independent of those that its source was
@@ -128,19 +131,29 @@ def initial_weights(
     Yields:
         Name and fp32 tensor on the CPU in the parameter's shape.
     """
-    c = model.config
+    threads = min(DRAWING_THREADS, torch.get_num_threads())
+    drawn: deque[tuple[str, Future[torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:  # a draw is serial and leaves Python's lock alone
+        for name, parameter in model.named_parameters():
+            std = perturb * mup_std(model, name, mup_base)
+            drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed)))
+            if len(drawn) > threads:
+                name, tensor = drawn.popleft()
+                yield name, tensor.result()
+        while drawn:
+            name, tensor = drawn.popleft()
+            yield name, tensor.result()
+
+
+def _draw(c: Config, name: str, shape: torch.Size, std: float, seed: int) -> torch.Tensor:
+    if is_gain(name):
+        return torch.ones(shape)
+    if std == 0:
+        return torch.zeros(shape)
     widths = f"{c.n_embd}:{c.n_head}:{c.n_query_groups}:{c.head_size}:{c.intermediate_size}"
-    for name, parameter in model.named_parameters():
-        if is_gain(name):
-            yield name, torch.ones(parameter.shape)
-            continue
-        std = perturb * mup_std(model, name, mup_base)
-        if std == 0:
-            yield name, torch.zeros(parameter.shape)
-            continue
-        digest = hashlib.sha256(f"{seed}:{widths}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        yield name, torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+    digest = hashlib.sha256(f"{seed}:{widths}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 @torch.no_grad()

@@ -4,13 +4,10 @@ A loop of our own, because LitGPT's writes one learning rate into every paramete
 """
 
 import math
-import os
-import shutil
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import lightning as L
@@ -19,8 +16,9 @@ from litgpt.utils import choose_logger, num_parameters
 from torch import nn
 from tqdm import tqdm
 
-from litgpt_warmstart import checkpoint, growth, parametrization
+from litgpt_warmstart import checkpoint, growth, loss_choice, micro_batch, parametrization
 from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.compilation import compiled, uses_cuda_graphs, why_not_compile
 from litgpt_warmstart.data.loaders import DataPlan, next_batches, plan_data, val_batches
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.flops import matmul_flops_per_token
@@ -66,6 +64,12 @@ def setup(spec: RunSpec) -> Path:
 def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
     """Build model, optimizer and data from the specification, train, and save; see :func:`setup`."""
     fabric.seed_everything(spec.seed, verbose=False)
+    if spec.compile and (reason := why_not_compile(fabric.device)):
+        fabric.print(f"Training without torch.compile: {reason}")
+        spec = replace(spec, compile=False)
+    impl, chosen_for = loss_choice.choose(
+        spec.loss_impl, spec.config, spec.precision, bool(spec.compile), fabric.device
+    )
     source = initial = None
     if spec.growth:
         source = checkpoint.read_checkpoint(spec.growth.source_dir)
@@ -86,13 +90,12 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
 
     gpt, growth_record = build_model(fabric, spec, source, initial, resumed)
     del source, initial
-    loss: nn.Module = NextTokenLoss(gpt)
+    loss: nn.Module = NextTokenLoss(gpt, impl)
+    spec, found = with_micro_batch(fabric, replace(spec, loss_impl=impl), loss, resumed)
+    plan.reconnect(spec)
     if spec.compile:
-        if reason := why_not_compile(fabric.device):
-            fabric.print(f"Training without torch.compile: {reason}")
-        else:
-            fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
-            loss = torch.compile(loss)
+        fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
+        loss = compiled(loss, spec.compile)
     loss = fabric.setup(loss)
     optimizer = parametrization.build_optimizer(
         gpt,
@@ -105,7 +108,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     if resumed:
         resumed.restore(fabric, state)
     state.train_loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
-    describe(fabric, spec, state, plan)
+    describe(fabric, spec, state, plan, chosen_for, found)
 
     if spec.overwrite and not resume_dir:
         remove_run(spec.out_dir)
@@ -175,11 +178,27 @@ def build_model(
     return gpt, record_growth(spec.growth, source.config, spec.config, spec.seed)
 
 
+def with_micro_batch(
+    fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, resumed: Resumed | None
+) -> tuple[RunSpec, str]:
+    """The specification with its micro-batch size, and where that is from."""
+    if not spec.find_micro_batch:
+        return spec, "as asked"
+    before = resumed.record.training["micro_batch_size"] if resumed else None
+    if before and spec.train.global_batch_size % before == 0:
+        size, found = before, "as before"
+    else:
+        size, found = micro_batch.find(fabric, spec, loss)
+    train = replace(spec.train, micro_batch_size=size)
+    return replace(spec, train=train, hyperparameters={**spec.hyperparameters, "train": asdict(train)}), found
+
+
 def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: MetricsFile, stop: StopRequest) -> None:
     """Train until the budget, ``max_time`` or a stop request, validating and saving at their intervals."""
     module, optimizer = state.loss, state.optimizer
     accumulation = spec.accumulation_iters
-    batches = next_batches(state.train_loader, fabric.device)
+    batches = next_batches(state.train_loader, fabric.device, ahead=plan.blocks is not None)
+    drop_gradients = not uses_cuda_graphs(spec.compile, fabric.device)
     flops_per_token = matmul_flops_per_token(spec.config, spec.block_size)
     started, seconds_before, step_before = time.perf_counter(), metrics.seconds, state.step_count
     validating_seconds = 0.0
@@ -229,7 +248,7 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
                 except Exception:
                     if not stop:  # the signal may have reached the loader's workers too
                         raise
-                    optimizer.zero_grad()
+                    optimizer.zero_grad(set_to_none=drop_gradients)
                     return
                 if batch is None:
                     data_ended(fabric, spec, state, plan)
@@ -242,7 +261,7 @@ def fit(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, metrics: 
                 # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
                 fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.train.max_norm, error_if_nonfinite=False)
             optimizer.step()
-            optimizer.zero_grad()
+            optimizer.zero_grad(set_to_none=drop_gradients)
             state.step_count += 1
             state.loader_state = plan.loader_state(state.train_loader)
             steps_since_log += 1
@@ -316,7 +335,9 @@ def data_ended(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) ->
     )
 
 
-def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> None:
+def describe(
+    fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, loss_reason: str, micro_batch_reason: str
+) -> None:
     """Print what is about to happen, in a few lines."""
     config, grown = spec.config, state.growth
     parameters, tokens = num_parameters(state.gpt), spec.max_steps * spec.tokens_per_step
@@ -337,15 +358,6 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> N
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
         f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}"
     )
-
-
-def why_not_compile(device: torch.device) -> str | None:
-    """Why torch.compile cannot work here, with the remedy; None if it can."""
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        return f"no C++ compiler {compiler!r}; install one for more speed"
-    if device.type == "cuda" and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang", "cc"))):
-        return "no C compiler, which Triton needs; install gcc for more speed"
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return "Python's headers are missing; install them (python3-dev) for more speed"
-    return None
+    fabric.print(
+        f"loss {spec.loss_impl} ({loss_reason}); micro-batch {spec.train.micro_batch_size} ({micro_batch_reason})"
+    )

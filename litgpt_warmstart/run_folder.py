@@ -117,7 +117,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
     )
     checkpoint.save_checkpoint(
         folder,
-        {name: weight.detach().cpu() for name, weight in state.gpt.state_dict().items()},
+        state.gpt.state_dict().items(),
         spec.config,
         written,
         spec.hyperparameters,
@@ -144,6 +144,7 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
         "max_norm": spec.train.max_norm,
         "block_size": spec.block_size,
         "micro_batch_size": spec.train.micro_batch_size,
+        "loss_impl": spec.loss_impl,
         "max_tokens": spec.max_steps * spec.tokens_per_step,
         "precision": spec.precision,
         "seed": spec.seed,

@@ -19,6 +19,7 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("growth",),
     ("model",),
     ("data",),
+    ("compilation", "micro_batch", "loss_choice"),
     ("loss", "interrupt", "metrics"),
     ("checkpoint",),
     ("flops",),

@@ -34,7 +34,7 @@ def record(width_mult: float = 1.0) -> Record:
 def save(folder, config, width_mult=1.0):
     model = randomized(build(config, neox(16, 2)))
     checkpoint.save_checkpoint(
-        folder, dict(model.state_dict()), model.config, record(width_mult), {}, None, fold_readout
+        folder, model.state_dict().items(), model.config, record(width_mult), {}, None, fold_readout
     )
     return model
 

@@ -28,7 +28,8 @@ def test_folded_logits_in_stock_litgpt_equal_mugpts(family, n_embd, n_head, head
     target, base = FAMILIES[family](n_embd, n_head, head_size=head_size), FAMILIES[family](16, 4, head_size=4)
     model = randomized(build(target, base))
     stock = GPT(model.config)
-    stock.load_state_dict(fold_readout(model.state_dict(), model.lm_head.width_mult()))
+    folded = {name: fold_readout(name, w, model.lm_head.width_mult()) for name, w in model.state_dict().items()}
+    stock.load_state_dict(folded)
     torch.testing.assert_close(stock(TOKENS), model(TOKENS), rtol=0, atol=1e-5)
 
 

@@ -12,11 +12,12 @@ from litgpt.data import DataModule
 from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
-from litgpt_warmstart.args import EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.args import CompileMode, EvalArgs, Growth, LossImpl, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.micro_batch import default_size
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.scales import SCALES, Scale, find_scale, resolve_config
 from litgpt_warmstart.schedule import Schedule, ScheduleName
@@ -63,7 +64,8 @@ def pretrain(
     tokenizer_dir: Path | None = None,
     logger_name: LoggerChoice = "tensorboard",
     seed: int = 42,
-    compile: bool = True,
+    compile: bool | CompileMode = True,
+    loss_impl: LossImpl | Literal["auto"] = "auto",
 ) -> Path:
     """Fill in what was left out, check it, and train.
 
@@ -101,7 +103,10 @@ def pretrain(
             modules require this. Default: the base's.
         logger_name: The name of the logger to send metrics to; metrics.csv is written in any case.
         seed: The random seed of the initialization and the perturbation.
-        compile: Whether to compile the model; without a compiler, training goes on without.
+        compile: Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs),
+            ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without.
+        loss_impl: Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), ``torch``
+            (its linear_cross_entropy), or ``auto``, the one that was measured as fastest where it is most like here.
 
     Raises:
         UserError: An argument is wrong, or something needed is known from nowhere.
@@ -137,6 +142,7 @@ def pretrain(
     base_lr = resolve_lr(lr, optimizer, tuned)
     if base_lr <= 0:
         raise UserError(f"--lr must be above 0, got {base_lr}")
+    find_micro_batch = train.micro_batch_size is None
     train = _resolve_batch(train, tuned)
     if train.max_seq_length and train.max_seq_length > config.block_size:
         raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
@@ -154,6 +160,7 @@ def pretrain(
         data={"class_path": class_path(data), "init_args": init_args(data)}, train=asdict(train), eval=asdict(eval),
         log=asdict(log), optimizer=optimizer, devices=devices, num_nodes=num_nodes,
         tokenizer_dir=tokenizer_dir and str(tokenizer_dir), logger_name=logger_name, seed=seed, compile=compile,
+        loss_impl=loss_impl,
     )  # fmt: skip
     spec = RunSpec(
         command=command,
@@ -180,6 +187,8 @@ def pretrain(
         tokenizer_dir=tokenizer_dir,
         logger_name=logger_name,
         seed=seed,
+        loss_impl=loss_impl,
+        find_micro_batch=find_micro_batch,
         compile=compile,
         hyperparameters={**own_arguments, "out_dir": str(out_dir), **shared},
     )
@@ -303,7 +312,7 @@ def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
     )
     if batch is None:
         raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
-    micro = train.micro_batch_size or next(size for size in (4, 3, 2, 1) if batch % size == 0)
+    micro = train.micro_batch_size or default_size(batch)
     if batch % micro:
         raise UserError(
             f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one of them"

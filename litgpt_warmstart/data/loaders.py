@@ -83,6 +83,18 @@ class DataPlan:
         """The loader's own word for its position, where blocks are not numbered and it has one."""
         return loader.state_dict() if not self.blocks and hasattr(loader, "state_dict") else None
 
+    def reconnect(self, spec: RunSpec) -> None:
+        """Take another micro-batch size.
+
+        Raises:
+            UserError: The data is too short for it.
+        """
+        if spec.train.micro_batch_size != self.spec.train.micro_batch_size:
+            _connect(spec, _tokenizer(spec))
+            if not self.blocks:
+                _check_length(spec)
+        self.spec = spec
+
     def describe(self) -> str:
         """The data in a few words, for the start of a run."""
         name = type(self.spec.data).__name__
@@ -122,7 +134,7 @@ def plan_data(spec: RunSpec) -> DataPlan:
     if isinstance(data, BlockDataModule):
         _check_vocabulary(spec, data)  # before a preparation that may take hours
     try:
-        data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
+        _connect(spec, tokenizer)
         data.prepare_data()
         data.setup()
     except UserError:
@@ -158,6 +170,10 @@ def plan_data(spec: RunSpec) -> DataPlan:
                 f"{type(data).__name__} does not say which tokens it reads: it may repeat some that the base has read"
             )
     return plan
+
+
+def _connect(spec: RunSpec, tokenizer: Tokenizer | None) -> None:
+    spec.data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
 
 
 def _tokenizer(spec: RunSpec) -> Tokenizer | None:
@@ -219,8 +235,29 @@ def _check_length(spec: RunSpec) -> None:
         )
 
 
-def next_batches(loader: Iterable[torch.Tensor], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs and targets on the device, int64, shape (B, T) each, from stored batches of shape (B, T + 1)."""
+def next_batches(
+    loader: Iterable[torch.Tensor], device: torch.device, ahead: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and targets on the device, int64, shape (B, T) each, from stored batches of shape (B, T + 1).
+
+    Args:
+        loader: The stored batches, pinned where there is a GPU.
+        device: Where to.
+        ahead: Read and send each batch before the one before it is used. Not for a loader that tells its position.
+    """
+    ready = None
+    for batch in _sent(loader, device):
+        if not ahead:
+            yield batch
+            continue
+        if ready is not None:
+            yield ready
+        ready = batch
+    if ready is not None:
+        yield ready
+
+
+def _sent(loader: Iterable[torch.Tensor], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for stored in loader:
         if not isinstance(stored, torch.Tensor):
             raise UserError(
