@@ -217,8 +217,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
         flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise  # torch.save tells of a full disk by that name
+        # What torch's writer says of a full disk depends on where it comes to its end.
+        words = ("PytorchStreamWriter", "inline_container", "iostream error")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
         raise UserError(
             f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
         ) from error
@@ -278,6 +280,8 @@ def save_checkpoint(
             written = {}
             for name, weight in weights:
                 weight = weight.detach().cpu().contiguous()
+                if weight.untyped_storage().nbytes() > weight.nbytes:  # all of a storage is written
+                    weight = weight.clone()
                 written[name] = file.store_early(fold(name, weight, record.width_mult))
                 if name == UNFOLDED_READOUT and record.width_mult != 1.0:
                     training_state = {name: weight, **(training_state or {})}

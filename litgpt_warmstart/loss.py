@@ -26,6 +26,9 @@ IGNORE_INDEX = -100
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 """Logits of a chunk: on a CPU they should stay near the last-level cache, a GPU needs large matrices."""
 
+SMALL_LOGIT = 40.0
+"""fp32 holds exp of it, and of its negative, and a sum over any vocabulary."""
+
 
 class NextTokenLoss(nn.Module):
     """Mean cross entropy of a GPT's next-token predictions.
@@ -40,7 +43,7 @@ class NextTokenLoss(nn.Module):
     def __init__(self, gpt: GPT, impl: LossImpl = "full") -> None:
         super().__init__()
         self.gpt, self.impl = gpt, impl
-        self._exp_and_sum: ExpAndSum = exp_and_sum
+        self._compiled_exp_and_sum: ExpAndSum | None = None
 
     def compiled(self, mode: str | None = None) -> nn.Module:
         """This module under torch.compile. The chunked loss stays outside; its elementwise part is compiled alone.
@@ -48,8 +51,7 @@ class NextTokenLoss(nn.Module):
         Args:
             mode: torch.compile's.
         """
-        if self.gpt.lm_head.weight.device.type != "cpu" or self.gpt.lm_head.weight.dtype != torch.float32:
-            self._exp_and_sum = torch.compile(exp_and_sum)  # in place on a CPU in fp32 the plain one is as fast
+        self._compiled_exp_and_sum = torch.compile(exp_and_sum)
         return torch.compile(self, mode=mode)
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -66,7 +68,7 @@ class NextTokenLoss(nn.Module):
         head, targets = self.gpt.lm_head, targets.flatten()
         if self.impl == "torch":
             return linear_cross_entropy(x, head.weight, head.bias, targets)
-        return chunked_cross_entropy(x, head.weight, head.bias, targets, self._exp_and_sum)
+        return chunked_cross_entropy(x, head.weight, head.bias, targets, self._compiled_exp_and_sum)
 
 
 def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
@@ -82,7 +84,7 @@ def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
     if impl == "torch" and not (hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")):
         return f"torch {torch.__version__} has no linear_cross_entropy; 2.13 has"
     if impl == "chunked" and precision.startswith("16"):
-        return f"exp(logits) before normalization does not fit into fp16 (--precision {precision})"
+        return f"fp16's range does not hold its products before they are normalized (--precision {precision})"
     return None
 
 
@@ -131,7 +133,7 @@ def exp_and_sum(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     x = logits.float()  # itself where it is fp32
     maximum = x.amax(1, keepdim=True)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # fused; eagerly, in place
         e = torch.exp(x - maximum)
         logits.copy_(e)
         return maximum, e.sum(1, keepdim=True)
@@ -141,13 +143,19 @@ def exp_and_sum(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return maximum, e.sum(1, keepdim=True)
 
 
+def exp_and_sum_of_small(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`exp_and_sum` of fp32 logits below :data:`SMALL_LOGIT`: no maximum is taken off, 0 stands for it."""
+    e = logits.exp_()
+    return e.new_zeros(()), e.sum(1, keepdim=True)
+
+
 @torch.compiler.disable
 def chunked_cross_entropy(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    exp_and_sum: ExpAndSum = exp_and_sum,
+    compiled_exp_and_sum: ExpAndSum | None = None,
     chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """Mean cross entropy of ``F.linear(x, weight, bias)``, whose logits never exist all at once.
@@ -157,17 +165,25 @@ def chunked_cross_entropy(
         weight: Shape (padded_vocab_size, n_embd).
         bias: Shape (padded_vocab_size,), or None.
         targets: int64, shape (N,); :data:`IGNORE_INDEX` does not count.
-        exp_and_sum: :func:`exp_and_sum`, or that compiled.
+        compiled_exp_and_sum: :func:`exp_and_sum`, compiled; taken where that is faster.
         chunk_tokens: Tokens of a chunk. Default: :func:`chunk_size`.
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if device == "cpu" and dtype == torch.bfloat16 and not cpu_has_bf16():
         dtype = torch.float32  # emulated bf16 products take ten times as long
+    reduce = compiled_exp_and_sum or exp_and_sum
+    if device == "cpu" and dtype == torch.float32:  # in place, compiling gains nothing, and asking for a bound is free
+        reduce = exp_and_sum_of_small if _logit_bound(x, weight, bias) < SMALL_LOGIT else exp_and_sum
     chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), device)
-    return _ChunkedCrossEntropy.apply(
-        x, weight, bias, targets, dtype, exp_and_sum, chunk_tokens, torch.is_grad_enabled()
-    )
+    return _ChunkedCrossEntropy.apply(x, weight, bias, targets, dtype, reduce, chunk_tokens, torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def _logit_bound(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
+    """What no logit's magnitude exceeds (Cauchy-Schwarz)."""
+    product = torch.linalg.vector_norm(x, dim=1).max() * torch.linalg.vector_norm(weight, dim=1).max()
+    return (product if bias is None else product + bias.abs().max()).item()
 
 
 def cpu_has_bf16() -> bool:
@@ -181,21 +197,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     For a row z of logits with maximum m, e = exp(z - m), s = sum(e), and N targets that count:
 
         loss        mean(m + log s - z[target])
-        grad x      (e @ weight) / (s N) - weight[target] / N
-        grad weight e^T @ (x / (s N)) - sum of x / N over the rows of each target
+        grad x      (g @ weight) / (s N)      where g is e, less s at the target
+        grad weight g^T @ (x / (s N))
 
-    So e, written over the logits, is the only thing of their size, and is made once: the 1/(s N) of the softmax goes to
-    the narrow side of each product, and the target's share is added exactly, in fp32.
+    So g, written over the logits, is the only thing of their size, and is made once: the 1/(s N) of the softmax goes to
+    the narrow side of each product.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, targets, dtype, exp_and_sum, chunk_tokens, with_gradients):
+    def forward(ctx, x, weight, bias, targets, dtype, reduce, chunk_tokens, with_gradients):
         counts = targets != IGNORE_INDEX
         targets = targets.where(counts, 0)
-        share = (counts / counts.sum())[:, None]  # (N, 1): 1/N, 0 for what does not count
+        # fp32 by name: under bf16-true Fabric's default dtype is bf16. (N, 1): 1/N, 0 for what does not count
+        share = (counts.float() / counts.sum())[:, None]
         w = weight.to(dtype)
         b = None if bias is None else bias.to(dtype)
-        loss = torch.zeros((), device=x.device)
+        loss = torch.zeros((), device=x.device, dtype=torch.float32)
         if with_gradients:
             grad_x = torch.empty_like(x)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
@@ -211,12 +228,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 else:
                     torch.addmm(b, x_c, w.T, out=z)
                 z_target = z.gather(1, target_c).float()
-                maximum, total = exp_and_sum(z)
+                maximum, total = reduce(z)
                 loss += ((maximum + total.log() - z_target) * share_c).sum()
                 if not with_gradients:
                     continue
+                # written once, not taken off the products: of a token that is well predicted little is left
+                z.scatter_(1, target_c, ((z_target - maximum).exp() - total).to(dtype))
                 scale = share_c / total  # (C, 1)
-                grad_x[rows] = torch.mm(z, w) * scale - weight[target_c[:, 0]] * share_c
+                grad_x[rows] = torch.mm(z, w) * scale
                 scaled = (x_c * scale).to(dtype)
                 if dtype == torch.float32:
                     grad_weight.addmm_(z.T, scaled)
@@ -225,9 +244,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if bias is not None:
                     grad_bias += torch.mv(z.T, scale[:, 0].to(dtype))
             if with_gradients:
-                grad_weight.index_add_(0, targets, x.float() * -share)
-                if bias is not None:
-                    grad_bias.index_add_(0, targets, -share[:, 0])
                 ctx.save_for_backward(
                     grad_x, grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype)
                 )

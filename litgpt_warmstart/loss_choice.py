@@ -52,7 +52,12 @@ def device_name(device: torch.device) -> str:
 
 
 def choose(
-    asked: LossImpl | Literal["auto"], config: Config, precision: str, compile: bool, device: torch.device
+    asked: LossImpl | Literal["auto"],
+    config: Config,
+    precision: str,
+    compile: bool,
+    device: torch.device,
+    before: LossImpl | None = None,
 ) -> tuple[LossImpl, str]:
     """The loss to train with.
 
@@ -62,6 +67,7 @@ def choose(
         precision: Fabric's, such as ``bf16-mixed``.
         compile: Whether the model is compiled.
         device: Where it is.
+        before: What the run that is resumed took; ``auto`` stays with it.
 
     Returns:
         The loss and why it was taken, in a few words.
@@ -73,6 +79,8 @@ def choose(
         if reason := why_not(asked, config, precision):
             raise UserError(f"--loss_impl {asked}: {reason}; leave it out to have one chosen")
         return asked, "as asked"
+    if before is not None and why_not(before, config, precision) is None:
+        return before, "as before"
     possible = [impl for impl in get_args(LossImpl) if why_not(impl, config, precision) is None]
     if len(possible) == 1:
         return possible[0], "the only one possible"

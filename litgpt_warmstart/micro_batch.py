@@ -1,8 +1,11 @@
 """The micro-batch size: the fastest that fits, found by trying, once per machine and model."""
 
+import hashlib
 import json
 import os
+import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -10,6 +13,7 @@ import torch
 
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.checkpoint import write_whole
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.loss import NextTokenLoss
 
 REPEATS = 3
@@ -38,8 +42,8 @@ def candidates(global_batch_size: int, largest: int) -> list[int]:
 def find(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss) -> tuple[int, str]:
     """The micro-batch size for a run that names none, and how it was found, in a few words.
 
-    Forward and backward run eagerly on random tokens: compiling each size would take longer than all of this, and what
-    fits eagerly fits compiled. Weights are left alone.
+    Forward and backward run eagerly on random tokens, with gradients and room for Adam's moments in memory: compiling
+    each size would take longer than all of this, and compiled they need less. Weights are left alone.
 
     Args:
         fabric: Tells device and precision.
@@ -49,11 +53,14 @@ def find(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss) -> tuple[int, str
     batch = spec.train.global_batch_size
     sizes = candidates(batch, LARGEST.get(fabric.device.type, LARGEST["cuda"]))
     trial = (1 + REPEATS) * sum(sizes)
-    if len(sizes) == 1 or spec.max_steps * batch < WORTH * trial:
+    if len(sizes) == 1:
+        return 1, f"no other size up to {LARGEST.get(fabric.device.type)} divides {batch}"
+    if spec.max_steps * batch < WORTH * trial:
         return default_size(batch), "the run is too short to measure"
     key, known = _key(fabric, spec, loss), _read_cache()
     if key in known:
         return known[key], f"measured before, {_cache_file()}"
+    fabric.print(f"Trying micro-batches of {', '.join(map(str, sizes))}; --train.micro_batch_size leaves this out")
     seconds = _seconds_per_sequence(fabric, spec, loss, sizes)
     fastest = min(seconds.values())
     size = next(size for size in sizes if size in seconds and seconds[size] <= (1 + TOLERANCE) * fastest)
@@ -68,7 +75,7 @@ def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, 
     moments = [torch.empty_like(p) for p in loss.parameters() for _ in range(2)]  # Adam's, which come later
     generator = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
     tokens = torch.randint(spec.config.vocab_size, (sizes[-1], spec.block_size), generator=generator)
-    tokens = tokens.to(fabric.device)
+    tokens, result = tokens.to(fabric.device), None
     for repeat in range(1 + REPEATS):
         for size in list(fitting):
             try:
@@ -77,20 +84,26 @@ def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, 
                     result = loss(tokens[:size], tokens[:size])
                 result.backward()
                 taken = (_now(fabric.device) - start) / size
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
+                result = None
                 if size == 1:
-                    raise
+                    raise out_of_memory(1) from error
                 fitting = [s for s in fitting if s < size]
                 seconds = {s: value for s, value in seconds.items() if s < size}
                 break
-            finally:
-                loss.zero_grad()
             if repeat:  # the first one warms up
                 seconds[size] = min(taken, seconds.get(size, taken))
-    del moments
+    del moments, result
+    loss.zero_grad()
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     return seconds
+
+
+def out_of_memory(size: int) -> UserError:
+    """The error for a micro-batch that does not fit."""
+    remedy = "lower --train.micro_batch_size" if size > 1 else "take a smaller model, a shorter sequence or bf16-true"
+    return UserError(f"the device's memory is too small for a micro-batch of {size}: {remedy}")
 
 
 def _now(device: torch.device) -> float:
@@ -100,15 +113,14 @@ def _now(device: torch.device) -> float:
 
 
 def _key(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss) -> str:
-    config, device = spec.config, fabric.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()}"
-    shape = (config.n_layer, config.n_embd, config.n_head, config.intermediate_size, config.padded_vocab_size)
-    return " ".join(
-        map(
-            str,
-            (name, torch.__version__, spec.precision, loss.impl, *shape, spec.block_size, spec.train.global_batch_size),
-        )
-    )
+    """Everything that decides speed and memory: the device in words, the rest as a hash."""
+    if fabric.device.type == "cuda":
+        device = torch.cuda.get_device_name(fabric.device)
+    else:
+        device = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
+    run = (asdict(spec.config), spec.block_size, spec.train.global_batch_size, spec.precision, spec.compile, loss.impl)
+    digest = hashlib.sha256(json.dumps((torch.__version__, *run), default=str).encode()).hexdigest()
+    return f"{device} {spec.config.name} {digest[:16]}"
 
 
 def _cache_file() -> Path:
@@ -118,9 +130,10 @@ def _cache_file() -> Path:
 
 def _read_cache() -> dict[str, int]:
     try:
-        return json.loads(_cache_file().read_text(encoding="utf-8"))
+        known = json.loads(_cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):  # measured anew
         return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _write_cache(sizes: dict[str, int]) -> None:

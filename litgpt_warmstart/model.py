@@ -21,7 +21,6 @@ class Readout(MuReadout):
     def __init__(self, in_features: int, out_features: int, bias: bool, width_mult: float) -> None:
         super().__init__(in_features, out_features, bias=bias)
         self._width_mult = width_mult
-
         self.gives_input = False
 
     def width_mult(self) -> float:

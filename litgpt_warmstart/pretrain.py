@@ -24,7 +24,7 @@ from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.flops import matmul_flops_per_token
 from litgpt_warmstart.grow_folder import record_growth
 from litgpt_warmstart.interrupt import StopRequest
-from litgpt_warmstart.loss import NextTokenLoss
+from litgpt_warmstart.loss import NextTokenLoss, cpu_has_bf16
 from litgpt_warmstart.metrics import MetricsFile
 from litgpt_warmstart.model import MuGPT
 from litgpt_warmstart.record import GrowthRecord
@@ -67,9 +67,6 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     if spec.compile and (reason := why_not_compile(fabric.device)):
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
-    impl, chosen_for = loss_choice.choose(
-        spec.loss_impl, spec.config, spec.precision, bool(spec.compile), fabric.device
-    )
     source = initial = None
     if spec.growth:
         source = checkpoint.read_checkpoint(spec.growth.source_dir)
@@ -88,10 +85,17 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         )
         return resume_dir
 
+    before = resumed.record.training.get("loss_impl") if resumed else None
+    impl, chosen_for = loss_choice.choose(
+        spec.loss_impl, spec.config, spec.precision, bool(spec.compile), fabric.device, before
+    )
+    if impl == "chunked" and fabric.device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
+        chosen_for += ", in fp32 as this CPU only emulates bf16"
+    spec = replace(spec, loss_impl=impl, hyperparameters={**spec.hyperparameters, "loss_impl": impl})
     gpt, growth_record = build_model(fabric, spec, source, initial, resumed)
     del source, initial
     loss: nn.Module = NextTokenLoss(gpt, impl)
-    spec, found = with_micro_batch(fabric, replace(spec, loss_impl=impl), loss, resumed)
+    spec, found = with_micro_batch(fabric, spec, loss, resumed)
     plan.reconnect(spec)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
@@ -125,6 +129,8 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             broke_off = bool(stop) and state.step_count < spec.max_steps
             name = f"step-{state.step_count:08d}" if broke_off else "final"
             folder = save(spec, state, plan, fabric, spec.out_dir / name)
+    except torch.OutOfMemoryError as error:
+        raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
     finally:
         metrics.close()
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +155,36 @@ def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
     result = subprocess.run([sys.executable, "-c", program], env=os.environ)
     assert result.returncode == -signal.SIGKILL and not final.exists()
     assert checkpoint.latest_checkpoint(tmp_path) == final and (final / "lit_model.pth").is_file()
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from litgpt_warmstart.errors import UserError
+from tests.test_checkpoint import neox, save
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    save(Path(sys.argv[1]), neox(64, 4, vocab_size=4096, padded_vocab_size=4096))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("fits", [1_000, 400_000, 2_300_000])
+def test_a_disk_that_is_full_while_weights_are_written_is_one_line(tmp_path, fits):
+    words = [sys.executable, "-c", FULL_DISK, tmp_path / "step-1", str(fits)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.startswith("cannot write ") and done.stdout.count("\n") == 1, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_a_view_only_what_is_seen_is_written(tmp_path):
+    model = build(neox())
+    weights = [(name, torch.cat((w, w))[: len(w)]) for name, w in model.state_dict().items()]
+    checkpoint.save_checkpoint(tmp_path / "a", weights, model.config, record(), {}, None, fold_readout)
+    checkpoint.save_checkpoint(
+        tmp_path / "b", model.state_dict().items(), model.config, record(), {}, None, fold_readout
+    )
+    sizes = [(tmp_path / folder / "lit_model.pth").stat().st_size for folder in "ab"]
+    assert sizes[0] == sizes[1]

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from litgpt_warmstart import loss as loss_module
 from litgpt_warmstart.args import LossImpl
 from litgpt_warmstart.loss import IGNORE_INDEX, NextTokenLoss, chunk_size, chunked_cross_entropy, why_not
+from litgpt_warmstart.model import MuGPT
 from tests.conftest import FAMILIES, build, neox, randomized
 
 HERE = [impl for impl in get_args(LossImpl) if why_not(impl, neox(), "32-true") is None]
@@ -88,6 +90,47 @@ def test_gradients_in_bf16_are_no_worse_than_1_5_times_the_plain_ones(impl, emul
         assert ours[name] <= 1.5 * plain[name], name
 
 
+@pytest.mark.parametrize("confident", [0.0, 0.5, 0.9, 0.99])
+def test_bf16_gradients_of_well_predicted_tokens_are_no_worse_than_1_5_times_the_plain_ones(confident, monkeypatch):
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 64, generator=generator)
+    targets = torch.randint(0, 512, (1024,), generator=generator)
+    x = torch.randn(1024, 64, generator=generator) * 0.1
+    sure = torch.rand(1024, generator=generator) < confident
+    x = x + 0.2 * weight[targets] * sure[:, None]
+    x, weight = x.bfloat16().float(), weight.bfloat16().float()  # the input's own rounding is not in question
+
+    def found(bf16: bool, chunked: bool) -> list[torch.Tensor]:
+        dtype = torch.float32 if bf16 else torch.float64
+        leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if chunked:
+                loss = chunked_cross_entropy(*leaves, None, targets, chunk_tokens=256)
+            else:
+                loss = F.cross_entropy(F.linear(*leaves).to(dtype), targets)
+        return [g.double() for g in torch.autograd.grad(loss, leaves)]
+
+    exact = found(False, False)
+    plain, ours = found(True, False), found(True, True)
+    for e, p, o in zip(exact, plain, ours, strict=True):
+        assert relative_error(o, e) <= 1.5 * relative_error(p, e)
+
+
+@pytest.mark.parametrize("impl", HERE)
+def test_under_fabrics_bf16_true_the_loss_keeps_its_digits(impl):
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-true")
+    with fabric.init_module():
+        model = MuGPT(neox())
+    module = fabric.setup(NextTokenLoss(model, impl))
+    input_ids, targets = batch()
+    logits = model(input_ids).double().flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX).item()
+    with torch.no_grad():
+        found = module(input_ids, targets)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(expected, rel=1e-3)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     tokens=st.integers(1, 50),
@@ -110,6 +153,20 @@ def test_chunks_of_any_size_give_the_loss_of_the_whole(tokens, chunk_tokens, wit
     pairs = zip(torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * expected, leaves), strict=True)
     for ours, plain in pairs:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0, 39.0, 41.0, 1000.0])
+def test_large_logits_have_their_maximum_taken_off(scale):
+    x = (scale * torch.eye(4)).requires_grad_()
+    weight = torch.cat((torch.eye(4), -torch.eye(4))).requires_grad_()
+    targets = torch.tensor([0, 5, 2, 7])
+    found = chunked_cross_entropy(x, weight, None, targets)
+    expected = F.cross_entropy((x @ weight.T).double(), targets)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    for ours, plain in zip(
+        torch.autograd.grad(found, (x, weight)), torch.autograd.grad(expected, (x, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6 * scale)
 
 
 @given(tokens=st.integers(1, 2**20), classes=st.integers(1, 2**18), device=st.sampled_from(["cpu", "cuda"]))

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litgpt_warmstart import micro_batch
+from litgpt_warmstart import loss_choice, micro_batch
 from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart_scratch
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.loss import NextTokenLoss
 from litgpt_warmstart.micro_batch import candidates, default_size, find
 from litgpt_warmstart.record import Record
@@ -30,7 +31,7 @@ class Spec:
 
     def __init__(self, max_steps: int, batch: int = 8) -> None:
         self.train, self.max_steps = TrainArgs(global_batch_size=batch), max_steps
-        self.block_size, self.precision, self.config = 64, "32-true", neox()
+        self.block_size, self.precision, self.config, self.compile = 64, "32-true", neox(), False
 
 
 @pytest.fixture
@@ -84,6 +85,25 @@ def test_a_second_run_of_the_same_model_does_not_measure(fabric, clock):
     assert find(fabric, Spec(20_000), again)[0] == first[0] == 2 and not again.calls
 
 
+def test_another_model_or_a_damaged_cache_is_measured_anew(fabric, clock):
+    find(fabric, Spec(10_000), Timed({1: 1.0, 2: 0.5, 4: 0.6}, clock))
+    other = Spec(10_000)
+    other.config = neox(n_query_groups=1)
+    assert find(fabric, other, Timed({1: 0.1, 2: 0.5, 4: 0.6}, clock))[0] == 1
+    for damaged in ("[]", "null", "{", "3"):
+        micro_batch._cache_file().write_text(damaged)
+        assert find(fabric, Spec(10_000), Timed({1: 1.0, 2: 0.5, 4: 0.6}, clock))[0] == 2
+
+
+def test_where_not_even_one_sequence_fits_the_error_has_a_remedy(fabric, clock):
+    with pytest.raises(UserError, match="too small for a micro-batch of 1: take a smaller model"):
+        find(fabric, Spec(10_000), Timed({}, clock, fits=0))
+
+
+def test_a_batch_that_nothing_else_divides_is_told(fabric):
+    assert find(fabric, Spec(10_000, batch=7), Timed({}, [0.0])) == (1, "no other size up to 4 divides 7")
+
+
 def test_a_short_run_is_not_measured_for(fabric, clock):
     loss = Timed({}, clock)
     assert find(fabric, Spec(10), loss) == (4, "the run is too short to measure") and not loss.calls
@@ -108,10 +128,12 @@ def test_a_run_records_what_was_found_and_a_resumed_one_keeps_it(tiny, tiny_sett
     assert "micro-batch 2 (tokens/s by size" in capsys.readouterr().out
     record = Record.load(tmp_path / "run/final/warmstart.yaml")
     assert record.training["micro_batch_size"] == 2 and record.training["loss_impl"] == "chunked"
-    assert "micro_batch_size: 2" in (tmp_path / "run/final/hyperparameters.yaml").read_text()
+    hyperparameters = (tmp_path / "run/final/hyperparameters.yaml").read_text()
+    assert "micro_batch_size: 2" in hyperparameters and "loss_impl: chunked" in hyperparameters
 
     before = weights(tmp_path / "run/final")
+    monkeypatch.setattr(loss_choice, "read_figures", lambda: pytest.fail("chosen again"))
     monkeypatch.setattr(micro_batch, "_seconds_per_sequence", lambda *_: pytest.fail("measured again"))
     warmstart_scratch.setup(train=replace(train), **shared | {"resume": tmp_path / "run/step-00000001"})
-    assert "micro-batch 2 (as before)" in capsys.readouterr().out
+    assert "loss chunked (as before); micro-batch 2 (as before)" in capsys.readouterr().out
     assert all(torch.equal(w, before[name]) for name, w in weights(tmp_path / "run/final").items())

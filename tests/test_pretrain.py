@@ -327,6 +327,9 @@ def test_without_a_compiler_training_goes_on_eagerly_and_says_so(
 def test_a_cuda_run_trains_compiled_and_fused(base, tiny, tiny_settings, tmp_path, precision, compile, loss_impl):
     if (precision, loss_impl) == ("16-mixed", "chunked"):
         pytest.skip("refused")
-    settings = tiny_settings | dict(precision=precision, compile=compile, loss_impl=loss_impl)
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=20), **settings)
-    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    for name, compiled in (("compiled", compile), ("eager", False)):  # each step accumulates two micro-batches
+        settings = tiny_settings | dict(precision=precision, compile=compiled, loss_impl=loss_impl)
+        train = replace(TRAIN, max_steps=20)
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=train, **settings)
+    assert losses(tmp_path / "compiled")[-1] < losses(tmp_path / "compiled")[0]
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=0.05)

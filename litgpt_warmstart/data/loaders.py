@@ -91,6 +91,7 @@ class DataPlan:
         """
         if spec.train.micro_batch_size != self.spec.train.micro_batch_size:
             _connect(spec, _tokenizer(spec))
+            spec.data.setup()
             if not self.blocks:
                 _check_length(spec)
         self.spec = spec

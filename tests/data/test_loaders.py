@@ -76,3 +76,20 @@ def test_a_plan_hands_each_process_its_share_from_the_next_block_on(stdlib_path,
     loaders = [plan.train_loader(1, None, rank, num_processes) for rank in range(num_processes)]
     read = [batch[0].tolist() for group in zip(*loaders, strict=True) for batch in group]
     assert read == [data.tokens("train")[block * 17 : (block + 1) * 17].tolist() for block in range(18, 34, 2)]
+
+
+def test_reading_ahead_gives_the_same_batches_and_is_one_ahead():
+    asked = []
+
+    def loader(number: int):
+        for index in range(number):
+            asked.append(index)
+            yield torch.full((2, 4), index, dtype=torch.uint16)
+
+    for number in (0, 1, 3):
+        plain = [(int(x[0, 0]), tuple(x.shape), tuple(y.shape)) for x, y in next_batches(loader(number), CPU)]
+        ahead = [(int(x[0, 0]), tuple(x.shape), tuple(y.shape)) for x, y in next_batches(loader(number), CPU, True)]
+        assert ahead == plain == [(index, (2, 3), (2, 3)) for index in range(number)]
+    asked.clear()
+    next(next_batches(loader(3), CPU, ahead=True))
+    assert asked == [0, 1]
