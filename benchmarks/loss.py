@@ -38,10 +38,10 @@ def measure(config: Config, precision: str, compile: bool, micro_batch_size: int
     gpt.max_seq_length = BLOCK_SIZE
     tokens = torch.randint(config.vocab_size, (micro_batch_size, BLOCK_SIZE + 1), device=fabric.device)
     input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    torch._dynamo.reset()
     modules = {}
     for impl in get_args(LossImpl):
         if why_not(impl, config, precision) is None:
-            torch._dynamo.reset()
             module = NextTokenLoss(gpt, impl)
             modules[impl] = fabric.setup(compiled(module, True) if compile else module)
 

@@ -5,8 +5,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -83,17 +82,3 @@ def resident_gigabytes(peak: bool = True) -> float:
 def forget_peak() -> None:
     """Begin a new peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Send standard output to standard error, of C code too."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

@@ -15,6 +15,7 @@ from litgpt_warmstart.schedule import Schedule, ScheduleName
 Alignment = Literal["heads", "blocks", "literal"]
 Parametrization = Literal["mup", "sp"]
 LossImpl = Literal["full", "chunked", "torch"]
+LossChoice = Literal["auto", "full", "chunked", "torch"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -163,7 +164,7 @@ class RunSpec:
     tokenizer_dir: Path | None = None
     logger_name: str = "tensorboard"
     seed: int = 42
-    loss_impl: LossImpl | Literal["auto"] = "auto"
+    loss_impl: LossChoice = "auto"
     find_micro_batch: bool = False
     """Whether ``train.micro_batch_size`` is only a first guess."""
     compile: bool | CompileMode = True

@@ -7,12 +7,12 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from litgpt.config import Config
 
-from litgpt_warmstart.args import LossImpl
+from litgpt_warmstart.args import LossChoice, LossImpl
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.loss import why_not
 
@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 def choose(
-    asked: LossImpl | Literal["auto"],
+    asked: LossChoice,
     config: Config,
     precision: str,
     compile: bool,

@@ -12,7 +12,7 @@ from litgpt.data import DataModule
 from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
-from litgpt_warmstart.args import CompileMode, EvalArgs, Growth, LossImpl, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.args import CompileMode, EvalArgs, Growth, LossChoice, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
@@ -65,7 +65,7 @@ def pretrain(
     logger_name: LoggerChoice = "tensorboard",
     seed: int = 42,
     compile: bool | CompileMode = True,
-    loss_impl: LossImpl | Literal["auto"] = "auto",
+    loss_impl: LossChoice = "auto",
 ) -> Path:
     """Fill in what was left out, check it, and train.
 

@@ -1,0 +1,381 @@
+"""Training speed: stock ``litgpt pretrain`` and this package in turn, on the same model, data, precision and batch.
+
+    python benchmarks/train.py [--scales 5M 22M 70M] [--precisions 32-true bf16-mixed] [--pairs 5] [--out FILE.json]
+
+Both trainers run whole and unchanged, each in a process of its own; a DataModule that waits for a word before each
+optimizer step lets them step in turn. See benchmarks/README.md for what the figures mean.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from litgpt.data import DataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from measuring import (
+    command_line,
+    forget_peak,
+    least_seconds,
+    machine,
+    resident_gigabytes,
+    spread,
+    write_result,
+)
+
+BLOCK_SIZE = 1024
+LEARNING_RATE = 1e-3
+DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
+"""Peak rates for the model FLOPs utilization, without sparsity (NVIDIA's data sheets)."""
+
+
+class Gate(IterableDataset):
+    """Random tokens, shape (T + 1,) each, that wait for a word from the parent before each optimizer step."""
+
+    def __init__(self, sequences_per_step: int, classes: int) -> None:
+        self.sequences_per_step, self.classes = sequences_per_step, classes
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.classes, (self.sequences_per_step, BLOCK_SIZE + 1), generator=generator)
+        start = None
+        while True:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            told = {"seconds": time.perf_counter() - start} if start else {}
+            told["gigabytes"] = (
+                torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else resident_gigabytes()
+            )
+            print(json.dumps(told), file=CHANNEL, flush=True)
+            sys.stdout.flush()
+            word = sys.stdin.readline().strip()
+            if word != "step":
+                os._exit(0)
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            else:
+                forget_peak()
+            start = time.perf_counter()
+            yield from tokens
+
+
+class GatedTokens(DataModule):
+    """The same random tokens for both trainers."""
+
+    def __init__(self, sequences_per_step: int = 8, classes: int = 50257) -> None:
+        super().__init__()
+        self.sequences_per_step, self.classes = sequences_per_step, classes
+
+    def connect(self, tokenizer=None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            Gate(self.sequences_per_step, self.classes), self.batch_size, pin_memory=torch.cuda.is_available()
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(torch.zeros(2 * self.batch_size, BLOCK_SIZE + 1, dtype=torch.int64), self.batch_size)
+
+
+def run_stock(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+    """``litgpt.pretrain`` as its command runs it, with LitGPT's defaults beyond the common settings."""
+    import litgpt.pretrain
+
+    from litgpt_warmstart import scales
+
+    scales.register()
+    torch.set_float32_matmul_precision("high")  # as litgpt's script does
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": LEARNING_RATE, "betas": [0.9, 0.95]}}
+    litgpt.pretrain.setup(
+        "pythia-14m",
+        model_config=scales.resolve_config(scale),
+        out_dir=out_dir,
+        precision=precision,
+        data=GatedTokens(batch),
+        train=litgpt.pretrain.TrainArgs(
+            save_interval=None, log_interval=1, global_batch_size=batch, micro_batch_size=micro, max_tokens=10**9,
+            max_norm=1.0, min_lr=LEARNING_RATE / 10, lr_warmup_steps=0,
+        ),
+        eval=litgpt.pretrain.EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
+        optimizer=optimizer,
+        devices=1,
+        logger_name="csv",
+    )  # fmt: skip
+
+
+def run_ours(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+    """``warmstart_scratch``, with what it chooses by itself."""
+    from litgpt_warmstart.args import EvalArgs, TrainArgs
+    from litgpt_warmstart.commands import warmstart_scratch
+
+    torch.set_float32_matmul_precision("high")  # as our script does
+    warmstart_scratch.setup(
+        target=scale,
+        mup_base="5M",
+        lr=LEARNING_RATE,
+        out_dir=out_dir,
+        precision=precision,
+        data=GatedTokens(batch),
+        train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=batch, micro_batch_size=micro,
+                        max_tokens=10**9),
+        eval=EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
+        logger_name="csv",
+    )  # fmt: skip
+
+
+def run_body(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+    """The model without its head, forward and backward, compiled: what a step would take if head and loss were free."""
+    from litgpt_warmstart import scales
+    from litgpt_warmstart.model import MuGPT
+
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        gpt = MuGPT(scales.resolve_config(scale))
+    gpt.max_seq_length = BLOCK_SIZE
+    body = torch.compile(gpt.readout_input)
+    data = GatedTokens(batch)
+    data.connect(batch_size=micro)
+    for tokens in data.train_dataloader():
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision.startswith("bf16")):
+            hidden = body(tokens[:, :-1].to(device))
+        hidden.float().sum().backward()
+
+
+def measure_machine(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> dict[str, float]:
+    """What the machine can do at best: a large product, in the faster of fp32 and the run's precision, and a copy."""
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n = 8192 if device.type == "cuda" else 2048
+    rates = []
+    for dtype in {torch.float32, torch.bfloat16 if precision.startswith("bf16") else torch.float32}:
+        square = torch.randn(n, n, device=device).to(dtype)
+        repeats = 5 if dtype == torch.float32 or device.type == "cuda" else 1
+        rates.append(2 * n**3 / least_seconds(lambda square=square: square @ square, repeats))
+    source = torch.randn(50_000_000, device=device)
+    target = torch.empty_like(source)
+    return {
+        "matmul_flops_per_sec": max(rates),
+        "bytes_per_sec": 2 * source.nbytes / least_seconds(lambda: target.copy_(source)),
+    }
+
+
+class Worker:
+    """A trainer in a process of its own that makes one optimizer step when told."""
+
+    def __init__(self, what: str, scale: str, precision: str, batch: int, micro: int | None, work: Path) -> None:
+        command = [sys.executable, __file__, "--worker", what, "--scales", scale, "--precisions", precision,
+                   "--global_batch_size", str(batch), "--work", str(work)]  # fmt: skip
+        if micro:
+            command += ["--micro_batch_size", str(micro)]
+        self.log = work / f"{what}-{scale}-{precision}-{micro}.log"
+        own = work / f"{what}-{micro}-cache"  # nothing is compiled yet, and no micro-batch found
+        own.mkdir()
+        caches = {name: str(own) for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")}
+        environment = {**os.environ, **caches, "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("w"),
+            text=True,
+            env=environment,
+        )
+
+    def told(self) -> dict[str, float]:
+        line = self.process.stdout.readline()
+        if not line:
+            tail = "\n".join(self.log.read_text().splitlines()[-15:])
+            raise SystemExit(f"{self.log.name} ended:\n{tail}")
+        return json.loads(line)
+
+    def step(self) -> dict[str, float]:
+        """Seconds and peak memory of an optimizer step."""
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return self.told()
+
+    def stop(self) -> None:
+        self.process.communicate("stop\n")
+
+
+def compare(
+    scale: str, precision: str, batch: int, stock_sizes: list[int], pairs: int, work: Path
+) -> dict[str, object]:
+    """All figures of one scale and precision."""
+    work.mkdir(parents=True)
+    first: dict[str, float] = {}
+
+    def started(what: str, micro: int | None) -> Worker:
+        worker = Worker(what, scale, precision, batch, micro, work)
+        worker.told()
+        first[what if what != "stock" else f"stock-{micro}"] = worker.step()["seconds"]
+        return worker
+
+    sizes = [size for size in stock_sizes if batch % size == 0]
+    candidates = {micro: started("stock", micro) for micro in sizes}
+    trials = {micro: [] for micro in sizes}
+    for number in range(4):
+        for micro, worker in candidates.items():
+            step = worker.step()
+            if number:  # the first one may still compile
+                trials[micro].append(step)
+    seconds = {micro: statistics.median(step["seconds"] for step in steps) for micro, steps in trials.items()}
+    peaks = {micro: max(step["gigabytes"] for step in steps) for micro, steps in trials.items()}
+    best = min(seconds, key=seconds.get)
+    for micro in sizes:
+        speed = batch * BLOCK_SIZE / seconds[micro]
+        print(f"  stock, micro-batch {micro}: {speed:,.0f} tokens/s, peak {peaks[micro]:.2f} GB", flush=True)
+        if micro != best:
+            candidates[micro].stop()
+
+    workers = {"stock": candidates[best], "ours": started("ours", None)}
+    described = next(line for line in workers["ours"].log.read_text().splitlines() if line.startswith("loss "))
+    ours_micro = int(described.partition("micro-batch ")[2].split()[0])
+    workers["body"] = started("body", ours_micro)
+    steps = {what: [] for what in workers}
+    for pair in range(-1, pairs):
+        for what in workers if pair % 2 == 0 else reversed(workers):
+            step = workers[what].step()
+            if pair >= 0:  # before, memory is faulted in again
+                steps[what].append(step)
+    for worker in workers.values():
+        worker.stop()
+
+    command = [sys.executable, __file__, "--worker", "machine", "--scales", scale, "--precisions", precision,
+               "--work", str(work)]  # fmt: skip
+    with (work / "machine.log").open("w") as log:
+        measured = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=True, text=True)
+    first["stock"] = first[f"stock-{best}"]
+    micros = {"stock": best, "ours": ours_micro}
+    figures = summary(scale, precision, batch, micros, first, steps, json.loads(measured.stdout))
+    figures["choices"] = described
+    figures["stock"]["tokens_per_sec_by_micro_batch_size"] = {m: batch * BLOCK_SIZE / s for m, s in seconds.items()}
+    figures["stock"]["peak_gigabytes_by_micro_batch_size"] = peaks
+    return figures
+
+
+def summary(
+    scale: str,
+    precision: str,
+    batch: int,
+    micros: dict[str, int],
+    first: dict[str, float],
+    steps: dict[str, list[dict[str, float]]],
+    best: dict[str, float],
+) -> dict[str, object]:
+    """Figures from raw times; ratios and shares are those of the rounds."""
+    from litgpt.utils import num_parameters
+
+    from litgpt_warmstart import scales
+    from litgpt_warmstart.flops import matmul_flops_per_token
+    from litgpt_warmstart.model import MuGPT
+
+    config, tokens = scales.resolve_config(scale), batch * BLOCK_SIZE
+    with torch.device("meta"):
+        parameters = num_parameters(MuGPT(config))
+    flops = matmul_flops_per_token(config, BLOCK_SIZE)
+    # fp32 weights read twice, gradients written and read, Adam's moments read and written, weights written: once a step
+    step_bytes = 4 * parameters * 9
+    roofline = tokens / max(tokens * flops / best["matmul_flops_per_sec"], step_bytes / best["bytes_per_sec"])
+    seconds = {what: [step["seconds"] for step in of] for what, of in steps.items()}
+
+    def ratio(over: str, under: str) -> list[float]:
+        return [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+
+    figures = {"scale": scale, "precision": precision, "global_batch_size": batch, "block_size": BLOCK_SIZE}
+    figures |= {"ratio": spread(ratio("stock", "ours")), "roofline_tokens_per_sec": roofline, **best}
+    figures["body_tokens_per_sec"] = spread([tokens / s for s in seconds["body"]])
+    for what, micro in micros.items():
+        speed = spread([tokens / s for s in seconds[what]])
+        figures[what] = {
+            "micro_batch_size": micro,
+            "tokens_per_sec": speed,
+            "peak_gigabytes": max(step["gigabytes"] for step in steps[what]),
+            "first_step_seconds": first[what],
+            "head_and_loss_share": 1 - statistics.median(ratio("body", what)),
+            "roofline_share": speed["median"] / roofline,
+            "flops_per_sec": speed["median"] * flops,
+            "seconds": seconds[what],
+        }
+    return figures
+
+
+def show(figures: dict[str, object]) -> None:
+    """Print one scale and precision."""
+    peak = next((rate for name, rate in DENSE_BF16_FLOPS.items() if name in str(machine()["device"])), None)
+    print(f"{figures['scale']}, {figures['precision']}, batch {figures['global_batch_size']} x {BLOCK_SIZE}")
+    for what in ("stock", "ours"):
+        f = figures[what]
+        mfu = f", MFU {f['flops_per_sec'] / peak:.1%}" if peak and "bf16" in figures["precision"] else ""
+        print(
+            f"  {what:5} {f['tokens_per_sec']['median']:10,.0f} tokens/s ({f['tokens_per_sec']['min']:,.0f} to"
+            f" {f['tokens_per_sec']['max']:,.0f}), micro-batch {f['micro_batch_size']}, peak"
+            f" {f['peak_gigabytes']:.2f} GB, head and loss {f['head_and_loss_share']:.0%} of the step,"
+            f" {f['roofline_share']:.0%} of the roofline{mfu}; first step {f['first_step_seconds']:.0f} s"
+        )
+    ratio = figures["ratio"]
+    sizes = figures["stock"]["peak_gigabytes_by_micro_batch_size"]
+    default = f" (micro-batch 4: {figures['ours']['peak_gigabytes'] / sizes[4]:.2f})" if 4 in sizes else ""
+    print(
+        f"  ratio {ratio['median']:.2f} (pairs {ratio['min']:.2f} to {ratio['max']:.2f}); memory ours/stock"
+        f" {figures['ours']['peak_gigabytes'] / figures['stock']['peak_gigabytes']:.2f}{default}; roofline"
+        f" {figures['roofline_tokens_per_sec']:,.0f} tokens/s at {figures['matmul_flops_per_sec'] / 1e9:,.0f} GFLOP/s"
+        f" and {figures['bytes_per_sec'] / 1e9:,.0f} GB/s\n  {figures['choices']}",
+        flush=True,
+    )
+
+
+WORKERS = {"stock": run_stock, "ours": run_ours, "body": run_body, "machine": measure_machine}
+CHANNEL = sys.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scales", nargs="+", default=["5M", "22M", "70M"])
+    parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
+    parser.add_argument("--global_batch_size", type=int, default=8, help="sequences per optimizer step")
+    parser.add_argument(
+        "--stock_micro_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
+    )
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--micro_batch_size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        global CHANNEL
+        CHANNEL = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what the trainers print goes to the log
+        work = args.work / f"{args.worker}-{args.micro_batch_size}"
+        result = WORKERS[args.worker](
+            args.scales[0], args.precisions[0], args.global_batch_size, args.micro_batch_size, work
+        )
+        if result:
+            print(json.dumps(result), file=CHANNEL, flush=True)
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for scale in args.scales:
+            for precision in args.precisions:
+                work = Path(folder) / f"{scale}-{precision}"
+                results.append(
+                    compare(scale, precision, args.global_batch_size, args.stock_micro_batch_sizes, args.pairs, work)
+                )
+                show(results[-1])
+                write_result(args.out, command_line(), {"results": results})
+
+
+if __name__ == "__main__":
+    main()
