@@ -61,7 +61,7 @@ def train_table() -> str:
 def ratio_table() -> str:
     """Training speed beside stock, the short of it."""
     lines = [
-        "| scale | precision | `litgpt pretrain`, tokens/s | ours | ratio | peak GB |",
+        "| scale | precision | `litgpt pretrain`, tokens/s (micro-batch) | ours | ratio | peak GB |",
         "|---|---|---|---|---|---|",
     ]
     where = []
