@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import measuring  # noqa: F401  puts the repository on the path
+import measuring  # puts the repository on the path
 from litgpt.config import Config
 
 from litgpt_warmstart.args import LossImpl
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
     parser.add_argument("--compile", nargs="+", choices=["true", "false"], default=["true", "false"])
     parser.add_argument("--micro_batch_size", type=int, default=16 if torch.cuda.is_available() else 2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=measuring.positive, default=5)
     parser.add_argument("--write", action="store_true", help="put the figures into loss_figures.json")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")

@@ -61,7 +61,7 @@ def train_table() -> str:
 def ratio_table() -> str:
     """Training speed beside stock, the short of it."""
     lines = [
-        "| scale | precision | `litgpt pretrain`, tokens/s (micro-batch) | ours | ratio | peak GB |",
+        "| scale | precision | `litgpt pretrain`, tokens/s (micro-batch) | ours | ratio (pairs) | peak GB |",
         "|---|---|---|---|---|---|",
     ]
     where = []
@@ -72,7 +72,8 @@ def ratio_table() -> str:
             lines.append(
                 f"| {row['scale']} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
                 f" ({stock['micro_batch_size']}) | {ours['tokens_per_sec']['median']:,.0f}"
-                f" ({ours['micro_batch_size']}) | {row['ratio']['median']:.2f} |"
+                f" ({ours['micro_batch_size']}) | {row['ratio']['median']:.2f}"
+                f" ({row['ratio']['min']:.2f} to {row['ratio']['max']:.2f}) |"
                 f" {stock['peak_gigabytes']:.2f} -> {ours['peak_gigabytes']:.2f} |"
             )
     return "\n".join([*lines, "", *(f"{line}." for line in dict.fromkeys(where))])
@@ -82,13 +83,16 @@ def growth_table() -> str:
     """Growth and start-up."""
     lines = []
     for result in results("growth"):
+        seconds = [r["seconds"] for r in result["rounds"]]
+        ratios = [r["seconds"] / (r["read"] + r["draw"] + r["write"]) for r in result["rounds"]]
         lines += [
             measured_on(result),
             "",
             f"- 48 -> 512 in memory: {result['seconds_48_to_512']:.2f} s.",
             f"- A folder of {result['parameters'] / 1e9:.2f}B parameters ({result['target_gigabytes']:.2f} GB, largest"
             f" tensor {result['largest_tensor_gigabytes']:.2f} GB): {result['times_its_parts']:.2f} times reading the"
-            " source, drawing the normals and writing plain files, one after the other; peak"
+            f" source, drawing the normals and writing plain files, one after the other ({len(ratios)} rounds,"
+            f" {min(ratios):.2f} to {max(ratios):.2f}; {min(seconds):.0f} to {max(seconds):.0f} s); peak"
             f" {result['peak_gigabytes']:.2f} GB.",
         ]
     for result in results("startup"):
@@ -129,12 +133,15 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.write or args.check):
         print("\n\n".join(make() for make in TABLES.values()))
+    stale = []
     for path, markers in FILES.items() if args.write or args.check else ():
         text = path.read_text(encoding="utf-8")
         if args.write:
             path.write_text(filled(text, markers), encoding="utf-8")
         elif filled(text, markers) != text:
-            sys.exit(f"{path.name} differs from benchmarks/results: python benchmarks/table.py --write")
+            stale.append(str(path.relative_to(HERE.parent)))
+    if stale:
+        sys.exit(f"{', '.join(stale)}: not as benchmarks/results has it: python benchmarks/table.py --write")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from measuring import (
     forget_peak,
     least_seconds,
     machine,
+    positive,
     resident_gigabytes,
     spread,
     write_result,
@@ -342,13 +343,15 @@ CHANNEL = sys.stdout
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scales", nargs="+", default=["5M", "22M", "70M"])
-    parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
+    parser.add_argument("--scales", nargs="+", choices=["5M", "10M", "22M", "35M", "70M"], default=["5M", "22M", "70M"])
+    parser.add_argument(
+        "--precisions", nargs="+", choices=["32-true", "bf16-mixed", "bf16-true"], default=["32-true", "bf16-mixed"]
+    )
     parser.add_argument("--global_batch_size", type=int, default=8, help="sequences per optimizer step")
     parser.add_argument(
         "--stock_micro_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
     )
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=positive, default=5)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--micro_batch_size", type=int, help=argparse.SUPPRESS)
@@ -365,6 +368,8 @@ def main() -> None:
         if result:
             print(json.dumps(result), file=CHANNEL, flush=True)
         return
+    if not any(args.global_batch_size % size == 0 for size in args.stock_micro_batch_sizes):
+        parser.error("no --stock_micro_batch_sizes divides --global_batch_size")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for scale in args.scales:

@@ -31,7 +31,7 @@ class TrainArgs(litgpt.args.TrainArgs):
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
     """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the fastest that fits,
-    found by trying where the run is long enough, else the largest up to 4"""
+    found by trying where the run is long enough, else the largest up to 4. A resumed run stays with its own"""
     lr_warmup_steps: int | None = None
     """Number of optimizer steps with learning rate warmup active, for the schedules ``warmup`` and ``cosine``"""
     lr_warmup_fraction: float | None = None

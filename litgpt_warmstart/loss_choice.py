@@ -102,8 +102,9 @@ def choose(
     nearest = min(figures, key=distance)
     speeds = {impl: speed for impl, speed in nearest.tokens_per_sec.items() if impl in possible}
     where = f"n_embd {nearest.n_embd}, {nearest.padded_vocab_size:,} classes, {nearest.precision}, {nearest.name}"
+    where += ", compiled" if nearest.compile else ", eager"
     fast = [impl for impl in FEWEST_LOGITS if speeds.get(impl, 0) >= (1 - TOLERANCE) * max(speeds.values())]
-    return fast[0], f"measured as fastest at {where}"
+    return fast[0], f"nearest measurement: {where}"
 
 
 def _bits(precision: str) -> str:

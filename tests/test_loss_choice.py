@@ -47,6 +47,8 @@ def test_the_nearest_width_and_vocabulary_decide(write_figures):
 def test_among_ways_as_fast_the_one_with_the_fewest_logits_is_taken(write_figures):
     write_figures(figure({"full": 100, "chunked": 96, "torch": 99}), figure({"full": 100, "chunked": 94}, n_embd=512))
     assert [chosen(48), chosen(512)] == ["chunked", "full"]
+    where = f"n_embd 48, 50,304 classes, 32-true, {device_name(CPU)}, compiled"
+    assert choose("auto", neox(64), "32-true", True, CPU)[1] == f"nearest measurement: {where}"
 
 
 def test_precision_and_compiling_go_before_width(write_figures):

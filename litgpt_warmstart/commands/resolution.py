@@ -106,7 +106,8 @@ def pretrain(
         compile: Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs),
             ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without.
         loss_impl: Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), ``torch``
-            (its linear_cross_entropy), or ``auto``, the one that was measured as fastest where it is most like here.
+            (its linear_cross_entropy), or ``auto``: of those within 5% of the fastest in the nearest measurement, the
+            one that holds the fewest logits. A resumed run stays with its own.
 
     Raises:
         UserError: An argument is wrong, or something needed is known from nowhere.
