@@ -15,7 +15,7 @@ from litgpt_warmstart.schedule import Schedule, ScheduleName
 Alignment = Literal["heads", "blocks", "literal"]
 Parametrization = Literal["mup", "sp"]
 LossImpl = Literal["full", "chunked", "torch"]
-LossChoice = Literal["auto", "full", "chunked", "torch"]
+LossChoice = Literal["auto", LossImpl]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
