@@ -153,6 +153,7 @@ def fit(
 
     def validate_now(bar: tqdm) -> None:
         nonlocal validating_seconds
+        running_loss.item()  # waits for the device: what it has queued is training's time
         t0 = time.perf_counter()
         val_loss = validate(fabric, module, val_batches(plan, spec.eval.max_iters, fabric.device))
         validating_seconds += time.perf_counter() - t0
@@ -231,12 +232,13 @@ def fit(
             last = state.step_count == spec.max_steps
             if spec.eval.final_validation if last else state.step_count % spec.eval.interval == 0:
                 validate_now(bar)
-                logged_at = seconds()
             interval = spec.train.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
             if due and not last:
+                running_loss.item()
+                save_start = seconds()
                 save(spec, state, plan, fabric, spec.out_dir / f"step-{state.step_count:08d}")
-                logged_at = seconds()
+                logged_at += seconds() - save_start
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from litgpt.data import TextFiles
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart import checkpoint, parametrization
+from litgpt_warmstart import checkpoint, parametrization, pretrain
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
@@ -247,6 +248,28 @@ def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tin
     warmstart.setup(train=train, resume=tmp_path / "step-00000003", **shared)
     for rates, multiplier in zip(seen, expected[3:], strict=True):
         assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier})
+
+
+def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, tiny_settings, tmp_path, monkeypatch):
+    set_learning_rate, validate = parametrization.set_learning_rate, pretrain.validate
+
+    def slow_step(*args):
+        time.sleep(0.05)
+        set_learning_rate(*args)
+
+    def slow_validation(*args):
+        time.sleep(0.5)
+        return validate(*args)
+
+    monkeypatch.setattr(parametrization, "set_learning_rate", slow_step)
+    monkeypatch.setattr(pretrain, "validate", slow_validation)
+    settings = tiny_settings | {"eval": EvalArgs(max_iters=4, interval=1)}
+    train = replace(TRAIN, max_steps=8, log_interval=4, save_interval=3)
+    warmstart.setup(base=base, target=tiny[48], train=train, out_dir=tmp_path, **settings)
+    logged = [row for row in read_metrics(tmp_path / "metrics.csv") if "tokens_per_sec" in row]
+    seconds = [4 * 8 * 64 / row["tokens_per_sec"] for row in logged]
+    assert len(seconds) == 2 and min(seconds) >= 4 * 0.05
+    assert sum(seconds) < logged[-1]["seconds"] + 0.01 and logged[-1]["seconds"] < 8 * 0.5
 
 
 def parametrization_free_cosine(total: int, warmup: int, ratio: float) -> list[float]:
