@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from litgpt_warmstart.data.bpe import tokenizer_of
 from litgpt_warmstart.data.encoding import EncoderName
 from litgpt_warmstart.data.plan import (
+    COLUMN,
     SLIMPAJAMA_6B,
     SLIMPAJAMA_6B_COMMIT,
     DtypeName,
@@ -11,7 +13,7 @@ from litgpt_warmstart.data.plan import (
     default_data_path,
 )
 from litgpt_warmstart.data.prepared_index import PREPARED
-from litgpt_warmstart.errors import told_in_one_line
+from litgpt_warmstart.errors import UserError, told_in_one_line
 
 
 def setup(
@@ -22,6 +24,7 @@ def setup(
     column: str | None = None,
     val_fraction: float | None = None,
     tokenizer: str | None = None,
+    tokenizer_vocab_size: int | None = None,
     data_path: Path | None = None,
     seed: int | None = None,
     num_workers: int | None = None,
@@ -46,6 +49,8 @@ def setup(
         val_fraction: Share of the training documents to hold out, chosen by their text alone, where no file is named
             validation. Default: 0.01.
         tokenizer: Hub repository or folder of the tokenizer, with a tokenizer.json. Default: openai-community/gpt2.
+        tokenizer_vocab_size: Train a byte-level BPE of this many tokens on the text of ``text_dir`` first, in
+            DATA_PATH-tokenizer, and take that: for small models, which are little else than their vocabulary.
         data_path: The folder to write. Default: data/ and the name of the repository or folder.
         seed: Of the documents' order. Default: 42.
         num_workers: Threads that encode; the result does not depend on it. Default: one for each core.
@@ -60,8 +65,14 @@ def setup(
         if repo_id == SLIMPAJAMA_6B and revision is None:
             revision = SLIMPAJAMA_6B_COMMIT
         text_dir = Path(text_dir) if text_dir else None
+        data_path = Path(data_path) if data_path else default_data_path(repo_id, text_dir)
+        if tokenizer_vocab_size is not None:
+            if tokenizer or text_dir is None:
+                raise UserError("tokenizer_vocab_size is for text_dir, and instead of tokenizer: choose one")
+            folder = data_path.with_name(f"{data_path.name}-tokenizer")
+            tokenizer = str(tokenizer_of(text_dir, tokenizer_vocab_size, folder, files, column or COLUMN))
         asked = Preparation(
-            data_path=Path(data_path) if data_path else default_data_path(repo_id, text_dir),
+            data_path=data_path,
             repo_id=repo_id,
             revision=revision,
             text_dir=text_dir,

@@ -15,9 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.bpe import EOS, train_bpe
 from litgpt_warmstart.errors import UserError
 
-EOS = "<|endoftext|>"
 FORMAT_VERSION = 1
 VAL_FRACTION = 0.04
 PIECE_CHARACTERS = 2048
@@ -134,7 +134,7 @@ def in_validation(name: str) -> bool:
 
 
 def _prepare(folder: Path, vocab_size: int) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer
 
     documents = stdlib_documents()
     parts = {f"{name}:{i}": piece for name, text in documents.items() for i, piece in enumerate(pieces(text))}
@@ -142,20 +142,8 @@ def _prepare(folder: Path, vocab_size: int) -> None:
     for part in shuffled(parts):
         splits["val" if in_validation(part.rpartition(":")[0]) else "train"].append(parts[part])
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(splits["train"], trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS, "add_bos_token": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-
+    train_bpe(splits["train"], vocab_size, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     eos, counts, digest = tokenizer.token_to_id(EOS), {}, hashlib.sha256()
     for split, texts in splits.items():
         ids = [np.array([*encoding.ids, eos], np.uint16) for encoding in tokenizer.encode_batch(texts)]
