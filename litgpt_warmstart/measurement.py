@@ -24,7 +24,7 @@ ROUNDS, LEAST_SECONDS, MOST_SECONDS = 3, 2.0, 30.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """A few optimizer steps of the target on this device; validation and saving are not in it."""
+    """A few optimizer steps of a run's model on this device; validation and saving are not in it."""
 
     device: str
     precision: str
@@ -51,7 +51,7 @@ class Measurement:
 
 
 def measure(spec: RunSpec) -> Measurement:
-    """Build the target as a run does, and time some of its optimizer steps on random tokens. Nothing is written.
+    """Build the model as a run does, and time some of its optimizer steps on random tokens. Nothing is written.
 
     Raises:
         UserError: The base cannot be read, or the device's memory is too small.
@@ -63,7 +63,7 @@ def measure(spec: RunSpec) -> Measurement:
     device = fabric.device
     forget_peak_memory(device)
     try:
-        source = checkpoint.read_checkpoint(spec.growth.source_dir)
+        source = checkpoint.read_checkpoint(spec.growth.source_dir) if spec.growth else None
         spec, state, choices = build_state(fabric, spec, source, None, None)
         del source
         batch, block_size, accumulation = spec.train.micro_batch_size, spec.block_size, spec.accumulation_iters

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.experiments.runner import Run
 from litgpt_warmstart.metrics import FILE_NAME
 
 T = TypeVar("T")
@@ -56,3 +57,10 @@ def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:
     for name in names:
         if getattr(train, name) is not None:
             raise UserError(f"--train.{name} is not for a study of several runs: {remedy}")
+
+
+def tell_costs(runs: Sequence[Run]) -> None:
+    """Print what runs take on this device."""
+    from litgpt_warmstart.experiments.cost import costs, table
+
+    print(table(costs(runs)))

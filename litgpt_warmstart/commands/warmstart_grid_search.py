@@ -1,5 +1,6 @@
 """litgpt warmstart_grid_search: tune learning rate and batch size where runs are cheap."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,14 @@ from litgpt.config import Config
 
 from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import as_list, check_eval, check_out_dir, refuse
+from litgpt_warmstart.commands.study import as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.experiments.runner import Executor
-from litgpt_warmstart.scales import SCALES, find_scale
+from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
+from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
 
 
 def setup(
-    target: str | None = None,
+    target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
     batch_sizes: str | int | list[int] = "64,128,256",
     seeds: str | int | list[int] = "42",
@@ -23,6 +24,7 @@ def setup(
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
+    plan: bool = False,
     executor: Executor = "here",
     ray_address: str | None = None,
     cpus_per_run: int | None = None,
@@ -35,7 +37,8 @@ def setup(
     OUT_DIR/best`` carries its learning rate and batch size on. A stopped search goes on with the same command.
 
     Arguments:
-        target: The scale to tune at: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
+        target: The scale to tune at: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. With
+            several, with commas, each has a grid of its own in OUT_DIR/SCALE.
         lrs: Learning rates, e.g. ``0.003,0.01,0.03``.
         batch_sizes: Sequences per optimizer step, e.g. ``64,128``.
         seeds: Of the initialization; a cell's loss is the mean over them.
@@ -43,13 +46,13 @@ def setup(
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
+        plan: Only say what the runs take, tokens, FLOPs and time on this device, and train none.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
         gpus_per_run: GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any.
     """
     with told_in_one_line("litgpt warmstart_grid_search"):
-        from litgpt_warmstart.experiments import grid_search
         from litgpt_warmstart.experiments.runner import Run, carry_out
 
         lr_list = as_list(lrs, float, "--lrs")
@@ -65,47 +68,61 @@ def setup(
         out_dir = Path(out_dir)
         check_out_dir(out_dir)
 
-        def cell(lr: float, seed: int, name: str, **sized: int | None) -> RunSpec:
+        def cell(target: str, folder: Path, lr: float, seed: int, **sized: int | None) -> RunSpec:
             own = dict(target=target, parametrization=parametrization, initial_checkpoint_dir=None)
             return resolve(
-                "warmstart_scratch", target, None, None, parametrization, out_dir / "cells" / name, own, lr=lr,
+                "warmstart_scratch", target, None, None, parametrization, folder, own, lr=lr,
                 seed=seed, train=replace(train, **sized), mup_base=None, resume="auto", overwrite=False,
                 eval=eval, **kwargs,
             )  # fmt: skip
 
-        single = cell(lr_list[0], seed_list[0], "", global_batch_size=1, micro_batch_size=1)
-        budget = equal_budget(single, batch_list)
-        runs = []
-        for lr in lr_list:
-            for batch in batch_list:
-                for seed in seed_list:
-                    name = f"lr-{lr!r}-batch-{batch}-seed-{seed}"
-                    factors = dict(lr=lr, batch_size=batch, seed=seed)
-                    runs.append(Run(name, cell(lr, seed, name, global_batch_size=batch, max_tokens=budget), factors))
-        print(
-            f"Grid search at {runs[0].spec.config.name}: {len(lr_list)} learning rates x {len(batch_list)} batch sizes"
-            f" x {len(seed_list)} seeds, {budget:,} tokens each"
-        )
-        outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
-        grid_search.write_results(runs, outcomes, out_dir)
-        found = grid_search.cells(runs, outcomes)
-        best = grid_search.winner(found)
-        if kept := grid_search.better_before(best, budget, out_dir):
-            folder = out_dir / grid_search.BEST
-        else:
-            folder = grid_search.write_winner(best, found, runs, out_dir)
-        title = f"{runs[0].spec.config.name}, {budget:,} tokens"
-        grid_search.heat_map(found, best, title, out_dir / "grid_search.png")
-        print(f"\nValidation loss, {title}, mean of {len(seed_list)} seeds (< is the best)\n")
-        print(grid_search.table(found, best))
-        for line in (grid_search.at_the_edge(found, best), kept):
-            if line:
-                print(f"\n{line}")
-        written = "grid_search.csv and grid_search.png" if kept else f"grid_search.csv, grid_search.png, {folder.name}/"
-        print(
-            f"\nBest: lr {best.lr:g}, batch {best.batch_size}. Wrote {written} to {str(out_dir)!r}."
-            f"\nGrow it: litgpt warmstart --base {folder} --target {wider(runs[0].spec.config)}"
-        )
+        targets = as_list(target, str, "--target")
+        searches: list[tuple[Path, int, list[Run]]] = []
+        for target in targets:
+            folder = out_dir / short_name(resolve_config(target).name) if len(targets) > 1 else out_dir
+            single = cell(target, folder / "cells", lr_list[0], seed_list[0], global_batch_size=1, micro_batch_size=1)
+            budget = equal_budget(single, batch_list)
+            runs = []
+            for lr, batch, seed in itertools.product(lr_list, batch_list, seed_list):
+                name = f"lr-{lr!r}-batch-{batch}-seed-{seed}"
+                sized = dict(global_batch_size=batch, max_tokens=budget)
+                spec = cell(target, folder / "cells" / name, lr, seed, **sized)
+                runs.append(Run(name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
+            searches.append((folder, budget, runs))
+        if plan:
+            return tell_costs([run for *_, runs in searches for run in runs])
+        for folder, budget, runs in searches:
+            print(
+                f"Grid search at {runs[0].spec.config.name}: {len(lr_list)} learning rates x {len(batch_list)} batch"
+                f" sizes x {len(seed_list)} seeds, {budget:,} tokens each"
+            )
+            outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
+            _tell(runs, outcomes, budget, len(seed_list), folder)
+
+
+def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
+    """Write a grid's table, picture and winner, and print them."""
+    from litgpt_warmstart.experiments import grid_search
+
+    grid_search.write_results(runs, outcomes, folder)
+    found = grid_search.cells(runs, outcomes)
+    best = grid_search.winner(found)
+    if kept := grid_search.better_before(best, budget, folder):
+        winner = folder / grid_search.BEST
+    else:
+        winner = grid_search.write_winner(best, found, runs, folder)
+    title = f"{runs[0].spec.config.name}, {budget:,} tokens"
+    grid_search.heat_map(found, best, title, folder / "grid_search.png")
+    print(f"\nValidation loss, {title}, mean of {num_seeds} seeds (< is the best)\n")
+    print(grid_search.table(found, best))
+    for line in (grid_search.at_the_edge(found, best), kept):
+        if line:
+            print(f"\n{line}")
+    written = "grid_search.csv and grid_search.png" if kept else f"grid_search.csv, grid_search.png, {winner.name}/"
+    print(
+        f"\nBest: lr {best.lr:g}, batch {best.batch_size}. Wrote {written} to {str(folder)!r}."
+        f"\nGrow it: litgpt warmstart --base {winner} --target {wider(runs[0].spec.config)}"
+    )
 
 
 def wider(config: Config) -> str:

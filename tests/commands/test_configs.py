@@ -1,9 +1,11 @@
-"""Every file in configs/ is a valid command line, and the table's scales and pairs are all there."""
+"""Every file in configs/ is a valid command line; the table's scales and pairs and the paper's figures are there."""
 
+import re
 from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentParser, set_parsing_settings
+from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.commands import COMMANDS
@@ -14,31 +16,47 @@ from litgpt_warmstart.experiments.ablations import expand
 from litgpt_warmstart.scales import SCALES, find_scale
 
 ROOT = Path(__file__).parents[2] / "configs"
-FILES = sorted(ROOT.rglob("*.yaml"))
+STUDY = ROOT / "study"
+MODELS = sorted((STUDY / "cpu/models").glob("*.yaml"))
+FILES = sorted(set(ROOT.rglob("*.yaml")) - set(MODELS))
+
+
+def command_of(path: Path) -> str:
+    """The command that a config file is for: its folder, or, for the study, what its comment says."""
+    if STUDY not in path.parents:
+        return path.parent.name
+    command, named = re.search(r"^#   litgpt (\w+) --config (\S+)$", path.read_text(), re.MULTILINE).groups()
+    assert ROOT.parent / named == path
+    return command
 
 
 def load(path: Path) -> dict:
     """A config file's arguments as the command gets them."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser()
-    parser.add_function_arguments(COMMANDS[path.parent.name])
+    parser.add_function_arguments(COMMANDS[command_of(path)])
     return parser.instantiate_classes(parser.parse_path(str(path)))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_config_is_valid_and_names_how_to_run_it_or_what_it_is(path):
-    arguments = load(path)
-    if path.parent.name == "warmstart_prepare_data":
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT).with_suffix("")))
+def test_config_is_valid_and_names_how_to_run_it_or_what_it_is(path, monkeypatch):
+    monkeypatch.chdir(ROOT.parent)
+    arguments, command = load(path), command_of(path)
+    if command == "warmstart_prepare_data":
         return
     assert path.read_text().startswith("# ")
-    assert path.parent.name == "warmstart_plan" or arguments.out_dir is not None
+    assert command == "warmstart_plan" or arguments.out_dir is not None
     named = [*as_names(getattr(arguments, "target", None)), *as_names(getattr(arguments, "scales", None))]
-    assert all(find_scale(name) is not None for name in named)
-    if path.parent.name == "warmstart_ablations":
+    assert all(find_scale(name) is not None or Path(name) in relative(MODELS) for name in named)
+    if command == "warmstart_ablations":
         arms = expand(arguments.arms, dict(base=as_names(arguments.base), target=as_names(arguments.target)))
         assert {arm.scratch for arm in arms} < set(arms)
-    elif path.parent.name == "warmstart_scratch":
+    elif command == "warmstart_scratch":
         assert arguments.data is None or isinstance(arguments.data, DataModule)
+
+
+def relative(paths: list[Path]) -> list[Path]:
+    return [path.relative_to(ROOT.parent) for path in paths]
 
 
 def as_names(value: str | list[str] | None) -> list[str]:
@@ -78,9 +96,32 @@ def test_the_preparation_of_slimpajama_is_what_the_datamodule_asks_for():
     assert arguments.tokenizer == TOKENIZER
 
 
-def test_the_coordinate_checks_of_the_paper_have_a_config_for_widths_and_one_for_scales():
-    widths, scales = (load(ROOT / "warmstart_coord_check" / f"{name}.yaml") for name in ("5M", "5M-22M-70M"))
-    made = load(ROOT / "warmstart_scratch" / "5M.yaml").out_dir
-    assert str(widths.base) == str(scales.base) == f"{made}/final"
+def test_every_figure_of_the_paper_has_a_config_and_the_tuned_settings_lie_within_the_grid():
+    names = sorted(path.stem for path in STUDY.glob("*.yaml"))
+    assert names == [*(f"figure-{number:02d}" for number in range(1, 12)), "table-1"]
+    grid = load(STUDY / "table-1.yaml")
+    for scale in SCALES[:3]:
+        assert scale.short_name in grid.target
+        assert min(grid.lrs) < scale.base_lr < max(grid.lrs) and scale.global_batch_size in grid.batch_sizes
+
+
+def test_studies_in_one_folder_have_tables_of_their_own_names():
+    named = [(str(a.out_dir), a.name) for p in FILES if command_of(p) == "warmstart_ablations" for a in (load(p),)]
+    assert len(set(named)) == len(named)
+
+
+def test_the_coordinate_checks_of_the_paper_read_the_base_that_figure_2_trains():
+    widths, scales = (load(STUDY / f"figure-{number}.yaml") for number in ("03", "07"))
+    assert str(widths.base) == str(scales.base) == f"{load(STUDY / 'figure-02.yaml').out_dir}/runs/base-5M/final"
     assert widths.shrink == scales.shrink == "0.2,0.4,0.6,0.8,1.0"
     assert all(find_scale(name) for name in scales.scales.split(","))
+
+
+def test_the_cpu_study_grows_the_grids_winner_into_models_of_the_width_that_their_names_say():
+    arguments = [load(path) for path in sorted((STUDY / "cpu").glob("*.yaml"))]
+    assert len(arguments) == 7
+    assert {str(a.base) for a in arguments[1:]} == {f"{arguments[0].out_dir}/best"}
+    for path in MODELS:
+        config = Config.from_file(path)
+        assert f"width-{config.n_embd}" in path.stem
+        assert config.head_size == (16 if "heads-16" in path.stem else 24)

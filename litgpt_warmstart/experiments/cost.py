@@ -1,0 +1,106 @@
+"""What the runs of an experiment take, told before they begin: nothing is trained, prepared or written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from litgpt.model import GPT
+from litgpt.utils import num_parameters
+
+from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.experiments.runner import Run, read_outcome
+from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.measurement import Measurement, measure
+from litgpt_warmstart.run_plan import duration
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of one model take."""
+
+    model: str
+    parameters: int
+    runs: int
+    finished: int
+    """Of them; what they took is not counted."""
+    tokens: int
+    matmul_flops: int
+    hoffmann_flops: int
+    measurement: Measurement | None
+
+    @property
+    def seconds(self) -> float:
+        """On the measured device, one run after another; without validation and saving."""
+        return self.tokens / self.measurement.tokens_per_sec
+
+
+def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
+    """Group runs by their model, the smallest first.
+
+    Args:
+        runs: Those that have an outcome take nothing.
+        measured: Whether to build each model and time a few steps of it.
+
+    Raises:
+        UserError: A model does not fit into the device's memory.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(f"{run.spec.config} {run.spec.block_size} {run.spec.precision}", []).append(run)
+    found = []
+    for members in groups.values():
+        spec, left = members[0].spec, [run for run in members if read_outcome(run) is None]
+        tokens = sum(run.spec.max_steps * run.spec.tokens_per_step for run in left)
+        with torch.device("meta"):
+            parameters = num_parameters(GPT(spec.config))
+        found.append(
+            Cost(
+                spec.config.name,
+                parameters,
+                len(members),
+                len(members) - len(left),
+                tokens,
+                tokens * matmul_flops_per_token(spec.config, spec.block_size),
+                tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
+                measure(_from_scratch(spec)) if measured and left else None,
+            )
+        )
+    return sorted(found, key=lambda cost: cost.parameters)
+
+
+def _from_scratch(spec: RunSpec) -> RunSpec:
+    """A run of the same model and step that needs no base: it takes as long."""
+    return replace(spec, growth=None, command="warmstart_scratch")
+
+
+def table(found: Sequence[Cost]) -> str:
+    """Costs in lines, and their sum."""
+    rows = [("model", "parameters", "runs", "finished", "tokens left", "FLOPs", "tokens/s", "time")]
+    for cost in found:
+        timed = cost.measurement
+        rows.append(
+            (
+                cost.model, f"{cost.parameters:,}", str(cost.runs), str(cost.finished), f"{cost.tokens:,}",
+                f"{cost.hoffmann_flops:.3g}", f"{timed.tokens_per_sec:,.0f}" if timed else "-",
+                duration(cost.seconds) if timed else "-",
+            )
+        )  # fmt: skip
+    timed = [cost for cost in found if cost.measurement]
+    seconds = sum(cost.seconds for cost in timed)
+    rows.append(
+        (
+            "in all", "", str(sum(c.runs for c in found)), str(sum(c.finished for c in found)),
+            f"{sum(c.tokens for c in found):,}", f"{sum(c.hoffmann_flops for c in found):.3g}", "",
+            duration(seconds) if timed else "-",
+        )
+    )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    told = "FLOPs are Hoffmann et al.'s count, with embedding and softmax."
+    if timed:
+        device = timed[0].measurement.device
+        told += (
+            f" Time is that of the runs one after another on {device}, {timed[0].measurement.precision}; validation"
+            " and saving are not in it."
+        )
+    return "\n".join([*lines, told])
