@@ -173,6 +173,7 @@ def fit(
     )
     if state.step_count == 0:
         tracker.record_if_due(0)
+    tell_interval = spec.train.log_interval * max(1, spec.max_steps // (20 * spec.train.log_interval))
     running_loss = torch.zeros((), device=fabric.device)
     steps_since_log, logged_at = 0, seconds()
     with bar:
@@ -217,7 +218,7 @@ def fit(
                 tokens_per_sec = steps_since_log * spec.tokens_per_step / (now - logged_at)
                 log(loss=loss_value, learning_rate=spec.base_lr * lr_multiplier, tokens_per_sec=tokens_per_sec)
                 bar.set_postfix_str(f"loss {loss_value:.3f}")
-                if bar.disable and state.step_count % max(spec.train.log_interval, spec.max_steps // 20) == 0:
+                if bar.disable and state.step_count % tell_interval == 0:
                     left = (
                         (spec.max_steps - state.step_count)
                         * (time.perf_counter() - started)

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256
 from litgpt_warmstart.record import Ancestor
 from litgpt_warmstart.report.curves import speed_up, tokens_to_reach
-from litgpt_warmstart.report.groups import differences
+from litgpt_warmstart.report.groups import budget, differences, growth, settings
 from litgpt_warmstart.report.runs import Run
 
 
@@ -103,3 +104,33 @@ def _beside(stages: tuple[Run, ...], runs: Sequence[Run]) -> Run | None:
     return min(
         fit, key=lambda run: (run.seed != last.seed, abs(run.tokens * run.flops_per_token - spent)), default=None
     )
+
+
+SAME_COMPUTE = 0.05
+"""Relative difference up to which two chains are compared; budgets are cut to whole steps."""
+
+
+def over_seeds(found: Sequence[Chain]) -> list[list[Chain]]:
+    """Chains that differ in their seeds only, together."""
+    groups: dict[str, dict[int, Chain]] = {}
+    for chain in found:
+        stages = [(settings(run), budget(run), run.warmstarted and growth(run)) for run in chain.stages]
+        groups.setdefault(str(stages), {}).setdefault(chain.stages[-1].seed, chain)
+    return [list(seeds.values()) for seeds in groups.values()]
+
+
+def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chain]]:
+    """Chains of two groups whose last stages have the same seed."""
+    seeds = {chain.stages[-1].seed: chain for chain in b}
+    return [(chain, seeds[seed]) for chain in a if (seed := chain.stages[-1].seed) in seeds]
+
+
+def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[Chain]]]:
+    """Pairs of groups that end in the same model with the same settings after the same compute, by other ways."""
+    return [
+        (a, b)
+        for a, b in combinations(over_seeds(found), 2)
+        if same_seeds(a, b)
+        and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE
+        and {name for name, *_ in differences(a[0].stages[-1], b[0].stages[-1])} <= {"first token"}
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, smoothed
+from litgpt_warmstart.report.gains import Gain
 from litgpt_warmstart.report.groups import Comparison, arm_labels, size
 from litgpt_warmstart.report.runs import Run
 from litgpt_warmstart.report.tables import COLORS
@@ -166,6 +167,41 @@ def loss_curves(
             with_base = ", the base's included" if what == "flops_with_base" else ", the run's own"
             axes.set(xlabel=named_unit + with_base, ylabel=LOSS)
             axes.set_title(f"{comparison.tokens_per_param:.3g} tokens per parameter", fontsize="small", loc="right")
+        _legend(axes)
+    return made[0]
+
+
+def gain_curves(
+    comparison: Comparison, gains: Sequence[Sequence[Gain]], what: str, slug: str, caption: str, out_dir: Path
+) -> Figure:
+    """Validation loss less scratch's along the budget, a line an arm, with its spread over seeds.
+
+    Args:
+        comparison: The runs.
+        gains: Of each of its arms.
+        what: ``tokens`` or ``flops``, the places of the gains.
+        slug: Name of its files.
+        caption: For the page.
+        out_dir: Where the files go.
+    """
+    parameters = comparison.scratch[0].record.parameters
+    unit, named_unit = _flops_unit(max((gain.at for found in gains for gain in found), default=1.0))
+    budget = f"{comparison.tokens_per_param:.3g} tokens per parameter"
+    with drawn(slug, caption, out_dir, height=3.4 + 0.2 * len(gains)) as (axes, made):
+        for number, (arm, found) in enumerate(zip(comparison.arms, gains, strict=True)):
+            x = [gain.at / (parameters if what == "tokens" else unit) for gain in found]
+            values = [gain.values for gain in found]
+            drawn_band = Band(
+                tuple(x), tuple(g.difference.mean for g in found), *(tuple(map(f, values)) for f in (min, max))
+            )
+            _draw_band(axes, x, drawn_band, arm.label, style(number))
+        axes.axhline(0.0, color=INK, linewidth=1)
+        axes.set_ylabel(f"less scratch's {LOSS}")
+        if what == "tokens":
+            axes.set_xlabel(f"tokens per parameter, of {comparison.tokens_per_param:.3g}")
+        else:
+            axes.set_xlabel(f"{named_unit}, the base's included")
+            axes.set_title(budget, fontsize="small", loc="right")
         _legend(axes)
     return made[0]
 

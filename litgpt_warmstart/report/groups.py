@@ -183,7 +183,7 @@ def compare_all(runs: Sequence[Run]) -> Compared:
             result.notes.append((run, "was not validated at its end: leave --eval.final_validation on"))
             continue
         group = scratch if run.from_scratch else warm.setdefault(key, {})
-        seeds = group.setdefault(key if run.from_scratch else f"{_growth(run)} {_line(run)}", {})
+        seeds = group.setdefault(key if run.from_scratch else f"{growth(run)} {_line(run)}", {})
         if run.seed in seeds:
             result.repetitions.append(run)
             result.notes.append(
@@ -214,9 +214,10 @@ def compare_all(runs: Sequence[Run]) -> Compared:
     return result
 
 
-def _growth(run: Run) -> tuple:
-    growth = run.record.growth
-    return growth.shrink, growth.perturb, growth.alignment, growth.gains
+def growth(run: Run) -> tuple:
+    """How a warmstart was grown."""
+    how = run.record.growth
+    return how.shrink, how.perturb, how.alignment, how.gains
 
 
 def _line(run: Run) -> list[tuple]:

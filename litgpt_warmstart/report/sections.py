@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from litgpt_warmstart.report import figures
-from litgpt_warmstart.report.answers import Names, answer_table, pairs_table, sentences
-from litgpt_warmstart.report.chains import Chain
-from litgpt_warmstart.report.curves import SMOOTHING, Band, band
-from litgpt_warmstart.report.groups import Compared, arm_labels, lineage, size
+from litgpt_warmstart.report.answers import Names, answer_table, in_words, pairs_table, sentences
+from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seeds, same_seeds
+from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate
+from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, spans
+from litgpt_warmstart.report.groups import Compared, Comparison, arm_labels, lineage, size
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Run, Unread, display_names
 
@@ -25,8 +27,12 @@ def answer(compared: Compared, chains: Sequence[Chain], unread: Sequence[Unread]
         section.answers.append((comparison.title, sentences(comparison)))
     if compared.comparisons:
         section.tables = [answer_table(compared.comparisons, names), pairs_table(compared.comparisons, names)]
-    told = [(chain_title(chain), [chain_verdict(chain)]) for chain in chains if chain.scratch and chain.finished]
-    section.answers += told
+    counted = [chain for chain in chains if chain.scratch and chain.finished]
+    section.answers += [(chain_title(group[0]), [chain_verdict(group)]) for group in over_seeds(counted)]
+    section.answers += [
+        (f"{chain_path(a[0])} beside {chain_path(b[0])}", [beside_verdict(a, b)])
+        for a, b in at_equal_compute_of(counted)
+    ]
     if not section.answers:
         section.words.append(
             "There is none: no finished warmstart has a finished run from scratch with the same settings beside it."
@@ -81,6 +87,63 @@ def _listed(runs: Sequence[Run], names: Names) -> str:
     return f"Runs {', '.join(dict.fromkeys(names[run.out_dir] for run in runs))}, whose folders stand under Runs."
 
 
+def gains(compared: Compared, out_dir: Path) -> Section:
+    """Where along the budget the gain is, and where it ends."""
+    section = Section("Where along the budget the gain is")
+    section.words.append(
+        "Validation loss of a warmstart less that of the run from scratch with its seed, after as many tokens, and"
+        " after as much compute with the base's counted; below 0 the warmstart is ahead. Bands reach from the least to"
+        " the greatest over seeds; ahead is told where the 95% interval lies below 0."
+    )
+    rows = []
+    for number, c in enumerate(compared.comparisons, start=1):
+        told = []
+        for what, find in (("tokens", at_equal_tokens), ("flops", at_equal_compute)):
+            found = [find(arm) for arm in c.arms]
+            if not any(found):
+                continue
+            equal = "tokens" if what == "tokens" else "compute, the base's included"
+            caption = f"{c.title}: validation loss less scratch's after as many {equal}, mean and spread over seeds."
+            slug = f"gain-{what}-{number}"
+            section.figures.append(
+                figures.gain_curves(c, found, what, slug, caption.replace("many compute", "much compute"), out_dir)
+            )
+            for arm, along in zip(c.arms, found, strict=True):
+                rows += [
+                    {
+                        "comparison": c.title, "warmstart": arm.label, "equal": what, "at": gain.at,
+                        "seeds": len(gain.values), "val_loss_minus_scratch": gain.difference.mean,
+                        "low": gain.difference.interval and gain.difference.interval[0],
+                        "high": gain.difference.interval and gain.difference.interval[1], "ahead": gain.ahead,
+                    }
+                    for gain in along
+                ]  # fmt: skip
+                if along:
+                    told.append(f"{arm.label}, at equal {equal}: {_ahead(c, what, along)}.")
+        section.answers.append((c.title, told))
+    section.tables.append(Table("gains", "", rows))
+    return section
+
+
+def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
+    """Where a warmstart is ahead, in words, and by how much at the last place."""
+    parameters = comparison.scratch[0].record.parameters
+
+    def place(gain: Gain) -> str:
+        return f"{gain.at / parameters:.3g} tokens per parameter" if what == "tokens" else f"{gain.at:.3g} FLOPs"
+
+    last = along[-1].difference
+    interval = "one seed" if last.interval is None else f"{last.interval[0]:+.4f} to {last.interval[1]:+.4f}"
+    end = f"{last.mean:+.4f} ({interval}) at {place(along[-1])}"
+    found = spans(along)
+    if not found:
+        return f"never ahead; {end}"
+    if found == [(along[0], along[-1])]:
+        return f"ahead throughout; {end}"
+    told = [place(a) if a is b else f"from {place(a)} to {place(b)}" for a, b in found]
+    return f"ahead {' and '.join(told)}; {end}"
+
+
 def scale_pairs(compared: Compared, names: Names, out_dir: Path) -> Section:
     """Initial and final loss over pairs of scales."""
     section = Section("Initial and final loss over scale pairs")
@@ -131,21 +194,55 @@ def chain_title(chain: Chain) -> str:
     return " → ".join(f"{size(run)} at {run.tokens_per_param:.3g} tokens per parameter" for run in chain.stages)
 
 
-def chain_verdict(chain: Chain) -> str:
-    """The last stage beside its run from scratch, by the compute of the whole lineage."""
-    ours, theirs = chain.stages[-1].val_losses[-1][1], chain.scratch.val_losses[-1][1]
+def chain_path(chain: Chain) -> str:
+    """A chain's scales."""
+    return " → ".join(size(run) for run in chain.stages)
+
+
+def chain_verdict(group: Sequence[Chain]) -> str:
+    """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
+    chain = group[0]
+    ours, theirs = ([run.val_losses[-1][1] for run in runs] for runs in zip(*map(_ends, group), strict=True))
     spent = chain.scratch.tokens * chain.scratch.flops_per_token
     told = (
-        f"With the compute of the whole chain, {chain.flops:.3g} FLOPs, the last stage's validation loss is {ours:.4f};"
-        f" from scratch it is {theirs:.4f} at {spent:.3g} FLOPs ({chain.scratch.tokens_per_param:.3g} tokens per"
-        " parameter)."
+        f"With the compute of the whole chain, {chain.flops:.3g} FLOPs, the last stage's validation loss is"
+        f" {fmean(ours):.4f}; from scratch it is {fmean(theirs):.4f} at {spent:.3g} FLOPs"
+        f" ({chain.scratch.tokens_per_param:.3g} tokens per parameter){_over(group)}. Difference:"
+        f" {in_words(estimate([a - b for a, b in zip(ours, theirs, strict=True)]), 4, '+')}."
     )
-    if chain.speed_up is None:
+    reached = [c for c in group if c.speed_up is not None]
+    if not reached:
         return told + " The chain did not reach the scratch run's last loss: no speed-up."
+    flops = fmean(c.flops_to_scratch_loss for c in reached)
+    counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
     return told + (
-        f" The chain reached that loss after {chain.flops_to_scratch_loss:.3g} FLOPs: a speed-up of"
-        f" {chain.speed_up:.2f} with all its compute counted (one seed: no interval)."
+        f" The chain reached that loss{counts} after {flops:.3g} FLOPs: a speed-up of"
+        f" {in_words(estimate([c.speed_up for c in reached]))}, all its compute counted."
     )
+
+
+def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
+    """Two ways to one scale at the same compute, seed by seed."""
+    pairs = same_seeds(a, b)
+    first, second = ([chain.stages[-1].val_losses[-1][1] for chain in chains] for chains in zip(*pairs, strict=True))
+    found = estimate([x - y for x, y in zip(first, second, strict=True)])
+    verdict = "not told apart"
+    if found.interval and found.interval[1] < 0:
+        verdict = f"{chain_path(a[0])} is ahead"
+    elif found.interval and found.interval[0] > 0:
+        verdict = f"{chain_path(b[0])} is ahead"
+    return (
+        f"At {a[0].flops:.3g} and {b[0].flops:.3g} FLOPs of the whole lineage the last validation losses are"
+        f" {fmean(first):.4f} and {fmean(second):.4f}{_over(pairs)}; difference {in_words(found, 4, '+')}: {verdict}."
+    )
+
+
+def _ends(chain: Chain) -> tuple[Run, Run]:
+    return chain.stages[-1], chain.scratch
+
+
+def _over(seeds: Sequence) -> str:
+    return "" if len(seeds) == 1 else f", means over {len(seeds)} seeds"
 
 
 def successive(chains: Sequence[Chain], names: Names, out_dir: Path) -> Section:

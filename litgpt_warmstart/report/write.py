@@ -51,7 +51,8 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
         figures = out_dir / FIGURES
         made: list[Section] = [sections.answer(compared, linked, found.unread, names)]
         if compared.comparisons:
-            made += [sections.losses(compared, names, figures), sections.scale_pairs(compared, names, figures)]
+            made += [sections.losses(compared, names, figures), sections.gains(compared, figures)]
+            made.append(sections.scale_pairs(compared, names, figures))
         if linked:
             made.append(sections.successive(linked, names, figures))
         if tracked := layers.norms(found.runs, names, figures):

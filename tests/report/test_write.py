@@ -100,14 +100,15 @@ def test_the_page_needs_no_other_file_and_answers_first(written):
     figures = written.page.parent / "figures"
     text = written.page.read_text(encoding="utf-8")
     page = Page(text)
-    assert page.headings == ["The answer", "Loss against compute and tokens", "Initial and final loss over scale pairs",
+    assert page.headings == ["The answer", "Loss against compute and tokens",
+                             "Where along the budget the gain is", "Initial and final loss over scale pairs",
                              "Successive warmstarts", "Norms: base, at the warmstart, trained", "Coordinate checks",
                              "Runs"]  # fmt: skip
     assert page.fetched == [] and "@import" not in text and re.findall(r"url\((?!#)", text) == []
     assert len(page.ids) == len(set(page.ids))
     assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
     assert "prefers-color-scheme: dark" in text and "currentColor" in text and "#010203" not in text
-    assert text.count("<svg") == len(list(figures.glob("*.svg"))) == 3 + 2 + 2 + 2 + 1
+    assert text.count("<svg") == len(list(figures.glob("*.svg"))) == 3 + 2 + 2 + 2 + 2 + 1
     for svg in figures.glob("*.svg"):
         assert svg.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for figure in re.findall(r"<figcaption>(.*?)</figcaption>", text):
