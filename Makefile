@@ -1,6 +1,7 @@
-# make quickstart   a small model becomes a larger one, beside the same one from scratch
-# make test         the tests
-# make lint         what ruff says
+# make quickstart       a small model becomes a larger one, beside the same one from scratch
+# make study TEXT=DIR   base, ablations, chains and checks on a folder of your text, and their page; goes on where it stopped
+# make test             the tests
+# make lint             what ruff says
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ RUNS := out/quickstart
 # litgpt itself calls functions that its jsonargparse calls deprecated.
 export JSONARGPARSE_DEPRECATION_WARNINGS := off
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart study text-given test lint clean
 install: $(INSTALLED)
 
 # mup and litdata pull in torchvision, which nothing here uses and which breaks litgpt where it does not match torch.
@@ -26,6 +27,24 @@ quickstart: $(INSTALLED)
 	$(BIN)/litgpt warmstart --config configs/warmstart/quickstart.yaml
 	$(BIN)/python -m litgpt_warmstart.report.comparison $(RUNS)/scratch $(RUNS)/warmstart
 	$(BIN)/litgpt generate $(RUNS)/warmstart/final --prompt "def __init__(self" --max_new_tokens 40 --temperature 0.6
+
+# Some hours on two cores. Prepared text, finished runs and checkpoints are taken as they are.
+STUDY := configs/study/cpu
+study: text-given $(INSTALLED)
+	$(BIN)/litgpt warmstart_prepare_data --text_dir '$(TEXT)' --tokenizer_vocab_size 512 --data_path data/study/text
+	$(BIN)/litgpt warmstart_grid_search --config $(STUDY)/1-grid.yaml
+	for name in 2-48-96 3-48-192 4-48-96-heads-16; do \
+	  $(BIN)/litgpt warmstart_ablations --config $(STUDY)/$$name.yaml || exit; done
+	for seed in 42 43 44; do \
+	  $(BIN)/litgpt warmstart_successive --config $(STUDY)/5-chain.yaml \
+	    --seed $$seed --out_dir out/study/chains/48-96-192-seed-$$seed && \
+	  $(BIN)/litgpt warmstart_successive --config $(STUDY)/6-direct.yaml \
+	    --seed $$seed --out_dir out/study/chains/48-192-seed-$$seed || exit; done
+	$(BIN)/litgpt warmstart_coord_check --config $(STUDY)/7-coord-check.yaml
+	$(BIN)/litgpt warmstart_report $(addprefix out/study/,grid ablations chains coord_check) --out_dir out/study/report
+
+text-given:
+	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt, .jsonl or .parquet files: make study TEXT=DIR"; exit 2; }
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

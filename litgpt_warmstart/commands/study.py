@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.errors import UserError
@@ -10,6 +10,7 @@ from litgpt_warmstart.experiments.runner import Run
 from litgpt_warmstart.metrics import FILE_NAME
 
 T = TypeVar("T")
+Plan = Literal["tokens", "time"]
 
 
 def as_list(value: object, kind: Callable[[object], T], option: str, once: bool = True) -> list[T]:
@@ -59,8 +60,8 @@ def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:
             raise UserError(f"--train.{name} is not for a study of several runs: {remedy}")
 
 
-def tell_costs(runs: Sequence[Run]) -> None:
-    """Print what runs take on this device."""
+def tell_costs(runs: Sequence[Run], plan: Plan) -> None:
+    """Print what runs take."""
     from litgpt_warmstart.experiments.cost import costs, table
 
-    print(table(costs(runs)))
+    print(table(costs(runs, measured=plan == "time")))

@@ -9,7 +9,7 @@ from litgpt.utils import extend_checkpoint_dir
 
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands.resolution import read_base, resolve
-from litgpt_warmstart.commands.study import as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.schedule import ScheduleName
@@ -44,7 +44,7 @@ def setup(
     eval: EvalArgs = EvalArgs(),
     optimizer: str | dict = "AdamW",
     schedule: ScheduleName = "constant",
-    plan: bool = False,
+    plan: Plan | None = None,
     executor: Executor = "here",
     ray_address: str | None = None,
     cpus_per_run: int | None = None,
@@ -74,7 +74,7 @@ def setup(
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
         schedule: Of bases, and of targets where an arm says nothing else; each takes of ``train`` what it has a use
             for.
-        plan: Only say what the runs take, tokens, FLOPs and time on this device, and train none.
+        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
@@ -140,7 +140,7 @@ def setup(
             " parameter (--base_tokens_per_param)"
         )
         if plan:
-            return tell_costs(runs)
+            return tell_costs(runs, plan)
         outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
         found = ablations.rows(runs, outcomes)
         write_csv(out_dir / f"{name}.csv", found)

@@ -9,7 +9,7 @@ from litgpt.config import Config
 
 from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
 from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
@@ -24,7 +24,7 @@ def setup(
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
-    plan: bool = False,
+    plan: Plan | None = None,
     executor: Executor = "here",
     ray_address: str | None = None,
     cpus_per_run: int | None = None,
@@ -46,7 +46,7 @@ def setup(
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
-        plan: Only say what the runs take, tokens, FLOPs and time on this device, and train none.
+        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
@@ -90,7 +90,7 @@ def setup(
                 runs.append(Run(name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
             searches.append((folder, budget, runs))
         if plan:
-            return tell_costs([run for *_, runs in searches for run in runs])
+            return tell_costs([run for *_, runs in searches for run in runs], plan)
         for folder, budget, runs in searches:
             print(
                 f"Grid search at {runs[0].spec.config.name}: {len(lr_list)} learning rates x {len(batch_list)} batch"

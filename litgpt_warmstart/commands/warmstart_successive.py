@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import read_base, resolve
-from litgpt_warmstart.commands.study import as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.scales import resolve_config, short_name
@@ -25,7 +25,7 @@ def setup(
     out_dir: Path = Path("out/warmstart_successive"),
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
-    plan: bool = False,
+    plan: Plan | None = None,
     executor: Executor = "here",
     ray_address: str | None = None,
     cpus_per_run: int | None = None,
@@ -54,7 +54,7 @@ def setup(
         out_dir: Directory for the runs, successive.csv and successive.png.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
-        plan: Only say what the runs take, tokens, FLOPs and time on this device, and train none.
+        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
         executor: ``here``, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
@@ -118,7 +118,7 @@ def setup(
             runs.append(Run(successive.SCRATCH, spec))
         print(f"Successive warmstart {' -> '.join(names)}: {len(runs)} runs in {str(out_dir)!r}")
         if plan:
-            return tell_costs(runs)
+            return tell_costs(runs, plan)
         outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
         successive.check_finished(chain, outcomes)
         stages = [read for read in (successive.base_stage(start) if start else None,) if read]

@@ -44,15 +44,16 @@ def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
     Raises:
         UserError: A model does not fit into the device's memory.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, int, int], list[Run]] = {}
     for run in runs:
-        groups.setdefault(f"{run.spec.config} {run.spec.block_size} {run.spec.precision}", []).append(run)
+        with torch.device("meta"):
+            parameters = num_parameters(GPT(run.spec.config))
+        # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
+        groups.setdefault((run.spec.config.name, parameters, run.spec.block_size), []).append(run)
     found = []
-    for members in groups.values():
+    for (_, parameters, _), members in groups.items():
         spec, left = members[0].spec, [run for run in members if read_outcome(run) is None]
         tokens = sum(run.spec.max_steps * run.spec.tokens_per_step for run in left)
-        with torch.device("meta"):
-            parameters = num_parameters(GPT(spec.config))
         found.append(
             Cost(
                 spec.config.name,

@@ -45,7 +45,13 @@ class Figure:
 
 @contextmanager
 def drawn(
-    slug: str, caption: str, out_dir: Path, height: float = 3.9, rows: int = 1, columns: int = 1
+    slug: str,
+    caption: str,
+    out_dir: Path,
+    height: float = 3.9,
+    rows: int = 1,
+    columns: int = 1,
+    sharey: bool = True,
 ) -> Iterator[Any]:
     """A figure to draw on, whose SVG and PNG files are written at the end.
 
@@ -56,6 +62,7 @@ def drawn(
         height: Inches.
         rows: Of panels.
         columns: Of panels.
+        sharey: Whether panels have one scale.
 
     Yields:
         The axes, one or an array, and a list that gets the :class:`Figure` at the end.
@@ -67,7 +74,7 @@ def drawn(
 
     with matplotlib.rc_context(_STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained",
-                                    sharex=rows * columns > 1, sharey=rows * columns > 1)  # fmt: skip
+                                    sharex=rows * columns > 1, sharey=sharey and rows * columns > 1)  # fmt: skip
         made: list[Figure] = []
         try:
             yield axes, made
@@ -109,7 +116,7 @@ def _flops_unit(greatest: float) -> tuple[float, str]:
     return 10.0**exponent, f"10{raised} FLOPs (Hoffmann et al.)"
 
 
-def _legend(axes: Any, columns: int = 1, title: str | None = None) -> None:
+def legend(axes: Any, columns: int = 1, title: str | None = None) -> None:
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize="small")
 
@@ -167,7 +174,7 @@ def loss_curves(
             with_base = ", the base's included" if what == "flops_with_base" else ", the run's own"
             axes.set(xlabel=named_unit + with_base, ylabel=LOSS)
             axes.set_title(f"{comparison.tokens_per_param:.3g} tokens per parameter", fontsize="small", loc="right")
-        _legend(axes)
+        legend(axes)
     return made[0]
 
 
@@ -202,7 +209,7 @@ def gain_curves(
         else:
             axes.set_xlabel(f"{named_unit}, the base's included")
             axes.set_title(budget, fontsize="small", loc="right")
-        _legend(axes)
+        legend(axes)
     return made[0]
 
 
@@ -234,99 +241,12 @@ def scale_pairs(
         axes.set_ylim(len(comparisons) - 0.4, -0.6)
         axes.set_xlabel(f"validation {LOSS}")
         axes.grid(axis="y", visible=False)
-        _legend(axes)
+        legend(axes)
     return made[0]
 
 
 def _wrapped(title: str) -> str:
     return title.replace(" → ", "\n→ ").replace(", ", "\n").replace("tokens per parameter", "tokens/param")
-
-
-def layer_sizes(
-    moments: Mapping[str, Mapping[str, float]], unit: str, slug: str, caption: str, out_dir: Path, title: str
-) -> Figure:
-    """Sizes of layers at several moments, a row a layer (figure 10 of arXiv 2411.07340).
-
-    Args:
-        moments: Moment -> layer -> size, in the order to show.
-        unit: What a size is.
-        slug: Name of its files.
-        caption: For the page.
-        out_dir: Where the files go.
-        title: Tells tokens per parameter.
-    """
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
-    layers = list(dict.fromkeys(layer for sizes in moments.values() for layer in sizes))
-    with drawn(slug, caption, out_dir, height=1.6 + 0.17 * len(layers) + 0.2 * len(moments)) as (axes, made):
-        for number, (moment, sizes) in enumerate(moments.items()):
-            look = {k: v for k, v in style(number - 1).items() if k != "linestyle"}
-            known = [layer for layer in layers if sizes.get(layer, 0) > 0]
-            offset = 0.18 * (number - (len(moments) - 1) / 2)  # equal sizes would hide each other
-            rows = [layers.index(layer) + offset for layer in known]
-            axes.plot([sizes[layer] for layer in known], rows, linestyle="", markersize=4, label=moment, **look)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_yticks(range(len(layers)), layers, fontsize="small")
-        axes.invert_yaxis()
-        axes.set_xlabel(unit)
-        axes.set_title(title, fontsize="small", loc="right")
-        _legend(axes)
-    return made[0]
-
-
-def coordinates(
-    sizes: Mapping[str, Mapping[str, Mapping[int, float]]], title: str, slug: str, caption: str, out_dir: Path
-) -> Figure:
-    """Mean |activation| against width, a panel an arm (figures 3 and 7 of arXiv 2411.07340).
-
-    Args:
-        sizes: Arm -> layer -> width -> size, the mean over seeds.
-        title: Tells what was run.
-        slug: Name of its files.
-        caption: For the page.
-        out_dir: Where the files go.
-    """
-    from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
-
-    columns = 2 if len(sizes) > 1 else 1
-    rows = -(-len(sizes) // columns)
-    kinds = {"embedding": -1, "attn": 0, "mlp": 1, "block": 2, "ln_f": 3, "lm_head": 4}
-    with drawn(slug, caption, out_dir, height=1.4 + 2.0 * rows, rows=rows, columns=columns) as (grid, made):
-        panels = list(grid.flat) if hasattr(grid, "flat") else [grid]
-        for number, (panel, (arm, layers)) in enumerate(zip(panels, sizes.items(), strict=False)):
-            told = set()
-            for layer, by_width in layers.items():
-                kind = next((k for k in ("attn", "mlp") if layer.endswith(k)), layer.partition(" ")[0])
-                label = {"attn": "attention", "mlp": "MLP", "block": "block's output"}.get(kind, kind)
-                widths = sorted(by_width)
-                panel.plot(widths, [by_width[w] for w in widths], markersize=3, linewidth=1,
-                           label=None if kind in told else label, **style(kinds.get(kind, 5)))  # fmt: skip
-                told.add(kind)
-            panel.set(xscale="log", yscale="log")
-            panel.set_title(arm, fontsize="small")
-            panel.xaxis.set_major_locator(_at(sorted({w for by in layers.values() for w in by})))
-            panel.xaxis.set_major_formatter(ScalarFormatter())
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            if number % columns == 0:
-                panel.set_ylabel("mean |activation|")
-            if number + columns >= len(sizes):  # nothing below it
-                panel.set_xlabel("width (n_embd)")
-                panel.tick_params(labelbottom=True)
-        for panel in panels[len(sizes) :]:
-            panel.set_visible(False)
-        panels[0].figure.suptitle(title, fontsize="small", wrap=True)
-        _legend(panels[0], columns=3)
-    return made[0]
-
-
-def _at(places: Sequence[float]) -> Any:
-    from matplotlib.ticker import FixedLocator
-
-    return FixedLocator(places)
 
 
 def lineage_curves(
@@ -379,5 +299,5 @@ def lineage_curves(
         axes.set(xlabel=named_unit + ", of the lineage", ylabel=LOSS if what == "loss" else "tokens of the lineage")
         if what == "tokens":
             axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        _legend(axes)
+        legend(axes)
     return made[0]

@@ -12,10 +12,11 @@ from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.norms import Norm
 from litgpt_warmstart.record import Record
-from litgpt_warmstart.report import figures
+from litgpt_warmstart.report import layer_figures
 from litgpt_warmstart.report.answers import Names
 from litgpt_warmstart.report.chains import parent
-from litgpt_warmstart.report.groups import arm_labels, budget, differences, lineage, size
+from litgpt_warmstart.report.figures import Figure
+from litgpt_warmstart.report.groups import arm_labels, budget, differences, lineage, settings, size
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import COORD_CHECK, Run, display_names
 
@@ -77,8 +78,53 @@ def moments(run: Run, runs: Sequence[Run], kind: str, names: Names) -> dict[str,
     return found
 
 
+def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> list[Figure]:
+    """Figure 8: tracked warmstarts beside their run from scratch, of one seed, the ends and middles of the model."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.norms and len({norm.step for norm in run.norms}) > 2 and (run.from_scratch or run.warmstarted):
+            groups.setdefault(f"{settings(run)} {budget(run)} {run.seed}", []).append(run)
+    found, told = [], set()
+    for members in groups.values():
+        warm, cold = [run for run in members if run.warmstarted], [run for run in members if run.from_scratch]
+        title = f"{warm[0].record.name if warm else ''} {budget(members[0])} {settings(members[0])}"
+        if not warm or title in told:  # another seed
+            continue
+        told.add(title)
+        labels = [*(["from scratch (muP)"] * len(cold[:1])), *arm_labels(warm)]
+        chosen = [*cold[:1], *warm]
+        for kind, what in (("activation", "layers' outputs"), ("weight", "weight matrices")):
+            series = {
+                label if run.status == "finished" else f"{label}, {run.status}": _over_tokens(run, kind)
+                for label, run in zip(labels, chosen, strict=True)
+            }
+            listed = ", ".join(names[run.out_dir] for run in chosen)
+            caption = (
+                f"{size(warm[0])}, {warm[0].tokens_per_param:.3g} tokens per parameter: root mean square of {what} over"
+                f" training. Runs {listed}, seed {warm[0].seed}."
+            )
+            slug = f"norms-over-training-{kind}s-{len(told)}"
+            found.append(layer_figures.norm_curves(series, f"root mean square of {what}", slug, caption, out_dir))
+    return found
+
+
+def _over_tokens(run: Run, kind: str) -> dict[str, list[tuple[float, float]]]:
+    """Layer -> (tokens per parameter, root mean square), for the first and last layers and those of the last block."""
+    by_layer: dict[str, list[tuple[float, float]]] = {}
+    for norm in run.norms:
+        layer = layer_name(norm.name, kind) if norm.kind == kind else None
+        if layer is not None:
+            by_layer.setdefault(layer, []).append((norm.tokens / run.record.parameters, norm.l2))
+    blocks = sorted({int(layer.split()[1]) for layer in by_layer if layer.startswith("block")})
+    ends = {f"block {number}" for number in blocks[:1] + blocks[-1:]} if kind == "activation" else set()
+    last = f"block {blocks[-1]} " if blocks else "-"
+    kept = [layer for layer in by_layer if _place(layer)[0] != 1 or layer in ends
+            or (kind == "weight" and layer.startswith(last))]  # fmt: skip
+    return {layer: by_layer[layer] for layer in sorted(kept, key=_place)}
+
+
 def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
-    """Figure 10 for warmstarts that were tracked, the first seed of each kind; None without any."""
+    """Figures 10 and 8 for warmstarts that were tracked, the first seed of each kind; None without any."""
     section = Section("Norms: base, at the warmstart, trained")
     rows = []
     told: set[str] = set()
@@ -96,7 +142,7 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
             title = f"{tokens_per_param:.3g} tokens per parameter"
             caption = f"{label}, {title}: root mean square of {what}. Run: {names[run.out_dir]}, seed {run.seed}."
             section.figures.append(
-                figures.layer_sizes(found, f"root mean square of {what}", slug, caption, out_dir, title)
+                layer_figures.layer_sizes(found, f"root mean square of {what}", slug, caption, out_dir, title)
             )
             rows += [
                 {"warmstart": label, "tokens_per_param": tokens_per_param, "kind": kind, "moment": moment,
@@ -105,6 +151,7 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
             ]  # fmt: skip
         if not any(moment.startswith("base") for moment in found):
             section.notes.append(f"{label}: its base has no norms here: train it with --track, and give its folder too")
+    section.figures += over_training(runs, names, out_dir)
     if not section.figures:
         return None
     section.tables.append(Table("layer_norms", "", rows))
@@ -130,7 +177,7 @@ def coordinate_checks(folders: Sequence[Path], out_dir: Path) -> Section:
             section.notes.append(f"Left out: {called[folder]}: damaged or half-written: {one_line(error, 100)}")
             continue
         caption = f"{called[folder]}: mean |activation| against width, mean over seeds. {title}"
-        section.figures.append(figures.coordinates(sizes, title, f"coordinates-{number}", caption, out_dir))
+        section.figures.append(layer_figures.coordinates(sizes, title, f"coordinates-{number}", caption, out_dir))
         section.tables.append(table)
     return section
 

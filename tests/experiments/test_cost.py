@@ -32,7 +32,7 @@ def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):
 def test_a_planned_study_trains_nothing_and_counts_bases_and_runs_from_scratch(settings, tiny, tmp_path, capsys):
     warmstart_ablations.setup(
         base=tiny[16], target=tiny[48], arms=[dict(shrink=[0.4, 1.0])], seeds="1,2", base_tokens_per_param=0.05,
-        tokens_per_param=0.02, plan=True, train=TrainArgs(global_batch_size=4, micro_batch_size=4), **settings,
+        tokens_per_param=0.02, plan="tokens", train=TrainArgs(global_batch_size=4, micro_batch_size=4), **settings,
     )  # fmt: skip
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     counted = {row[0]: row[2:4] for row in rows if row and row[0] in ("neox-16", "neox-48")}
@@ -42,7 +42,7 @@ def test_a_planned_study_trains_nothing_and_counts_bases_and_runs_from_scratch(s
 
 def test_a_chain_is_planned_with_its_run_from_scratch(settings, tiny, tmp_path, capsys):
     train = TrainArgs(global_batch_size=4, micro_batch_size=4)
-    warmstart_successive.setup(scales=[tiny[16], tiny[48]], tokens_per_param=0.05, plan=True, train=train, **settings)
+    warmstart_successive.setup(scales=[tiny[16], tiny[48]], tokens_per_param=0.05, plan="time", train=train, **settings)
     assert "3 runs" in (told := capsys.readouterr().out) and "in all" in told
     assert not (tmp_path / "study").exists()
 
@@ -53,7 +53,7 @@ def test_grids_of_several_scales_are_planned_together_and_searched_each_in_a_fol
     del settings["lr"]
     settings |= dict(target=f"{tiny[16]},{tiny[48]}", lrs="0.01,0.02", batch_sizes="4", seeds="1",
                      train=TrainArgs(max_tokens=512, micro_batch_size=4))  # fmt: skip
-    warmstart_grid_search.setup(plan=True, **settings)
+    warmstart_grid_search.setup(plan="tokens", **settings)
     assert "1,024" in (told := capsys.readouterr().out) and told.count("neox-") == 2
     assert not (tmp_path / "study").exists()
     warmstart_grid_search.setup(**settings)

@@ -118,6 +118,22 @@ def test_the_page_needs_no_other_file_and_answers_first(written):
     assert "shrink 0.2, not finished: R" in svgs[0]
 
 
+def test_norms_over_training_are_drawn_for_one_seed_beside_scratch(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    for seed in (1, 2):
+        make_run(f"scratch-{seed}", [8.0, 6.0, 5.0, 4.0], seed=seed, norms=(0, 20, 40))
+        make_run(f"warm-{seed}", [7.0, 5.0, 4.5, 4.1], seed=seed, shrink=0.4, base=base, norms=(0, 20, 40))
+    page = write_report([make_run.folder], make_run.folder.parent / "report").page
+    drawn = sorted(path.stem for path in (page.parent / "figures").glob("norms-over-training-*.svg"))
+    assert drawn == ["norms-over-training-activations-1", "norms-over-training-weights-1"]
+    svg = (page.parent / "figures/norms-over-training-activations-1.svg").read_text(encoding="utf-8")
+    assert "from scratch (muP)" in svg and "shrink 0.4" in svg and "tokens per parameter" in svg
+    assert "embedding" in svg and "lm_head" in svg and "block 0" not in svg  # whose output has no norms here
+    assert "neox-48 (0.0102M), 2 tokens per parameter: root mean square of layers&#x27; outputs over training" in (
+        page.read_text(encoding="utf-8")
+    )
+
+
 def test_answers_and_tables_have_the_numbers(written, tables):
     about, sentences = written.answers[0]
     assert about == "neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter"
