@@ -1,0 +1,69 @@
+"""Chains over seeds: one answer for all of them, and two ways to one scale side by side at equal compute."""
+
+import pytest
+
+from litgpt_warmstart.report.chains import at_equal_compute_of, chains, over_seeds
+from litgpt_warmstart.report.runs import find
+from litgpt_warmstart.report.sections import beside_verdict, chain_verdict
+from litgpt_warmstart.report.write import write_report
+from tests.report.conftest import FLOPS_PER_TOKEN
+
+DIRECT_STEPS = 30 + round(20 * FLOPS_PER_TOKEN[48] / FLOPS_PER_TOKEN[96])
+
+
+@pytest.fixture
+def ways(make_run):
+    """16 -> 48 -> 96 ends at 3.0, 3.1, 3.2 where 16 -> 96 ends at 3.5 and scratch at 3.4, 3.4, 3.4."""
+    base = make_run("base", [9.0, 8.0, 7.0], width=16, steps=10)
+    for seed in (1, 2, 3):
+        mid = make_run(f"mid-{seed}", [6.0, 5.0, 4.0], seed=seed, shrink=0.4, base=base, steps=20)
+        make_run(f"end-{seed}", [5.0, 4.0, 3.4, 2.9 + seed / 10], width=96, seed=seed, shrink=0.4, base=mid, steps=30)
+        make_run(f"direct-{seed}", [6.0, 5.0, 4.0, 3.5], width=96, seed=seed, shrink=0.4, base=base, steps=DIRECT_STEPS)
+        make_run(f"scratch-{seed}", [8.0, 6.0, 5.0, 3.4], width=96, seed=seed, steps=DIRECT_STEPS + 2)
+    return make_run
+
+
+def found(ways):
+    return chains(find([ways.folder]).runs, [])
+
+
+def test_chains_that_differ_in_their_seeds_are_one_group(ways):
+    groups = over_seeds(found(ways))
+    assert sorted((len(group[0].stages), [c.stages[-1].seed for c in group]) for group in groups) == [
+        (2, [1, 2, 3]),
+        (3, [1, 2, 3]),
+    ]
+
+
+def test_a_chains_answer_is_the_mean_over_seeds_with_its_interval(ways):
+    group = next(group for group in over_seeds(found(ways)) if len(group[0].stages) == 3)
+    told = chain_verdict(group)
+    assert "validation loss is 3.1000; from scratch it is 3.4000" in told and "means over 3 seeds" in told
+    half = 4.303 * 0.1 / 3**0.5
+    assert f"Difference: -0.3000 ({-0.3 - half:+.4f} to {-0.3 + half:+.4f})" in told
+    assert "The chain reached that loss after" in told
+
+
+def test_two_ways_of_equal_compute_are_compared_seed_by_seed(ways):
+    ((a, b),) = at_equal_compute_of(found(ways))
+    assert {len(a[0].stages), len(b[0].stages)} == {2, 3} and a[0].flops == pytest.approx(b[0].flops, rel=0.05)
+    assert "neox-48 (0.0102M) → neox-96 (0.041M) is ahead" in beside_verdict(a, b)
+    assert "means over 3 seeds" in beside_verdict(a, b)
+
+
+def test_ways_of_other_compute_or_other_settings_are_not_compared(ways, make_run):
+    base = make_run.folder / "base"
+    for name, changes in (("long", dict(steps=2 * DIRECT_STEPS)), ("hot", dict(steps=DIRECT_STEPS, base_lr=0.5))):
+        make_run(name, [6.0, 5.0, 4.0, 3.5], width=96, seed=1, shrink=0.9, base=base, **changes)
+        make_run(f"scratch-{name}", [8.0, 6.0, 5.0, 3.4], width=96, seed=1, **changes)
+    assert len(at_equal_compute_of(found(ways))) == 1
+
+
+def test_one_seed_has_no_interval_and_no_winner(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    mid = make_run("mid", [6.0, 4.0], shrink=0.4, base=base, steps=20)
+    make_run("end", [5.0, 4.0, 3.0], width=96, shrink=0.4, base=mid, steps=30)
+    make_run("direct", [6.0, 5.0, 3.5], width=96, shrink=0.4, base=base, steps=DIRECT_STEPS)
+    make_run("scratch", [8.0, 6.0, 3.4], width=96, steps=DIRECT_STEPS + 2)
+    page = write_report([make_run.folder], make_run.folder.parent / "report").page.read_text(encoding="utf-8")
+    assert "0.5000 (no interval: one seed): not told apart" in page
