@@ -37,7 +37,8 @@ def at_equal_tokens(arm: Arm) -> list[Gain]:
 def at_equal_compute(arm: Arm) -> list[Gain]:
     """Differences after as much compute, that of all training before the warmstart in front of its own.
 
-    At the warmstart's validations within the scratch run's compute; scratch's loss is linear between its own.
+    At the warmstart's validations after its first step, within the scratch run's compute; scratch's loss is linear
+    between its own.
 
     Returns:
         Nothing where a run's lineage does not tell what it took.
@@ -55,7 +56,7 @@ def _compute_differences(pair: Pair) -> list[tuple[float, float]]:
     found = []
     for tokens, loss in warm.val_losses:
         flops = warm.base_flops + tokens * warm.flops_per_token
-        if (other := loss_at(scratch, flops)) is not None:
+        if tokens and (other := loss_at(scratch, flops)) is not None:
             found.append((flops, loss - other))
     return found
 

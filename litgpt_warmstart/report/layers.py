@@ -91,6 +91,7 @@ def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> list[Figu
         if not warm or title in told:  # another seed
             continue
         told.add(title)
+        warm.sort(key=lambda run: (run.record.growth.shrink, arm_labels([run])))  # as a comparison's arms are
         labels = [*(["from scratch (muP)"] * len(cold[:1])), *arm_labels(warm)]
         chosen = [*cold[:1], *warm]
         for kind, what in (("activation", "layers' outputs"), ("weight", "weight matrices")):
