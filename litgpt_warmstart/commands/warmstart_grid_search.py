@@ -37,8 +37,8 @@ def setup(
     OUT_DIR/best`` carries its learning rate and batch size on. A stopped search goes on with the same command.
 
     Arguments:
-        target: The scale to tune at: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. With
-            several, with commas, each has a grid of its own in OUT_DIR/SCALE.
+        target: The scale to tune at: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
+            Several, with commas, have a grid each, in OUT_DIR/SCALE.
         lrs: Learning rates, e.g. ``0.003,0.01,0.03``.
         batch_sizes: Sequences per optimizer step, e.g. ``64,128``.
         seeds: Of the initialization; a cell's loss is the mean over them.
@@ -79,7 +79,8 @@ def setup(
         targets = as_list(target, str, "--target")
         searches: list[tuple[Path, int, list[Run]]] = []
         for target in targets:
-            folder = out_dir / short_name(resolve_config(target).name) if len(targets) > 1 else out_dir
+            scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
+            folder = out_dir / scale
             single = cell(target, folder / "cells", lr_list[0], seed_list[0], global_batch_size=1, micro_batch_size=1)
             budget = equal_budget(single, batch_list)
             runs = []
@@ -87,16 +88,17 @@ def setup(
                 name = f"lr-{lr!r}-batch-{batch}-seed-{seed}"
                 sized = dict(global_batch_size=batch, max_tokens=budget)
                 spec = cell(target, folder / "cells" / name, lr, seed, **sized)
-                runs.append(Run(name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
+                runs.append(Run(scale + name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
             searches.append((folder, budget, runs))
-        if plan:
-            return tell_costs([run for *_, runs in searches for run in runs], plan)
-        for folder, budget, runs in searches:
             print(
                 f"Grid search at {runs[0].spec.config.name}: {len(lr_list)} learning rates x {len(batch_list)} batch"
                 f" sizes x {len(seed_list)} seeds, {budget:,} tokens each"
             )
-            outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
+        cells = [run for *_, runs in searches for run in runs]
+        if plan:
+            return tell_costs(cells, plan)
+        outcomes = carry_out(cells, executor, ray_address, cpus_per_run, gpus_per_run)
+        for folder, budget, runs in searches:
             _tell(runs, outcomes, budget, len(seed_list), folder)
 
 

@@ -1,8 +1,10 @@
 """litgpt warmstart_prepare_data: text from the Hub or a folder into tokens, ahead of training."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
-from litgpt_warmstart.data.bpe import tokenizer_of
+from litgpt_warmstart.data.bpe import train_tokenizer
 from litgpt_warmstart.data.encoding import EncoderName
 from litgpt_warmstart.data.plan import (
     COLUMN,
@@ -65,14 +67,10 @@ def setup(
         if repo_id == SLIMPAJAMA_6B and revision is None:
             revision = SLIMPAJAMA_6B_COMMIT
         text_dir = Path(text_dir) if text_dir else None
-        data_path = Path(data_path) if data_path else default_data_path(repo_id, text_dir)
-        if tokenizer_vocab_size is not None:
-            if tokenizer or text_dir is None:
-                raise UserError("tokenizer_vocab_size is for text_dir, and instead of tokenizer: choose one")
-            folder = data_path.with_name(f"{data_path.name}-tokenizer")
-            tokenizer = str(tokenizer_of(text_dir, tokenizer_vocab_size, folder, files, column or COLUMN))
+        if tokenizer_vocab_size is not None and (tokenizer or text_dir is None):
+            raise UserError("tokenizer_vocab_size is for text_dir, and instead of tokenizer: choose one")
         asked = Preparation(
-            data_path=data_path,
+            data_path=Path(data_path) if data_path else default_data_path(repo_id, text_dir),
             repo_id=repo_id,
             revision=revision,
             text_dir=text_dir,
@@ -85,6 +83,12 @@ def setup(
             encoder=encoder,
             num_workers=num_workers,
         )
+        if tokenizer_vocab_size is not None:
+            asked.check()
+            whole = asked.data_path.resolve()
+            folder = whole.with_name(f"{whole.name}-tokenizer")
+            train_tokenizer(text_dir, tokenizer_vocab_size, folder, files, column or COLUMN)
+            asked = replace(asked, tokenizer=os.path.relpath(folder))
         already = (asked.data_path / PREPARED).is_file()
         index = prepare(asked, thorough=True)
         counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())

@@ -5,12 +5,11 @@ million.
 """
 
 import json
-import math
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.checkpoint import atomic_folder
+from litgpt_warmstart.errors import UserError, one_line
 
 EOS = "<|endoftext|>"
 SMALLEST = 257
@@ -51,53 +50,60 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def tokenizer_of(text_dir: Path, vocab_size: int, folder: Path, files: str | None, column: str) -> Path:
+def train_tokenizer(
+    text_dir: Path, vocab_size: int, folder: Path, files: str | None, column: str, say: Callable[[str], None] = print
+) -> None:
     """A tokenizer trained on a folder of text; one that is there already is taken.
 
     Args:
         text_dir: As for a preparation, as are ``files`` and ``column``.
         vocab_size: Tokens.
         folder: Where it is, or will be, whole or not at all.
-
-    Returns:
-        ``folder``.
+        say: Takes a line where one is there.
 
     Raises:
-        UserError: There is one of another size, the folder cannot be written, or as for :func:`train_bpe` and
-            :func:`folder_texts`.
+        UserError: There is one of another size or a damaged one, the folder cannot be written, or as for
+            :func:`train_bpe` and :func:`folder_texts`.
     """
     from tokenizers import Tokenizer
 
-    if (folder / "tokenizer.json").is_file():
-        found = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            found = Tokenizer.from_file(str(path)).get_vocab_size()
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder") from error
         if found != vocab_size:
             raise UserError(
                 f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"
                 " --data_path, or remove it and what was prepared with it"
             )
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            train_bpe(folder_texts(text_dir, files, column), vocab_size, Path(temporary))
-            Path(temporary).rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write the tokenizer to {str(folder)!r}: {error.strerror}") from error
-    return folder
+        say(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
+        return
+    with atomic_folder(folder) as partial:
+        train_bpe(folder_texts(text_dir, files, column), vocab_size, partial)
 
 
 def folder_texts(text_dir: Path, files: str | None, column: str) -> Iterator[str]:
-    """Documents of every n-th training file of a folder, n such that they come to about 24 MB.
+    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each of its parts.
 
     Raises:
         UserError: The folder does not exist, has no text files, or a file is damaged.
     """
     from litgpt_warmstart.data.sources import documents, folder_source, parts_of
 
-    training = [file for file in folder_source(text_dir, files) if file.split == "train"]
-    step = max(1, math.ceil(sum(file.estimated_text_bytes for file in training) / TEXT_BYTES))
-    for file in training[::step]:
-        path = text_dir / file.name
-        for part, _ in parts_of(path, file.name, column):
-            for texts in documents(path, file.name, part, column):
-                yield from filter(None, texts)
+    parts = [
+        (text_dir / file.name, file.name, part, num_bytes)
+        for file in folder_source(text_dir, files)
+        if file.split == "train"
+        for part, num_bytes in parts_of(text_dir / file.name, file.name, column)
+    ]
+    share = min(1.0, TEXT_BYTES / max(1, sum(num_bytes for *_, num_bytes in parts)))
+    for path, name, part, num_bytes in parts:
+        left = share * num_bytes
+        for texts in documents(path, name, part, column):
+            for text in filter(None, texts):
+                yield text
+                left -= len(text.encode())
+            if share < 1 and left <= 0:
+                break

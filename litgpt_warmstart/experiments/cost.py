@@ -8,23 +8,25 @@ from litgpt.model import GPT
 from litgpt.utils import num_parameters
 
 from litgpt_warmstart.args import RunSpec
-from litgpt_warmstart.experiments.runner import Run, read_outcome
-from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.experiments.runner import Run, read_outcome, start_afresh
+from litgpt_warmstart.flops import hoffmann_flops_per_token
 from litgpt_warmstart.measurement import Measurement, measure
 from litgpt_warmstart.run_plan import duration
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the runs of one model take."""
+    """What the runs of one model with one batch size take."""
 
     model: str
     parameters: int
+    batch_size: int
+    """Sequences per step."""
     runs: int
     finished: int
     """Of them; what they took is not counted."""
     tokens: int
-    matmul_flops: int
+    """Of the runs that have not ended, from their beginning."""
     hoffmann_flops: int
     measurement: Measurement | None
 
@@ -35,7 +37,7 @@ class Cost:
 
 
 def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
-    """Group runs by their model, the smallest first.
+    """Group runs by model and batch size, the smallest first.
 
     Args:
         runs: Those that have an outcome take nothing.
@@ -44,29 +46,26 @@ def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
     Raises:
         UserError: A model does not fit into the device's memory.
     """
-    groups: dict[tuple[str, int, int], list[Run]] = {}
+    groups: dict[tuple[str, int, int, int], list[Run]] = {}
     for run in runs:
         with torch.device("meta"):
             parameters = num_parameters(GPT(run.spec.config))
         # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
-        groups.setdefault((run.spec.config.name, parameters, run.spec.block_size), []).append(run)
+        key = run.spec.config.name, parameters, run.spec.tokens_per_step // run.spec.block_size, run.spec.block_size
+        groups.setdefault(key, []).append(run)
     found = []
-    for (_, parameters, _), members in groups.items():
-        spec, left = members[0].spec, [run for run in members if read_outcome(run) is None]
-        tokens = sum(run.spec.max_steps * run.spec.tokens_per_step for run in left)
-        found.append(
-            Cost(
-                spec.config.name,
-                parameters,
-                len(members),
-                len(members) - len(left),
-                tokens,
-                tokens * matmul_flops_per_token(spec.config, spec.block_size),
-                tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
-                measure(_from_scratch(spec)) if measured and left else None,
-            )
-        )
-    return sorted(found, key=lambda cost: cost.parameters)
+    for (model, parameters, batch_size, _), members in groups.items():
+        left = [run.spec for run in members if read_outcome(run) is None]
+        tokens = sum(spec.max_steps * spec.tokens_per_step for spec in left)
+        measurement = None
+        if measured and left:
+            start_afresh()
+            measurement = measure(_from_scratch(left[0]))
+        spec = members[0].spec
+        flops = tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
+        ended = len(members) - len(left)
+        found.append(Cost(model, parameters, batch_size, len(members), ended, tokens, flops, measurement))
+    return sorted(found, key=lambda cost: (cost.parameters, cost.batch_size))
 
 
 def _from_scratch(spec: RunSpec) -> RunSpec:
@@ -76,13 +75,13 @@ def _from_scratch(spec: RunSpec) -> RunSpec:
 
 def table(found: Sequence[Cost]) -> str:
     """Costs in lines, and their sum."""
-    rows = [("model", "parameters", "runs", "finished", "tokens left", "FLOPs", "tokens/s", "time")]
+    rows = [("model", "parameters", "batch", "runs", "finished", "tokens", "FLOPs", "tokens/s", "time")]
     for cost in found:
         timed = cost.measurement
         rows.append(
             (
-                cost.model, f"{cost.parameters:,}", str(cost.runs), str(cost.finished), f"{cost.tokens:,}",
-                f"{cost.hoffmann_flops:.3g}", f"{timed.tokens_per_sec:,.0f}" if timed else "-",
+                cost.model, f"{cost.parameters:,}", str(cost.batch_size), str(cost.runs), str(cost.finished),
+                f"{cost.tokens:,}", f"{cost.hoffmann_flops:.3g}", f"{timed.tokens_per_sec:,.0f}" if timed else "-",
                 duration(cost.seconds) if timed else "-",
             )
         )  # fmt: skip
@@ -90,14 +89,14 @@ def table(found: Sequence[Cost]) -> str:
     seconds = sum(cost.seconds for cost in timed)
     rows.append(
         (
-            "in all", "", str(sum(c.runs for c in found)), str(sum(c.finished for c in found)),
+            "in all", "", "", str(sum(c.runs for c in found)), str(sum(c.finished for c in found)),
             f"{sum(c.tokens for c in found):,}", f"{sum(c.hoffmann_flops for c in found):.3g}", "",
             duration(seconds) if timed else "-",
         )
     )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    told = "FLOPs are Hoffmann et al.'s count, with embedding and softmax."
+    told = "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count."
     if timed:
         device = timed[0].measurement.device
         told += (

@@ -162,9 +162,7 @@ def carry_out_one(run: Run, before: Mapping[str, Outcome]) -> Outcome:
     for name, outcome in before.items():
         if outcome.status != "finished":
             return Outcome("skipped", f"{name} {outcome.status}")
-    torch._dynamo.reset()  # it compiles a code object for a few models only, then goes on eagerly
-    gc.collect()
-    torch.cuda.empty_cache()
+    start_afresh()
     spec = replace(run.spec, resume="auto")
     if run.data_after is not None:
         record = read_header(run.data_after).record
@@ -180,6 +178,13 @@ def carry_out_one(run: Run, before: Mapping[str, Outcome]) -> Outcome:
         wandb.finish()  # else the next run's metrics would go to this one's page
     write_whole(spec.out_dir / OUTCOME, json.dumps({**asdict(outcome), "ended": _now()}, indent=1, default=str) + "\n")
     return outcome
+
+
+def start_afresh() -> None:
+    """Forget the model before, for one process that builds several."""
+    torch._dynamo.reset()  # it compiles a code object for a few models only, then goes on eagerly
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _now() -> str:

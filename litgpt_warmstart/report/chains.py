@@ -23,17 +23,24 @@ class Chain:
     """At another budget perhaps: that of the chain's compute."""
 
     @property
-    def flops(self) -> float:
-        """Hoffmann et al.'s, of the whole lineage."""
-        return sum(stage.tokens * stage.flops_per_token for stage in self.stages)
+    def before(self) -> float | None:
+        """FLOPs of all training before the first stage, which is not always among the runs; None if not known."""
+        return self.stages[0].base_flops
+
+    @property
+    def flops(self) -> float | None:
+        """Hoffmann et al.'s, of the whole lineage; None where a part of it does not tell."""
+        own = sum(stage.tokens * stage.flops_per_token for stage in self.stages)
+        return None if self.before is None else self.before + own
 
     @property
     def flops_to_scratch_loss(self) -> float | None:
         """Of the whole lineage, until the last stage reached the scratch run's last loss; None if it did not."""
         last = self.stages[-1]
         tokens = tokens_to_reach(last.val_losses, self.scratch.val_losses[-1][1])
-        before = self.flops - last.tokens * last.flops_per_token
-        return None if tokens is None else before + tokens * last.flops_per_token
+        if tokens is None or self.flops is None:
+            return None
+        return self.flops - (last.tokens - tokens) * last.flops_per_token
 
     @property
     def speed_up(self) -> float | None:
@@ -41,6 +48,11 @@ class Chain:
         spent = self.flops_to_scratch_loss
         tokens = self.scratch.val_losses[-1][0]
         return None if spent is None else speed_up(tokens * self.scratch.flops_per_token, spent)
+
+    @property
+    def paired(self) -> bool:
+        """Whether the run from scratch has the last stage's seed."""
+        return self.scratch is not None and self.scratch.seed == self.stages[-1].seed
 
     @property
     def finished(self) -> bool:
@@ -98,7 +110,7 @@ def chains(runs: Sequence[Run], compared: Sequence[Run]) -> list[Chain]:
 
 def _beside(stages: tuple[Run, ...], runs: Sequence[Run]) -> Run | None:
     """The run from scratch at the last scale whose compute is nearest to the chain's."""
-    last, spent = stages[-1], Chain(stages, None).flops
+    last, spent = stages[-1], Chain(stages, None).flops or 0.0
     fit = [run for run in runs if run.from_scratch
            and not [d for d in differences(run, last) if d[0] != "first token"]]  # fmt: skip
     return min(
@@ -111,12 +123,17 @@ SAME_COMPUTE = 0.05
 
 
 def over_seeds(found: Sequence[Chain]) -> list[list[Chain]]:
-    """Chains that differ in their seeds only, together."""
-    groups: dict[str, dict[int, Chain]] = {}
+    """Chains that differ in the seeds of their stages only, together, each last seed once."""
+    groups: dict[str, list[dict[int, Chain]]] = {}
     for chain in found:
         stages = [(settings(run), budget(run), run.warmstarted and growth(run)) for run in chain.stages]
-        groups.setdefault(str(stages), {}).setdefault(chain.stages[-1].seed, chain)
-    return [list(seeds.values()) for seeds in groups.values()]
+        beside = chain.scratch and (budget(chain.scratch), chain.paired)
+        same, seed = groups.setdefault(f"{stages} {beside}", []), chain.stages[-1].seed
+        group = next((group for group in same if seed not in group), None)
+        if group is None:
+            same.append(group := {})
+        group[seed] = chain
+    return [list(group.values()) for same in groups.values() for group in same]
 
 
 def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chain]]:
@@ -126,10 +143,14 @@ def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chai
 
 
 def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[Chain]]]:
-    """Pairs of groups that end in the same model with the same settings after the same compute, by other ways."""
+    """Pairs of groups that end in the same model with the same settings after the same compute.
+
+    They differ in the scales between, or in how these were grown.
+    """
+    groups = [group for group in over_seeds(found) if group[0].flops is not None]
     return [
         (a, b)
-        for a, b in combinations(over_seeds(found), 2)
+        for a, b in combinations(groups, 2)
         if same_seeds(a, b)
         and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE
         and {name for name, *_ in differences(a[0].stages[-1], b[0].stages[-1])} <= {"first token"}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from litgpt_warmstart.checkpoint import write_whole
+from litgpt_warmstart.report.chains import Chain
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, smoothed
 from litgpt_warmstart.report.gains import Gain
 from litgpt_warmstart.report.groups import Comparison, arm_labels, size
-from litgpt_warmstart.report.runs import Run
 from litgpt_warmstart.report.tables import COLORS
 
 INK = "#010203"
@@ -250,8 +250,7 @@ def _wrapped(title: str) -> str:
 
 
 def lineage_curves(
-    stages: Sequence[Run],
-    scratch: Run | None,
+    chain: Chain,
     ids: Mapping[Path, str],
     what: str,
     slug: str,
@@ -261,8 +260,7 @@ def lineage_curves(
     """Loss, or tokens, of a chain against the compute of its lineage; a growth is a dotted line.
 
     Args:
-        stages: Oldest first.
-        scratch: The last scale from scratch.
+        chain: Its stages, and the last scale from scratch.
         ids: What runs are called, by folder.
         what: ``loss`` or ``tokens``.
         slug: Name of its files.
@@ -271,11 +269,12 @@ def lineage_curves(
     """
     from matplotlib.ticker import EngFormatter
 
+    stages, scratch, before = chain.stages, chain.scratch, chain.before or 0.0
     runs = [*stages, *([scratch] if scratch else [])]
     with drawn(slug, caption, out_dir, height=3.4 + 0.2 * len(runs)) as (axes, made):
-        flops = tokens = 0.0
         spent = [run.tokens * run.flops_per_token for run in runs]
-        unit, named_unit = _flops_unit(max(sum(spent[: len(stages)]), spent[-1]))
+        unit, named_unit = _flops_unit(max(before + sum(spent[: len(stages)]), spent[-1]))
+        flops, tokens = before / unit, float(sum(a.tokens or 0 for a in stages[0].record.lineage))
         for number, run in enumerate(runs):
             if run is scratch:
                 flops, tokens, look = 0.0, 0.0, style(-1)
@@ -283,7 +282,7 @@ def lineage_curves(
                 look = style(number)
                 if number:
                     axes.axvline(flops, color=GREY, linestyle=":", linewidth=1)
-            named = "from scratch" if run is scratch else "grown" if number else "base"
+            named = "from scratch" if run is scratch else "grown" if run.warmstarted else "base"
             label = f"{size(run)}, {named}, {run.tokens_per_param:.3g} tokens/param: {ids[run.out_dir]}"
             scale = run.flops_per_token / unit
             if what == "loss":

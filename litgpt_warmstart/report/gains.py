@@ -37,11 +37,11 @@ def at_equal_tokens(arm: Arm) -> list[Gain]:
 def at_equal_compute(arm: Arm) -> list[Gain]:
     """Differences after as much compute, that of all training before the warmstart in front of its own.
 
-    At the warmstart's validations after its first step, within the scratch run's compute; scratch's loss is linear
-    between its own.
+    At the scratch run's validations. The warmstart's loss is linear between its own, from the first one after training
+    began: losses fall ever more slowly, so that this puts it too high rather than too low.
 
     Returns:
-        Nothing where a run's lineage does not tell what it took.
+        Nothing where a lineage does not tell what it took, or took too much for the scratch run's budget.
     """
     if any(pair.warmstart.base_flops is None for pair in arm.pairs):
         return []
@@ -52,13 +52,10 @@ def at_equal_compute(arm: Arm) -> list[Gain]:
 
 def _compute_differences(pair: Pair) -> list[tuple[float, float]]:
     warm, cold = pair.warmstart, pair.scratch
-    scratch = [(tokens * cold.flops_per_token, loss) for tokens, loss in cold.val_losses]
-    found = []
-    for tokens, loss in warm.val_losses:
-        flops = warm.base_flops + tokens * warm.flops_per_token
-        if tokens and (other := loss_at(scratch, flops)) is not None:
-            found.append((flops, loss - other))
-    return found
+    before = warm.base_flops
+    curve = [(before + tokens * warm.flops_per_token, loss) for tokens, loss in warm.val_losses if tokens]
+    places = [(tokens * cold.flops_per_token, loss) for tokens, loss in cold.val_losses]
+    return [(flops, own - loss) for flops, loss in places if (own := loss_at(curve, flops)) is not None]
 
 
 def loss_at(curve: Curve, place: float) -> float | None:

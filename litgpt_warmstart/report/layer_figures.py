@@ -44,6 +44,7 @@ def layer_sizes(
 
 def norm_curves(
     series: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    scratch_first: bool,
     unit: str,
     slug: str,
     caption: str,
@@ -52,7 +53,8 @@ def norm_curves(
     """Sizes of layers over training, a panel a layer (figure 8 of arXiv 2411.07340).
 
     Args:
-        series: Run -> layer -> (tokens per parameter, size); the run from scratch first.
+        series: Run -> layer -> (tokens per parameter, size).
+        scratch_first: Whether the first of them is the run from scratch.
         unit: What a size is.
         slug: Name of its files.
         caption: For the page.
@@ -64,7 +66,7 @@ def norm_curves(
                sharey=False) as (grid, made):  # fmt: skip
         panels = list(grid.flat)
         for number, (label, sizes) in enumerate(series.items()):
-            look = {k: v for k, v in style(number - 1).items() if k != "marker"}
+            look = {k: v for k, v in style(number - scratch_first).items() if k != "marker"}
             for panel, layer in zip(panels, layers, strict=False):
                 x, y = zip(*sizes[layer], strict=True)
                 panel.plot(x, y, linewidth=1.3, label=label, **look)

@@ -78,39 +78,48 @@ def moments(run: Run, runs: Sequence[Run], kind: str, names: Names) -> dict[str,
     return found
 
 
-def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> list[Figure]:
-    """Figure 8: tracked warmstarts beside their run from scratch, of one seed, the ends and middles of the model."""
+def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> tuple[list[Figure], list[dict]]:
+    """Figure 8: tracked warmstarts beside their run from scratch, of one seed; figures and the rows of their table."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.norms and len({norm.step for norm in run.norms}) > 2 and (run.from_scratch or run.warmstarted):
             groups.setdefault(f"{settings(run)} {budget(run)} {run.seed}", []).append(run)
-    found, told = [], set()
+    found, rows, told = [], [], set()
     for members in groups.values():
         warm, cold = [run for run in members if run.warmstarted], [run for run in members if run.from_scratch]
-        title = f"{warm[0].record.name if warm else ''} {budget(members[0])} {settings(members[0])}"
-        if not warm or title in told:  # another seed
+        compared = f"{settings(members[0])} {budget(members[0])}"
+        if not warm or compared in told:  # another seed
             continue
-        told.add(title)
+        told.add(compared)
         warm.sort(key=lambda run: (run.record.growth.shrink, arm_labels([run])))  # as a comparison's arms are
-        labels = [*(["from scratch (muP)"] * len(cold[:1])), *arm_labels(warm)]
-        chosen = [*cold[:1], *warm]
+        chosen = {**{run.out_dir: "from scratch (muP)" for run in cold[:1]},
+                  **{run.out_dir: label for run, label in zip(warm, arm_labels(warm), strict=True)}}  # fmt: skip
         for kind, what in (("activation", "layers' outputs"), ("weight", "weight matrices")):
-            series = {
-                label if run.status == "finished" else f"{label}, {run.status}": _over_tokens(run, kind)
-                for label, run in zip(labels, chosen, strict=True)
-            }
-            listed = ", ".join(names[run.out_dir] for run in chosen)
+            series = {}
+            for run in (*cold[:1], *warm):
+                state = "" if run.status == "finished" else f", {run.status}"
+                label = f"{chosen[run.out_dir]}{state}: {names[run.out_dir]}"
+                series[label] = _over_tokens(run, kind)
+                rows += [
+                    {"run": names[run.out_dir], "arm": chosen[run.out_dir], "kind": kind, "layer": layer,
+                     "tokens_per_param": at, "rms": value}
+                    for layer, sizes in series[label].items() for at, value in sizes
+                ]  # fmt: skip
             caption = (
                 f"{size(warm[0])}, {warm[0].tokens_per_param:.3g} tokens per parameter: root mean square of {what} over"
-                f" training. Runs {listed}, seed {warm[0].seed}."
+                f" training. Runs {', '.join(names[folder] for folder in chosen)}, seed {warm[0].seed}."
             )
             slug = f"norms-over-training-{kind}s-{len(told)}"
-            found.append(layer_figures.norm_curves(series, f"root mean square of {what}", slug, caption, out_dir))
-    return found
+            unit = f"root mean square of {what}"
+            found.append(layer_figures.norm_curves(series, bool(cold), unit, slug, caption, out_dir))
+    return found, rows
 
 
 def _over_tokens(run: Run, kind: str) -> dict[str, list[tuple[float, float]]]:
-    """Layer -> (tokens per parameter, root mean square), for the first and last layers and those of the last block."""
+    """Layer -> (tokens per parameter, root mean square), for the model's ends.
+
+    Of activations the outputs of the first and the last block are among them, of weights those of the last block.
+    """
     by_layer: dict[str, list[tuple[float, float]]] = {}
     for norm in run.norms:
         layer = layer_name(norm.name, kind) if norm.kind == kind else None
@@ -152,10 +161,12 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
             ]  # fmt: skip
         if not any(moment.startswith("base") for moment in found):
             section.notes.append(f"{label}: its base has no norms here: train it with --track, and give its folder too")
-    section.figures += over_training(runs, names, out_dir)
+    over, rows_over = over_training(runs, names, out_dir)
+    section.figures += over
     if not section.figures:
         return None
-    section.tables.append(Table("layer_norms", "", rows))
+    named = (("layer_norms", rows), ("norms_over_training", rows_over))
+    section.tables += [Table(name, "", found) for name, found in named if found]
     return section
 
 

@@ -9,7 +9,7 @@ from litgpt_warmstart.report.answers import Names, answer_table, in_words, pairs
 from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seeds, same_seeds
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate
 from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, spans
-from litgpt_warmstart.report.groups import Compared, Comparison, arm_labels, lineage, size
+from litgpt_warmstart.report.groups import Arm, Compared, Comparison, arm_labels, lineage, size
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Run, Unread, display_names
 
@@ -27,11 +27,12 @@ def answer(compared: Compared, chains: Sequence[Chain], unread: Sequence[Unread]
         section.answers.append((comparison.title, sentences(comparison)))
     if compared.comparisons:
         section.tables = [answer_table(compared.comparisons, names), pairs_table(compared.comparisons, names)]
-    counted = [chain for chain in chains if chain.scratch and chain.finished]
-    section.answers += [(chain_title(group[0]), [chain_verdict(group)]) for group in over_seeds(counted)]
+    counted = [chain for chain in chains if chain.finished]
     section.answers += [
-        (f"{chain_path(a[0])} beside {chain_path(b[0])}", [beside_verdict(a, b)])
-        for a, b in at_equal_compute_of(counted)
+        (chain_title(group[0]), [chain_verdict(group)]) for group in over_seeds(counted) if group[0].scratch
+    ]
+    section.answers += [
+        (" beside ".join(way_labels(a[0], b[0])), [beside_verdict(a, b)]) for a, b in at_equal_compute_of(counted)
     ]
     if not section.answers:
         section.words.append(
@@ -93,16 +94,23 @@ def gains(compared: Compared, out_dir: Path) -> Section:
     section.words.append(
         "Validation loss of a warmstart less that of the run from scratch with its seed, after as many tokens, and"
         " after as much compute with the base's counted; below 0 the warmstart is ahead. Bands reach from the least to"
-        " the greatest over seeds; ahead is told where the 95% interval lies below 0."
+        " the greatest over seeds; ahead is told where the 95% interval lies below 0, of one seed where the difference"
+        " does. At equal compute the warmstart's loss is linear between its validations, from the first after training"
+        " began, which puts it a little too high."
     )
     rows = []
     for number, c in enumerate(compared.comparisons, start=1):
         told = []
         for what, find in (("tokens", at_equal_tokens), ("flops", at_equal_compute)):
             found = [find(arm) for arm in c.arms]
+            equal = "tokens" if what == "tokens" else "compute, the base's included"
+            told += [
+                f"{arm.label}, at equal {equal}: {_why_no_compute(arm)}."
+                for arm, along in zip(c.arms, found, strict=True)
+                if not along
+            ]
             if not any(found):
                 continue
-            equal = "tokens" if what == "tokens" else "compute, the base's included"
             caption = f"{c.title}: validation loss less scratch's after as many {equal}, mean and spread over seeds."
             slug = f"gain-{what}-{number}"
             section.figures.append(
@@ -123,6 +131,17 @@ def gains(compared: Compared, out_dir: Path) -> Section:
         section.answers.append((c.title, told))
     section.tables.append(Table("gains", "", rows))
     return section
+
+
+def _why_no_compute(arm: Arm) -> str:
+    """Why there is no place at which a warmstart and its run from scratch had taken as much."""
+    pair = arm.pairs[0]
+    if pair.warmstart.base_flops is None:
+        return "what the base took is not known"
+    return (
+        f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} FLOPs and the whole run from"
+        f" scratch {pair.scratch_flops:.3g}, too little for a validation of both"
+    )
 
 
 def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
@@ -190,23 +209,40 @@ def _spread(found: Band) -> str:
 
 
 def chain_title(chain: Chain) -> str:
-    """A chain's scales, and tokens per parameter of each."""
-    return " → ".join(f"{size(run)} at {run.tokens_per_param:.3g} tokens per parameter" for run in chain.stages)
+    """A chain's scales, tokens per parameter of each, and how they were grown."""
+    parts = []
+    for run in chain.stages:
+        grown = f", {arm_labels([run])[0]}" if run.warmstarted else ""
+        parts.append(f"{size(run)} at {run.tokens_per_param:.3g} tokens per parameter{grown}")
+    return " → ".join(parts)
 
 
 def chain_path(chain: Chain) -> str:
     """A chain's scales."""
-    return " → ".join(size(run) for run in chain.stages)
+    first = f"{lineage(chain.stages[0])} → " if chain.stages[0].record.lineage else ""
+    return first + " → ".join(size(run) for run in chain.stages)
+
+
+def way_labels(a: Chain, b: Chain) -> tuple[str, str]:
+    """What two chains to one scale are called: their scales, and how they were grown where these are the same."""
+    if chain_path(a) != chain_path(b):
+        return chain_path(a), chain_path(b)
+    return chain_title(a), chain_title(b)
 
 
 def chain_verdict(group: Sequence[Chain]) -> str:
     """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
     chain = group[0]
+    if chain.flops is None:
+        return "What the training before this chain took is not known: no comparison by compute."
+    if not chain.paired:  # several would share one run from scratch
+        group = group[:1]
     ours, theirs = ([run.val_losses[-1][1] for run in runs] for runs in zip(*map(_ends, group), strict=True))
     spent = chain.scratch.tokens * chain.scratch.flops_per_token
+    other = "" if chain.paired else " with another seed"
     told = (
         f"With the compute of the whole chain, {chain.flops:.3g} FLOPs, the last stage's validation loss is"
-        f" {fmean(ours):.4f}; from scratch it is {fmean(theirs):.4f} at {spent:.3g} FLOPs"
+        f" {fmean(ours):.4f}; from scratch{other} it is {fmean(theirs):.4f} at {spent:.3g} FLOPs"
         f" ({chain.scratch.tokens_per_param:.3g} tokens per parameter){_over(group)}. Difference:"
         f" {in_words(estimate([a - b for a, b in zip(ours, theirs, strict=True)]), 4, '+')}."
     )
@@ -217,7 +253,7 @@ def chain_verdict(group: Sequence[Chain]) -> str:
     counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
     return told + (
         f" The chain reached that loss{counts} after {flops:.3g} FLOPs: a speed-up of"
-        f" {in_words(estimate([c.speed_up for c in reached]))}, all its compute counted."
+        f" {in_words(estimate([c.speed_up for c in reached]))}, all compute of its lineage counted."
     )
 
 
@@ -226,11 +262,11 @@ def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
     pairs = same_seeds(a, b)
     first, second = ([chain.stages[-1].val_losses[-1][1] for chain in chains] for chains in zip(*pairs, strict=True))
     found = estimate([x - y for x, y in zip(first, second, strict=True)])
-    verdict = "not told apart"
+    ways, verdict = way_labels(a[0], b[0]), "not told apart"
     if found.interval and found.interval[1] < 0:
-        verdict = f"{chain_path(a[0])} is ahead"
+        verdict = f"{ways[0]} is ahead"
     elif found.interval and found.interval[0] > 0:
-        verdict = f"{chain_path(b[0])} is ahead"
+        verdict = f"{ways[1]} is ahead"
     return (
         f"At {a[0].flops:.3g} and {b[0].flops:.3g} FLOPs of the whole lineage the last validation losses are"
         f" {fmean(first):.4f} and {fmean(second):.4f}{_over(pairs)}; difference {in_words(found, 4, '+')}: {verdict}."
@@ -254,14 +290,12 @@ def successive(chains: Sequence[Chain], names: Names, out_dir: Path) -> Section:
         for what, told in (("loss", "loss"), ("tokens", "tokens")):
             caption = f"{chain_title(chain)}: {told} against the compute of the lineage. {_listed(runs, names)}"
             section.figures.append(
-                figures.lineage_curves(
-                    chain.stages, chain.scratch, names, what, f"successive-{what}-{number}", caption, out_dir
-                )
+                figures.lineage_curves(chain, names, what, f"successive-{what}-{number}", caption, out_dir)
             )
-        flops = 0.0
+        flops = chain.before or 0.0
         for run in runs:
             flops = run.tokens * run.flops_per_token + (0.0 if run is chain.scratch else flops)
-            kind = "from scratch" if run is chain.scratch or run is chain.stages[0] else arm_labels([run])[0]
+            kind = arm_labels([run])[0] if run.warmstarted else "from scratch"
             row = {
                 "chain": number, "stage": size(run), "kind": kind, "tokens": int(run.tokens),
                 "tokens_per_param": run.tokens_per_param, "hoffmann_flops_of_lineage": flops,

@@ -63,10 +63,35 @@ def test_a_size_that_the_text_cannot_have_is_refused_and_leaves_nothing(size, to
     assert not list((tmp_path / "data").iterdir())
 
 
-def test_of_much_text_every_nth_file_is_read(text_dir, monkeypatch):
-    monkeypatch.setattr("litgpt_warmstart.data.bpe.TEXT_BYTES", sum(f.stat().st_size for f in text_dir.iterdir()) / 2.5)
-    read = "".join(folder_texts(text_dir, None, "text"))
-    assert read == "".join((text_dir / f"{number}.txt").read_text(encoding="utf-8") for number in (0, 3))
+def test_of_much_text_each_part_gives_its_share_whatever_the_sizes_of_files(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("tiny\n")
+    (tmp_path / "b.txt").write_text("".join(f"line {number}\n" for number in range(200_000)))
+    monkeypatch.setattr("litgpt_warmstart.data.sources.PART_BYTES", 400_000)
+    monkeypatch.setattr("litgpt_warmstart.data.bpe.TEXT_BYTES", 500_000)
+    texts = list(folder_texts(tmp_path, None, "text"))
+    assert texts[0] == "tiny\n" and "line 199999" not in texts[-1]
+    assert 500_000 <= sum(map(len, texts)) < 500_000 + 6 * 70_000  # whole documents, of 64 KiB, from each of 6 parts
+    monkeypatch.setattr("litgpt_warmstart.data.bpe.TEXT_BYTES", 10**9)
+    assert "".join(folder_texts(tmp_path, None, "text")) == "".join(
+        (tmp_path / name).read_text() for name in ("a.txt", "b.txt")
+    )
+
+
+def test_nothing_is_trained_for_a_preparation_that_is_refused(text_dir, capsys):
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=text_dir / "prepared")
+    assert "lies within text_dir" in capsys.readouterr().err
+    assert sorted(path.name for path in text_dir.iterdir()) == [f"{number}.txt" for number in range(5)]
+
+
+def test_a_damaged_tokenizer_is_told_in_one_line_and_a_bare_dot_is_a_folder(text_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here-tokenizer").mkdir()
+    (tmp_path / "here-tokenizer/tokenizer.json").write_text("{")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=".")
+    assert "tokenizer.json' is damaged" in capsys.readouterr().err
 
 
 def test_the_same_text_gives_the_same_tokenizer(texts, tmp_path):

@@ -1,10 +1,12 @@
 """Chains over seeds: one answer for all of them, and two ways to one scale side by side at equal compute."""
 
+import shutil
+
 import pytest
 
 from litgpt_warmstart.report.chains import at_equal_compute_of, chains, over_seeds
 from litgpt_warmstart.report.runs import find
-from litgpt_warmstart.report.sections import beside_verdict, chain_verdict
+from litgpt_warmstart.report.sections import beside_verdict, chain_path, chain_verdict, way_labels
 from litgpt_warmstart.report.write import write_report
 from tests.report.conftest import FLOPS_PER_TOKEN
 
@@ -66,4 +68,39 @@ def test_one_seed_has_no_interval_and_no_winner(make_run):
     make_run("direct", [6.0, 5.0, 3.5], width=96, shrink=0.4, base=base, steps=DIRECT_STEPS)
     make_run("scratch", [8.0, 6.0, 3.4], width=96, steps=DIRECT_STEPS + 2)
     page = write_report([make_run.folder], make_run.folder.parent / "report").page.read_text(encoding="utf-8")
-    assert "0.5000 (no interval: one seed): not told apart" in page
+    paths = {"neox-48 (0.0102M) → neox-96": "3.0000", "neox-16 (0.001M) → neox-96": "3.5000"}
+    told = page.partition("of the whole lineage the last validation losses are ")[2]
+    first, second = told[:6], told[11:17]
+    assert {first, second} == set(paths.values())
+    assert f"difference {float(first) - float(second):+.4f} (no interval: one seed): not told apart" in told
+
+
+def test_chains_that_share_a_run_from_scratch_have_no_interval(ways):
+    for seed in (2, 3):
+        shutil.rmtree(ways.folder / f"scratch-{seed}")
+    groups = [group for group in over_seeds(found(ways)) if len(group[0].stages) == 3]
+    assert sorted(len(group) for group in groups) == [1, 2]
+    told = [chain_verdict(group) for group in groups]
+    assert all("no interval: one seed" in words and "over" not in words.partition("tokens per")[2] for words in told)
+    assert sum("from scratch with another seed it is" in words for words in told) == 1
+
+
+def test_the_compute_before_a_chain_counts_though_its_run_is_not_given(ways):
+    with_base = {chain.stages[-1].out_dir: chain.flops for chain in found(ways) if len(chain.stages) == 3}
+    shutil.rmtree(ways.folder / "base")
+    without = {chain.stages[-1].out_dir: chain for chain in found(ways) if len(chain.stages) == 2}
+    assert {folder: chain.flops for folder, chain in without.items()} == pytest.approx(with_base)
+    assert chain_path(next(iter(without.values()))).startswith("neox-16 (0.001M) → neox-48")
+
+
+def test_ways_over_the_same_scales_are_told_apart_by_how_they_grew(ways, make_run):
+    for seed in (1, 2, 3):
+        make_run(
+            f"whole-{seed}", [6.0, 5.0, 4.0, 3.6], width=96, seed=seed, shrink=1.0, base=make_run.folder / "base",
+            steps=DIRECT_STEPS,
+        )  # fmt: skip
+    pairs = [(a, b) for a, b in at_equal_compute_of(found(ways)) if len(a[0].stages) == len(b[0].stages) == 2]
+    ((a, b),) = pairs
+    labels = way_labels(a[0], b[0])
+    assert labels[0] != labels[1] and "shrink 1" in " ".join(labels)
+    assert beside_verdict(a, b).endswith(f"{next(w for w in labels if 'shrink 0.4' in w)} is ahead.")

@@ -22,12 +22,34 @@ def test_at_equal_tokens_losses_are_subtracted_seed_by_seed(study):
     assert all(gain.ahead for gain in gains)
 
 
-def test_at_equal_compute_the_bases_is_counted_and_scratch_interpolated(study):
+def test_at_equal_compute_the_bases_is_counted_and_the_warmstart_interpolated(study):
     gains = at_equal_compute(arm_of(study))
     base, per_step = 10 * PER_STEP * FLOPS_PER_TOKEN[16], PER_STEP * FLOPS_PER_TOKEN[48]
-    assert [gain.at for gain in gains] == [base + step * per_step for step in (10, 20, 30)]  # 40 is beyond scratch's
-    steps = base / per_step  # of the scratch run, whose loss falls by 0.1 a step
-    assert gains[0].values[0] == pytest.approx(5.0 - (8.0 - 0.1 * (10 + steps)))
+    late = base / per_step  # steps of the warmstart that its base took
+    assert 0 < late < 10
+    # at step 10 the warmstart is in its first 10 steps, whose loss is no line
+    assert [gain.at for gain in gains] == pytest.approx([step * per_step for step in (20, 30, 40)])
+    assert gains[0].values[0] == pytest.approx(5.0 - (20 - late - 10) / 10 - 6.0)
+
+
+def test_between_validations_a_warmstart_is_not_made_better_than_it_is(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    late = 10 * FLOPS_PER_TOKEN[16] / FLOPS_PER_TOKEN[48]
+    true = [4 + 6 / (1 + step / 4) for step in range(0, 41, 4)]
+    make_run("scratch", true)
+    make_run("warm", true, shrink=0.4, base=base)
+    for gain in at_equal_compute(arm_of(make_run)):
+        step = gain.at / (PER_STEP * FLOPS_PER_TOKEN[48])
+        assert gain.values[0] >= 6 / (1 + (step - late) / 4) - 6 / (1 + step / 4)
+
+
+def test_a_base_that_took_more_than_scratch_is_told(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=1000)
+    make_run("scratch", [8.0, 6.0, 5.0, 4.0])
+    make_run("warm", [7.0, 5.0, 4.5, 4.1], shrink=0.4, base=base)
+    assert at_equal_compute(arm_of(make_run)) == []
+    text = write_report([make_run.folder], make_run.folder.parent / "report").page.read_text(encoding="utf-8")
+    assert "nothing to compare, since the base alone took" in text
 
 
 def test_a_base_that_does_not_tell_its_compute_leaves_equal_tokens_alone(make_run):

@@ -118,6 +118,15 @@ def test_the_page_needs_no_other_file_and_answers_first(written):
     assert "shrink 0.2, not finished: R" in svgs[0]
 
 
+def test_norms_that_begin_after_a_resume_are_drawn_and_tabled(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    make_run("warm", [7.0, 5.0, 4.5, 4.1], shrink=0.4, base=base, norms=(10, 20, 40))
+    page = write_report([make_run.folder], make_run.folder.parent / "report").page
+    table = rows(page.parent / "tables/norms_over_training.csv")
+    assert {row["arm"] for row in table} == {"shrink 0.4"} and not (page.parent / "tables/layer_norms.csv").exists()
+    assert [float(row["rms"]) for row in table if row["layer"] == "lm_head" and row["kind"] == "weight"] == [12, 22, 42]
+
+
 def test_norms_over_training_are_drawn_for_one_seed_beside_scratch(make_run):
     base = make_run("base", [9.0, 7.0], width=16, steps=10)
     for seed in (1, 2):
