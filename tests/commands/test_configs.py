@@ -25,7 +25,7 @@ def command_of(path: Path) -> str:
     """The command that a config file is for: its folder, or, for the study, what its comment says."""
     if STUDY not in path.parents:
         return path.parent.name
-    command, named = re.search(r"^#   litgpt (\w+) --config (\S+)$", path.read_text(), re.MULTILINE).groups()
+    command, named = re.fullmatch(r"#   litgpt (\w+) --config (\S+)", path.read_text().splitlines()[1]).groups()
     assert ROOT.parent / named == path
     return command
 
