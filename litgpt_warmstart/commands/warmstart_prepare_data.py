@@ -25,6 +25,7 @@ def setup(
     files: str | None = None,
     column: str | None = None,
     val_fraction: float | None = None,
+    piece_bytes: int | None = None,
     tokenizer: str | None = None,
     tokenizer_vocab_size: int | None = None,
     data_path: Path | None = None,
@@ -50,6 +51,8 @@ def setup(
         column: Column or key that holds the text. Default: text.
         val_fraction: Share of the training documents to hold out, chosen by their text alone, where no file is named
             validation. Default: 0.01.
+        piece_bytes: Cut .txt files at line ends into documents of about this size, which are shuffled. Small ones mix
+            a batch of few short sequences; large ones keep what belongs together. Default: 65536.
         tokenizer: Hub repository or folder of the tokenizer, with a tokenizer.json. Default: openai-community/gpt2.
         tokenizer_vocab_size: Train a byte-level BPE of this many tokens on the text of ``text_dir`` first, in
             DATA_PATH-tokenizer, and take that: for small models, which are little else than their vocabulary.
@@ -77,6 +80,7 @@ def setup(
             files=files,
             column=column,
             val_fraction=val_fraction,
+            piece_bytes=piece_bytes,
             tokenizer=tokenizer,
             seed=seed,
             dtype=dtype,

@@ -47,6 +47,7 @@ class EncodingPass:
             column=self.plan.source.column,
             seed=self.plan.seed,
             val_fraction=self.plan.source.val_fraction,
+            piece_bytes=self.plan.source.piece_bytes,
         )
         self._stop = threading.Event()
         estimate = sum(file.estimated_text_bytes for file in self.plan.files)

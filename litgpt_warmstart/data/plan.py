@@ -24,6 +24,7 @@ SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
 SLIMPAJAMA_6B_COMMIT = "b5f90f419b7489cdba26fdbc8c022fcb5562f968"
 TOKENIZER = "openai-community/gpt2"
 COLUMN = "text"
+LEAST_PIECE_BYTES = 64
 VAL_FRACTION = 0.01
 SEED = 42
 PLAN = "plan.json"
@@ -46,6 +47,7 @@ class Preparation:
     files: str | None = None
     column: str | None = None
     val_fraction: float | None = None
+    piece_bytes: int | None = None
     tokenizer: str | None = None
     seed: int | None = None
     dtype: DtypeName | None = None
@@ -62,6 +64,8 @@ class Preparation:
             raise UserError(f"data_path {str(self.data_path)!r} lies within text_dir: choose another")
         if self.val_fraction is not None and not 0 < self.val_fraction < 1:
             raise UserError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
+        if self.piece_bytes is not None and self.piece_bytes < LEAST_PIECE_BYTES:
+            raise UserError(f"piece_bytes must be at least {LEAST_PIECE_BYTES}, got {self.piece_bytes}")
         if self.num_workers is not None and self.num_workers < 1:
             raise UserError(f"num_workers must be above 0, got {self.num_workers}")
         if self.seed is not None and self.seed < 0:
@@ -146,6 +150,8 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
         files = folder_source(asked.text_dir, asked.files, say)
     if asked.column and all(format_of(file.name) == ".txt" for file in files):
         raise UserError(f"column {asked.column!r} has no meaning for .txt files: leave it out")
+    if asked.piece_bytes and any(format_of(file.name) != ".txt" for file in files):
+        raise UserError("piece_bytes is for .txt files, other formats say themselves what a document is: leave it out")
     tokenizer = asked.tokenizer or TOKENIZER
     contents = hub.tokenizer_files(tokenizer)
     for name, content in contents.items():
@@ -160,6 +166,7 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], None]) -> tu
         files=asked.files,
         column=asked.column or COLUMN,
         val_fraction=None if has_val else asked.val_fraction or VAL_FRACTION,
+        piece_bytes=asked.piece_bytes,
     )
     encoder = DocumentEncoder(folder, asked.encoder)
     dtype = token_dtype(encoder.vocab_size, asked.dtype)
@@ -241,7 +248,7 @@ def _sample(source: Source, files: Sequence[SourceFile]) -> list[str]:
     else:
         raise UserError(f"the training files of {source.repo_id or source.text_dir!r} are empty")
     part, found, characters = parts[0][0], [], 0
-    for texts in documents(path, file.name, part, source.column):
+    for texts in documents(path, file.name, part, source.column, source.piece_bytes):
         for text in texts:
             found.append((text or "")[:SAMPLE_CHARACTERS])
             characters += len(found[-1])
@@ -261,7 +268,7 @@ def changes(asked: Preparation, prepared: Plan | PreparedIndex) -> list[str]:
     found = []
     if asked.repo_id and asked.revision not in (None, source.revision) and not _names(asked.revision, source.commit):
         found.append(f"revision {source.revision!r} (commit {source.commit}), not {asked.revision!r}")
-    for name in ("files", "column", "val_fraction"):
+    for name in ("files", "column", "val_fraction", "piece_bytes"):
         before, now = getattr(source, name), getattr(asked, name)
         if now is not None and now != before and not (name == "val_fraction" and before is None):
             found.append(f"{name} {before!r}, not {now!r}")

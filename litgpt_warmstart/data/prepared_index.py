@@ -40,6 +40,8 @@ class Source:
     column: str
     val_fraction: float | None
     """Share of the training documents that was held out; None where the source has a validation split."""
+    piece_bytes: int | None = None
+    """Size above which .txt files were cut into documents; None for the default, and where there is no such file."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class PreparedText(BlockDataModule):
     """Column or key that holds the text. Default: text."""
     val_fraction: float | None = None
     """Share of the training documents to hold out where no file is named validation. Default: 0.01."""
+    piece_bytes: int | None = None
+    """Size above which .txt files are cut into documents, which are shuffled. Default: 65536."""
     tokenizer: str | None = None
     """Hub repository or folder of the tokenizer. Default: openai-community/gpt2, or what the data was prepared with."""
     seed: int | None = None
@@ -62,7 +64,18 @@ class PreparedText(BlockDataModule):
     @property
     def preparation(self) -> Preparation:
         """What is asked for."""
-        names = ("data_path", "repo_id", "revision", "text_dir", "files", "column", "val_fraction", "tokenizer", "seed")
+        names = (
+            "data_path",
+            "repo_id",
+            "revision",
+            "text_dir",
+            "files",
+            "column",
+            "val_fraction",
+            "piece_bytes",
+            "tokenizer",
+            "seed",
+        )
         return Preparation(**{name: getattr(self, name) for name in names})
 
     @cached_property

@@ -39,6 +39,8 @@ class Reading:
     seed: int
     val_fraction: float | None
     """Share of the training documents to hold out; None where the source has a validation split."""
+    piece_bytes: int | None = None
+    """Size above which a .txt file is cut into documents."""
 
 
 def encode_part(
@@ -68,7 +70,7 @@ def encode_part(
     number = rows = num_documents = checked = 0
     segment = _Segment(reading, split)
     exists = segment_path(stem, 0).exists()
-    for texts in documents(path, name, part, reading.column):
+    for texts in documents(path, name, part, reading.column, reading.piece_bytes):
         rows += len(texts)
         texts = [text for text in texts if text and not text.isspace()]
         num_documents += len(texts)

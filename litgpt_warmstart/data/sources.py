@@ -172,7 +172,9 @@ def _row_group_parts(path: Path, name: str, column: str) -> list[tuple[Part, int
     return parts
 
 
-def documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+def documents(
+    path: Path, name: str, part: Part, column: str, piece_bytes: int | None = None
+) -> Iterator[list[str | None]]:
     """A part's documents in order, some at a time; None for a row without text.
 
     Args:
@@ -180,6 +182,7 @@ def documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[s
         name: What it is called in its source, for the format and for messages.
         part: One of :func:`parts_of`.
         column: The column or key that holds the text.
+        piece_bytes: Size above which a .txt file is cut into documents. Default: ``PIECE_BYTES``.
 
     Raises:
         UserError: The file is damaged, or a row has no such key.
@@ -189,8 +192,9 @@ def documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[s
         return _parquet_documents(path, name, part, column)
     if inner.suffix in COMPRESSION:
         inner = inner.with_suffix("")
-    read = _text_pieces if inner.suffix == ".txt" else _json_documents
-    return read(path, name, part, column)
+    if inner.suffix == ".txt":
+        return _text_pieces(path, name, part, piece_bytes or PIECE_BYTES)
+    return _json_documents(path, name, part, column)
 
 
 def _parquet_documents(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
@@ -265,18 +269,26 @@ def _json_documents(path: Path, name: str, part: Part, column: str) -> Iterator[
     yield found
 
 
-def _text_pieces(path: Path, name: str, part: Part, column: str) -> Iterator[list[str | None]]:
+def _text_pieces(path: Path, name: str, part: Part, piece_bytes: int) -> Iterator[list[str | None]]:
+    """Pieces of about ``piece_bytes``; small ones together, as many as make a whole ``PIECE_BYTES``."""
     pending: list[bytes] = []
-    size = start = 0
-    for offset, line in _lines(path, name, part, limit=PIECE_BYTES):
-        if pending and size + len(line) > PIECE_BYTES:
+    found: list[str | None] = []
+    size = start = told = 0
+    for offset, line in _lines(path, name, part, limit=piece_bytes):
+        if pending and size + len(line) > piece_bytes:
             text, rest = _decoded(b"".join(pending), name, start, last=False)
-            yield [text]
+            found.append(text)
+            told += size
+            if told + piece_bytes > PIECE_BYTES:
+                yield found
+                found, told = [], 0
             pending, size, start = [rest], len(rest), offset - len(rest)
         pending.append(line)
         size += len(line)
     if size:
-        yield [_decoded(b"".join(pending), name, start, last=True)[0]]
+        found.append(_decoded(b"".join(pending), name, start, last=True)[0])
+    if found:
+        yield found
 
 
 def _decoded(piece: bytes, name: str, offset: int, last: bool) -> tuple[str, bytes]:

@@ -110,6 +110,26 @@ def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
     assert asked.source.val_fraction == 0.01, "what is asked for is done"
 
 
+def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(texts, ask, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.txt").write_text("".join(f"{number} {line}\n" for line in range(2000)))
+    counts = {}
+    for piece_bytes in (2048, 256):
+        asked = replace(ask, text_dir=folder, piece_bytes=piece_bytes, data_path=tmp_path / f"pieces-{piece_bytes}")
+        counts[piece_bytes] = sum(prepare(asked).documents.values())
+    assert 12 <= counts[2048] <= 20 and 8 * counts[2048] * 0.8 < counts[256] < 8 * counts[2048] * 1.3
+    stored, tokenizer = (
+        stored_documents(tmp_path / "pieces-256", "train"),
+        Tokenizer.from_file(str(tmp_path / "pieces-256/tokenizer.json")),
+    )
+    firsts = [tokenizer.decode(ids).split()[:2] for ids in stored[:20]]
+    assert {first[0] for first in firsts} == {"0", "1"} and firsts != sorted(firsts)
+    with pytest.raises(UserError, match="piece_bytes 2048, not 256"):
+        prepare(replace(ask, text_dir=folder, piece_bytes=256, data_path=tmp_path / "pieces-2048"))
+
+
 def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     folder = ask.text_dir.with_name("gaps")
     folder.mkdir()

@@ -118,6 +118,13 @@ def test_a_column_of_text_files_is_refused(ask):
         prepare(replace(ask, files="*.txt", column="content"), say=quiet)
 
 
+def test_pieces_of_other_formats_and_of_next_to_nothing_are_refused(ask):
+    with pytest.raises(UserError, match="piece_bytes is for .txt files"):
+        prepare(replace(ask, piece_bytes=512), say=quiet)
+    with pytest.raises(UserError, match="piece_bytes must be at least 64, got 8"):
+        prepare(replace(ask, files="*.txt", piece_bytes=8), say=quiet)
+
+
 def test_data_within_the_text_is_refused(ask):
     with pytest.raises(UserError, match="lies within text_dir: choose another"):
         prepare(replace(ask, data_path=ask.text_dir / "data"), say=quiet)

@@ -88,6 +88,19 @@ def test_the_pieces_of_a_text_file_are_its_text(tmp_path_factory, text, piece_by
     assert all(len(piece.encode()) <= piece_bytes + 3 for piece in found)
 
 
+@settings(deadline=None)
+@given(st.text(st.sampled_from("abc \n\xe9\u6f22"), max_size=400), st.integers(4, 50), st.integers(1, 200))
+def test_pieces_of_a_size_that_is_asked_for_are_the_text_too(tmp_path_factory, text, asked, piece_bytes):
+    path = tmp_path_factory.mktemp("pieces") / "a.txt"
+    path.write_text(text, encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PIECE_BYTES", piece_bytes)
+        lists = list(documents(path, path.name, sources.Part(0, None), "text", asked))
+    assert "".join(piece for pieces in lists for piece in pieces) == text
+    assert all(len(piece.encode()) <= asked + 3 for pieces in lists for piece in pieces)
+    assert all(sum(len(piece.encode()) for piece in pieces) <= max(asked, piece_bytes) + 3 for pieces in lists)
+
+
 def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83db"}\n{"text": "\\ud83d\\ude00"}\n')
     assert read(tmp_path / "a.jsonl") == ["a\ufffdb", "\U0001f600"]
