@@ -155,7 +155,7 @@ class EvalArgs(litgpt.args.EvalArgs):
     """Evaluation-related arguments, as in ``litgpt pretrain``"""
 
     interval: int | None = None
-    """Number of optimizer steps between validations. Default: ten validations over the run"""
+    """Number of optimizer steps between validations. Default: a tenth of the run, rounded up"""
     max_new_tokens: int | None = None
     """Not supported: pretraining generates no text while it runs"""
     max_iters: int = 100

@@ -250,6 +250,13 @@ def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tin
         assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier})
 
 
+def test_validations_are_a_tenth_of_the_run_apart_and_not_twice_at_its_end(base, tiny, tiny_settings, tmp_path):
+    settings = tiny_settings | {"eval": EvalArgs(max_iters=4)}
+    warmstart.setup(base=base, target=tiny[48], train=replace(TRAIN, max_steps=21), out_dir=tmp_path, **settings)
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.csv") if "val_loss" in row]
+    assert steps == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
 def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, tiny_settings, tmp_path, monkeypatch):
     def slow(seconds, function):
         def slowed(*args):

@@ -155,7 +155,7 @@ def resolve(
         raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
     block_size = train.max_seq_length or config.block_size
     max_steps = _resolve_steps(train, tokens_per_param * parameters, block_size)
-    eval = replace(eval, interval=eval.interval or max(1, max_steps // 10))
+    eval = replace(eval, interval=eval.interval or math.ceil(max_steps / 10))
     tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else _recorded_tokenizer(start, tuned)
     precision = precision or _default_precision()
     if precision == "16-mixed" and isinstance(optimizer, dict) and (optimizer.get("init_args") or {}).get("fused"):
