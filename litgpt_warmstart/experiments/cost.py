@@ -3,15 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from litgpt.model import GPT
-from litgpt.utils import num_parameters
-
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.experiments.runner import Run, read_outcome, start_afresh
 from litgpt_warmstart.flops import hoffmann_flops_per_token
 from litgpt_warmstart.measurement import Measurement, measure
-from litgpt_warmstart.run_plan import duration
+from litgpt_warmstart.run_plan import duration, parameter_count
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,7 @@ def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
     """
     groups: dict[tuple[str, int, int, int], list[Run]] = {}
     for run in runs:
-        with torch.device("meta"):
-            parameters = num_parameters(GPT(run.spec.config))
+        parameters = parameter_count(run.spec.config)
         # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
         key = run.spec.config.name, parameters, run.spec.tokens_per_step // run.spec.block_size, run.spec.block_size
         groups.setdefault(key, []).append(run)
