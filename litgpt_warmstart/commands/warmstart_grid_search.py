@@ -105,25 +105,29 @@ def setup(
 def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
     """Write a grid's table, picture and winner, and print them."""
     from litgpt_warmstart.experiments import grid_search
+    from litgpt_warmstart.report.grids import at_the_edge, cells, winner
+    from litgpt_warmstart.report.runs import GRID_SEARCH
+    from litgpt_warmstart.report.tables import write_csv
 
-    grid_search.write_results(runs, outcomes, folder)
-    found = grid_search.cells(runs, outcomes)
-    best = grid_search.winner(found)
+    rows = grid_search.rows(runs, outcomes)
+    write_csv(folder / GRID_SEARCH, rows)
+    found = cells(rows)
+    best = winner(found)
     if kept := grid_search.better_before(best, budget, folder):
-        winner = folder / grid_search.BEST
+        base = folder / grid_search.BEST
     else:
-        winner = grid_search.write_winner(best, found, runs, folder)
+        base = grid_search.write_winner(best, found, runs, folder)
     title = f"{runs[0].spec.config.name}, {budget:,} tokens"
     grid_search.heat_map(found, best, title, folder / "grid_search.png")
     print(f"\nValidation loss, {title}, mean of {num_seeds} seeds (< is the best)\n")
     print(grid_search.table(found, best))
-    for line in (grid_search.at_the_edge(found, best), kept):
+    for line in (at_the_edge(found, best), kept):
         if line:
             print(f"\n{line}")
-    written = "grid_search.csv and grid_search.png" if kept else f"grid_search.csv, grid_search.png, {winner.name}/"
+    written = f"{GRID_SEARCH} and grid_search.png" if kept else f"{GRID_SEARCH}, grid_search.png, {base.name}/"
     print(
         f"\nBest: lr {best.lr:g}, batch {best.batch_size}. Wrote {written} to {str(folder)!r}."
-        f"\nGrow it: litgpt warmstart --base {winner} --target {wider(runs[0].spec.config)}"
+        f"\nGrow it: litgpt warmstart --base {base} --target {wider(runs[0].spec.config)}"
     )
 
 

@@ -22,7 +22,7 @@ from litgpt_warmstart.report.event_files import has_events, read_events
 from litgpt_warmstart.run_folder import OUTCOME
 from litgpt_warmstart.scales import read_config
 
-COORD_CHECK = "coord_check.csv"
+COORD_CHECK, GRID_SEARCH = "coord_check.csv", "grid_search.csv"
 Status = Literal["finished", "not finished", "diverged"]
 
 
@@ -133,6 +133,8 @@ class Found:
     unread: tuple[Unread, ...]
     coord_checks: tuple[Path, ...]
     """Folders with a coord_check.csv."""
+    grid_searches: tuple[Path, ...]
+    """Folders with a grid_search.csv."""
 
 
 def find(paths: Sequence[Path]) -> Found:
@@ -147,6 +149,7 @@ def find(paths: Sequence[Path]) -> Found:
     runs: dict[Path, Run] = {}
     unread: dict[Path, Unread] = {}
     checks: dict[Path, Path] = {}
+    grids: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
@@ -156,6 +159,8 @@ def find(paths: Sequence[Path]) -> Found:
             key = folder.resolve()
             if COORD_CHECK in names:
                 found, checks[key] = True, folder
+            if GRID_SEARCH in names:
+                found, grids[key] = True, folder
             if not _is_run(folder, names):
                 continue
             found = True
@@ -168,10 +173,10 @@ def find(paths: Sequence[Path]) -> Found:
                 unread[key] = read
         if not found:
             unread[path.resolve()] = Unread(path, "empty", "no run in this folder")
-    if not runs and not checks:
+    if not runs and not checks and not grids:
         said = "; ".join(f"{str(u.out_dir)!r}: {u.told}" for u in list(unread.values())[:3])
         raise UserError(f"nothing to report: {said}: give the folders of finished runs")
-    return Found(tuple(runs.values()), tuple(unread.values()), tuple(checks.values()))
+    return Found(tuple(runs.values()), tuple(unread.values()), tuple(checks.values()), tuple(grids.values()))
 
 
 def _folders(path: Path):

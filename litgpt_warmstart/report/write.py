@@ -8,7 +8,7 @@ from pathlib import Path
 
 from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.report import layers, sections
+from litgpt_warmstart.report import grids, layers, sections
 from litgpt_warmstart.report.chains import chains
 from litgpt_warmstart.report.groups import compare_all
 from litgpt_warmstart.report.page import MARK, Section, render
@@ -59,6 +59,8 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
             made.append(tracked)
         if found.coord_checks:
             made.append(layers.coordinate_checks(found.coord_checks, figures))
+        if found.grid_searches:
+            made.append(grids.grid_searches(found.grid_searches, found.runs, names, figures))
         if found.runs or found.unread:
             made.append(sections.all_runs(found.runs, found.unread, names))
         for table in (table for section in made for table in section.tables):

@@ -9,8 +9,9 @@ import yaml
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.checkpoint import read_header
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
-from litgpt_warmstart.experiments.grid_search import Cell, at_the_edge, cells, table, winner
+from litgpt_warmstart.experiments.grid_search import rows, table
 from litgpt_warmstart.experiments.runner import OUTCOME, Outcome, Run
+from litgpt_warmstart.report.grids import Cell, at_the_edge, cells, winner
 
 
 def outcome(first: float, last: float, status: str = "finished") -> Outcome:
@@ -21,7 +22,7 @@ def test_a_cell_is_the_mean_over_seeds_and_diverged_if_one_seed_is_not_finite_or
     factors = [dict(lr=lr, batch_size=4, seed=seed) for lr in (0.1, 1.0, 10.0) for seed in (1, 2)]
     runs = [Run(f"{f['lr']}-{f['seed']}", None, f) for f in factors]
     ended = [outcome(8, 5), outcome(8, 6), outcome(8, 8.5), outcome(8, 4), outcome(8, 9, "diverged"), outcome(8, 3)]
-    found = cells(runs, {run.name: o for run, o in zip(runs, ended, strict=True)})
+    found = cells(rows(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
     assert [(c.lr, c.val_loss, c.diverged) for c in found] == [(0.1, 5.5, 0), (1.0, None, 1), (10.0, None, 1)]
     assert winner(found) is found[0]
     assert "5.5000 <" in table(found, found[0]) and table(found, found[0]).count("diverged") == 2

@@ -244,6 +244,24 @@ def test_a_grid_without_warmstarts_says_that_there_is_no_answer(make_run, tmp_pa
     assert len(rows(tmp_path / "report/tables/runs.csv")) == 2
 
 
+def test_a_grid_search_is_drawn_and_its_winner_told_and_a_damaged_one_is_left_out_and_said(make_run, tmp_path):
+    make_run("grid/cells/a", [8.0, 7.0])
+    make_run("grid/cells/b", [8.0, 7.5], base_lr=0.1)
+    grid = "lr,batch_size,seed,status,val_loss,tokens,run\n"
+    lines = ("0.02,8,1,finished,7.0,20480,a", "0.1,8,1,finished,7.5,20480,b", "1.0,8,1,diverged,9.0,512,c")
+    (make_run.folder / "grid/grid_search.csv").write_text("\n".join((grid.strip(), *lines)))
+    (make_run.folder / "worse").mkdir()
+    (make_run.folder / "worse/grid_search.csv").write_text(grid + "0.02,8,1,finished,far,20480,a\n")
+    written = write_report([make_run.folder], tmp_path / "report")
+    page = written.page.read_text(encoding="utf-8")
+    assert Page(page).headings == ["The answer", "Grid searches", "Runs"] and page.count("<svg") == 1
+    assert "Best: lr 0.02, batch 8, validation loss 7.0000." in page and "0.02 is the smallest of --lrs" in page
+    assert "grid: neox-48 (0.0102M), 2 tokens per parameter" in page and "Runs R1, R2." in page
+    assert "worse: could not convert string to float" in page
+    assert [row["val_loss"] for row in rows(tmp_path / "report/tables/grid_searches.csv")] == ["7.0", "7.5", "9.0"]
+    assert "diverged" in (tmp_path / "report/figures/grid-search-1.svg").read_text(encoding="utf-8")
+
+
 def test_no_speed_up_is_an_answer(make_run, tmp_path):
     base = make_run("base", [9.0, 7.0], width=16, steps=10)
     make_run("scratch", [8.0, 6.0, 4.0])
