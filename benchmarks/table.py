@@ -29,10 +29,20 @@ def measured_on(result: dict) -> str:
     )
 
 
+def place(row: dict) -> tuple[str, float]:
+    """For sorting by precision, then scale (5M before 22M)."""
+    return row["precision"], float(row["scale"].removesuffix("M"))
+
+
+def train_results() -> list[dict]:
+    """Training speed beside stock, the files by their first rows."""
+    return sorted(results("train"), key=lambda result: place(result["results"][0]))
+
+
 def train_table() -> str:
     """Training speed beside stock."""
     lines = []
-    for result in results("train"):
+    for result in train_results():
         lines += [
             measured_on(result),
             "",
@@ -64,18 +74,17 @@ def ratio_table() -> str:
         "| scale | precision | `litgpt pretrain`, tokens/s (micro-batch) | ours | ratio (pairs) | peak GB |",
         "|---|---|---|---|---|---|",
     ]
-    where = []
-    for result in results("train"):
-        where.append(measured_on(result))
-        for row in result["results"]:
-            stock, ours = row["stock"], row["ours"]
-            lines.append(
-                f"| {row['scale']} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
-                f" ({stock['micro_batch_size']}) | {ours['tokens_per_sec']['median']:,.0f}"
-                f" ({ours['micro_batch_size']}) | {row['ratio']['median']:.2f}"
-                f" ({row['ratio']['min']:.2f} to {row['ratio']['max']:.2f}) |"
-                f" {stock['peak_gigabytes']:.2f} -> {ours['peak_gigabytes']:.2f} |"
-            )
+    found = train_results()
+    for row in sorted((row for result in found for row in result["results"]), key=place):
+        stock, ours = row["stock"], row["ours"]
+        lines.append(
+            f"| {row['scale']} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
+            f" ({stock['micro_batch_size']}) | {ours['tokens_per_sec']['median']:,.0f}"
+            f" ({ours['micro_batch_size']}) | {row['ratio']['median']:.2f}"
+            f" ({row['ratio']['min']:.2f} to {row['ratio']['max']:.2f}) |"
+            f" {stock['peak_gigabytes']:.2f} -> {ours['peak_gigabytes']:.2f} |"
+        )
+    where = map(measured_on, found)
     return "\n".join([*lines, "", *(f"{line}." for line in dict.fromkeys(where))])
 
 
