@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from litgpt_warmstart.compilation import uses_cuda_graphs
 from litgpt_warmstart.data.loaders import DataPlan, first_val_block, next_batches, plan_data, val_batches
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.folder_lock import locked
 from litgpt_warmstart.interrupt import StopRequest
 from litgpt_warmstart.metrics import MetricsFile
 from litgpt_warmstart.norms import Tracker
@@ -90,27 +92,28 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     describe(fabric, spec, state, plan, choices)
 
     probe = first_val_block(plan, fabric.device) if spec.track else None
-    if spec.overwrite and not resume_dir:
-        remove_run(spec.out_dir)
-    try:
-        spec.out_dir.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(spec.out_dir, state.step_count or None)
-        tracker = Tracker(fabric, spec, state.gpt, probe, state.step_count or None)
-    except OSError as error:
-        raise UserError(f"cannot write --out_dir {str(spec.out_dir)!r}: {error.strerror}: choose another") from error
-    if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
-        fabric.logger.log_hyperparams(spec.hyperparameters)
-    try:
-        with StopRequest() as stop:
-            fit(fabric, spec, state, plan, metrics, tracker, stop)
-            broke_off = bool(stop) and state.step_count < spec.max_steps
-            name = f"step-{state.step_count:08d}" if broke_off else "final"
-            folder = save(spec, state, plan, fabric, spec.out_dir / name)
-    except torch.OutOfMemoryError as error:
-        raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
-    finally:
-        metrics.close()
-        tracker.close()
+    out_dir = repr(str(spec.out_dir))
+    with ExitStack() as held:
+        try:
+            spec.out_dir.mkdir(parents=True, exist_ok=True)
+            busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
+            held.enter_context(locked(spec.out_dir, busy))
+            if spec.overwrite and not resume_dir:
+                remove_run(spec.out_dir)
+            metrics = held.enter_context(closing(MetricsFile(spec.out_dir, state.step_count or None)))
+            tracker = held.enter_context(closing(Tracker(fabric, spec, state.gpt, probe, state.step_count or None)))
+        except OSError as error:
+            raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
+        if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
+            fabric.logger.log_hyperparams(spec.hyperparameters)
+        try:
+            with StopRequest() as stop:
+                fit(fabric, spec, state, plan, metrics, tracker, stop)
+                broke_off = bool(stop) and state.step_count < spec.max_steps
+                name = f"step-{state.step_count:08d}" if broke_off else "final"
+                folder = save(spec, state, plan, fabric, spec.out_dir / name)
+        except torch.OutOfMemoryError as error:
+            raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
 
     if broke_off:
         fabric.print(

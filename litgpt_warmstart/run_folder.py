@@ -7,6 +7,7 @@ out_dir/
   norms.csv         sizes of activations and weights, with --track
   logs/             the logger's own files
   outcome.json      how it ended, where an experiment carried it out
+  .lock             keeps a second process out
 """
 
 import shlex

@@ -23,7 +23,7 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("model",),
     ("data",),
     ("compilation", "micro_batch", "loss_choice", "norms"),
-    ("loss", "interrupt", "metrics"),
+    ("loss", "interrupt", "metrics", "folder_lock"),
     ("checkpoint",),
     ("flops",),
     ("args",),

@@ -15,6 +15,7 @@ from litgpt_warmstart import checkpoint, parametrization
 from litgpt_warmstart.args import EvalArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
+from litgpt_warmstart.folder_lock import LOCK, locked
 from litgpt_warmstart.record import Record
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
 
@@ -63,7 +64,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, numbe
     assert told.endswith("--resume true") and "warmstart_scratch --target" in told
     saved = checkpoint.latest_checkpoint(tmp_path)
     assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
-    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [LOCK]
 
 
 @pytest.mark.slow
@@ -130,6 +131,21 @@ def test_resume_with_another_setting_is_refused_by_name(tiny, tiny_settings, tmp
     with pytest.raises(SystemExit):
         warmstart_scratch.setup(**shared | dict(resume=True) | change)
     assert told in capsys.readouterr().err
+
+
+def test_two_processes_do_not_train_the_same_run_at_once(tiny, tiny_settings, tmp_path, capsys):
+    settings = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, train=TRAIN, **tiny_settings)
+    warmstart_scratch.setup(**settings)
+    before = (tmp_path / "metrics.csv").read_text()
+    capsys.readouterr()
+    with locked(tmp_path, "held"), pytest.raises(SystemExit):
+        warmstart_scratch.setup(**settings, overwrite=True)
+    assert capsys.readouterr().err == (
+        f"litgpt warmstart_scratch: error: another process is training the run in {str(tmp_path)!r}: wait for it, or"
+        " choose another --out_dir\n"
+    )
+    assert (tmp_path / "metrics.csv").read_text() == before and (tmp_path / "final").is_dir()
+    warmstart_scratch.setup(**settings, overwrite=True)
 
 
 def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_settings, tmp_path, capsys, monkeypatch):

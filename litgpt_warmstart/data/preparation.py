@@ -21,9 +21,8 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from litgpt_warmstart.data.prepared_index import PREPARED, PreparedFile, Prepare
 from litgpt_warmstart.data.segments import EncoderDiffers, Segment, merge
 from litgpt_warmstart.data.sources import SPLITS
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.folder_lock import LOCK, locked
 
 VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
@@ -73,7 +73,7 @@ def prepare(asked: Preparation, thorough: bool = False, say: Callable[[str], Non
         folder = target.with_name(f".{target.name}.partial")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder, asked.data_path):
+            with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
                 if not (target / PREPARED).is_file() and _prepare_into(target, folder, asked, say):
                     return PreparedIndex.load(target)
         except KeyboardInterrupt:
@@ -111,32 +111,13 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Callable[
             raise
     for name in ("segments", *(path.name for path in folder.glob("*.dropped"))):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (PLAN, "lock"):
+    for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
     if target.exists():
         target.rmdir()
     folder.rename(target)
     flush_to_disk(target.parent)
     return to_fill
-
-
-@contextmanager
-def _locked(folder: Path, data_path: Path) -> Iterator[None]:
-    """Keep a second preparation of the same folder away; the system releases the lock with the process."""
-    try:
-        import fcntl
-    except ImportError:  # no POSIX
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {str(data_path)!r}: wait for it") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):  # file systems without locks
-                raise
-        yield
 
 
 def _fill(folder: Path, asked: Preparation, say: Callable[[str], None]) -> None:
