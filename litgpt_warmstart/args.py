@@ -1,5 +1,6 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,8 @@ class TrainArgs(litgpt.args.TrainArgs):
     """Number of optimizer steps between saving checkpoints; one more is saved where a cooldown begins, of ``wsd-s``
     where it ends. null saves none but the last"""
     log_interval: int = 1
-    """Number of optimizer steps between logging calls"""
+    """Number of optimizer steps between logging calls: rows of metrics.csv and the logger's; where the output is no
+    terminal, which has a progress bar, some 20 of them are printed"""
     global_batch_size: int | None = None
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
@@ -104,7 +106,7 @@ class TrainArgs(litgpt.args.TrainArgs):
                      "max_steps", "max_time", "max_seq_length", "max_norm", "cooldown_steps", "cooldown_fraction",
                      "power_a"):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # nor NaN
                 raise UserError(f"--train.{name} must be above 0, got {value}")
         if self.min_lr is not None and not 0 <= self.min_lr <= 1:
             raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
@@ -196,8 +198,10 @@ class Growth:
     def __post_init__(self) -> None:
         if not 0 <= self.shrink <= 1:
             raise UserError(f"--shrink must lie in [0, 1], got {self.shrink}")
-        if self.perturb < 0:
+        if not 0 <= self.perturb < math.inf:
             raise UserError(f"--perturb must not be negative, got {self.perturb}")
+        if self.shrink == 0 and self.perturb == 0:
+            raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,8 @@ class RunSpec:
     growth: Growth | None = None
     initial_checkpoint_dir: Path | None = None
     """Weights to start from as they are; excludes ``growth``."""
+    mup_base_dir: Path | None = None
+    """Checkpoint folder that tells where the learning rate was tuned; None for a scale or a config."""
     tokens_per_param: float = 20.0
     """What the budget is meant to be per parameter, for telling what would fit."""
     seen: tuple[DataUse, ...] = ()

@@ -98,6 +98,8 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             spec.out_dir.mkdir(parents=True, exist_ok=True)
             busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
             held.enter_context(locked(spec.out_dir, busy))
+            if find_resume_dir(spec) != resume_dir:
+                raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
             if spec.overwrite and not resume_dir:
                 remove_run(spec.out_dir)
             metrics = held.enter_context(closing(MetricsFile(spec.out_dir, state.step_count or None)))
@@ -289,8 +291,9 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choi
     """Print what is about to happen, in a few lines."""
     config, grown = spec.config, state.growth
     parameters, tokens = num_parameters(state.gpt), spec.max_steps * spec.tokens_per_step
-    scales = sorted({round(g["lr_scale"], 6) for g in state.optimizer.param_groups if g["params"]} - {1.0})
-    matrices = ", for matrices " + " or ".join(f"{spec.base_lr * scale:g}" for scale in scales) if scales else ""
+    scales = {g["lr_scale"] for g in state.optimizer.param_groups if g["params"]}
+    rates = {f"{spec.base_lr * scale:.4g}" for scale in scales} - {f"{spec.base_lr:.4g}"}
+    matrices = ", for matrices " + " or ".join(sorted(rates, key=float)) if rates else ""
     parametrized = "standard parametrization"
     if spec.parametrization == "mup":
         parametrized = f"muP base {spec.mup_base_config.name} of n_embd {spec.mup_base_config.n_embd}"

@@ -76,11 +76,11 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
             raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: pass --resume auto to start there")
         return found
     holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
-    start = spec.growth.source_dir if spec.growth else spec.initial_checkpoint_dir
-    if spec.overwrite and start and spec.out_dir.resolve() in start.resolve().parents:
-        raise UserError(
-            f"--overwrite would delete {str(start)!r}, which this run starts from: choose another --out_dir"
-        )
+    for needed in (spec.growth and spec.growth.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
+        if spec.overwrite and needed and spec.out_dir.resolve() in needed.resolve().parents:
+            raise UserError(
+                f"--overwrite would delete {str(needed)!r}, which this run starts from: choose another --out_dir"
+            )
     if holds_run and not spec.overwrite:
         raise UserError(
             f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume auto to go on, --overwrite true to"
@@ -174,6 +174,13 @@ def _shape(config: Config) -> str:
     return f"{config.name} ({config.n_embd} wide, {config.n_head} heads of {config.head_size})"
 
 
+def _data(use: record.DataUse) -> tuple[Any, ...]:
+    """What tells one run's data from another's: its fingerprint, and where it has none, what it was made with."""
+    if use.fingerprint is not None:
+        return use.class_path, use.fingerprint, use.start_token
+    return use.class_path, {name: str(value) for name, value in use.init_args.items() if name != "num_workers"}
+
+
 def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
     return lineage[-1].sha256[:12] if lineage else None
 
@@ -225,7 +232,6 @@ class Resumed:
         was = read.record
         if not was.training:
             raise UserError(f"--resume {str(path)!r} was grown but not trained: use --initial_checkpoint_dir")
-        data_was = (was.data.class_path, was.data.fingerprint, was.data.start_token)
         use = plan.use(0)
         pairs = {
             "target": (was.name, spec.config.name),
@@ -239,7 +245,7 @@ class Resumed:
             "optimizer": (was.training["optimizer"], spec.optimizer),
             "seed": (was.training["seed"], spec.seed),
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
-            "data": (data_was, (use.class_path, use.fingerprint, use.start_token)),
+            "data": (_data(was.data), _data(use)),
         }
         if spec.growth and was.growth:
             pairs["shrink"] = (was.growth.shrink, spec.growth.shrink)
@@ -287,5 +293,5 @@ def remove_run(out_dir: Path) -> None:
     """Delete what an earlier run left in ``out_dir``, and nothing else."""
     for folder in (*out_dir.glob("step-*"), out_dir / "final", out_dir / "logs"):
         shutil.rmtree(folder, ignore_errors=True)
-    for name in (FILE_NAME, norms.FILE_NAME):
+    for name in (FILE_NAME, norms.FILE_NAME, OUTCOME):
         (out_dir / name).unlink(missing_ok=True)

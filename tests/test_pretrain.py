@@ -140,6 +140,13 @@ def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, 
         assert (tmp_path / "final" / name).is_file()
 
 
+def test_a_mup_base_named_as_the_record_has_it_keeps_the_records_rate_and_batch(base, tiny, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], mup_base=tiny[16], out_dir=tmp_path, compile=False, logger_name="csv",
+                    train=TrainArgs(max_steps=1), eval=EvalArgs(max_iters=2))  # fmt: skip
+    record = Record.load(tmp_path / "final/warmstart.yaml")
+    assert (record.base_lr, record.global_batch_size, record.mup_base_config["n_embd"]) == (0.02, 8, 16)
+
+
 def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(base, tiny, tiny_settings, tmp_path):
     shared = dict(target=tiny[48], train=TRAIN, **tiny_settings)
     warmstart.setup(base=base, shrink=0.0, out_dir=tmp_path / "warm", **shared)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt_warmstart import checkpoint, parametrization
+from litgpt_warmstart import checkpoint, parametrization, pretrain
 from litgpt_warmstart.args import EvalArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.folder_lock import LOCK, locked
-from litgpt_warmstart.record import Record
+from litgpt_warmstart.record import DataUse, Record
+from litgpt_warmstart.run_folder import OUTCOME, _data
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
 
 
@@ -145,7 +146,27 @@ def test_two_processes_do_not_train_the_same_run_at_once(tiny, tiny_settings, tm
         " choose another --out_dir\n"
     )
     assert (tmp_path / "metrics.csv").read_text() == before and (tmp_path / "final").is_dir()
+    (tmp_path / OUTCOME).write_text("of the run before")
     warmstart_scratch.setup(**settings, overwrite=True)
+    assert not (tmp_path / OUTCOME).exists()
+
+
+def test_a_run_that_another_process_went_on_with_is_not_begun_again(tiny, tiny_settings, tmp_path, capsys, monkeypatch):
+    settings = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, train=TRAIN, **tiny_settings)
+    warmstart_scratch.setup(**settings)
+    before = iter([None])  # as it was before the other process saved
+    monkeypatch.setattr(pretrain, "find_resume_dir", lambda spec: next(before, tmp_path / "final"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        warmstart_scratch.setup(**settings, resume="auto")
+    assert "another process has gone on with the run" in capsys.readouterr().err
+    assert len(losses(tmp_path)) == TRAIN.max_steps
+
+
+def test_a_resumed_run_on_other_text_of_litgpts_modules_is_refused():
+    was = DataUse("litgpt.data.TextFiles", dict(train_data_path="a", num_workers=1), 0)
+    assert _data(was) == _data(replace(was, init_args=dict(train_data_path=Path("a"), num_workers=4)))
+    assert _data(was) != _data(replace(was, init_args=dict(train_data_path="b")))
 
 
 def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_settings, tmp_path, capsys, monkeypatch):

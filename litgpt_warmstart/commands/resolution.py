@@ -1,7 +1,7 @@
 """From a command's arguments to a run specification: what the user left out comes from the base's record or Table 1."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,29 +13,15 @@ from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
 from litgpt_warmstart.args import CompileMode, EvalArgs, Growth, LossChoice, Parametrization, RunSpec, TrainArgs
-from litgpt_warmstart.checkpoint import WEIGHTS, Header, read_header
-from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
+from litgpt_warmstart.checkpoint import Header
+from litgpt_warmstart.commands.models import Tuned, check_seed, resolve_models
+from litgpt_warmstart.data import SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.micro_batch import default_size
 from litgpt_warmstart.record import Record
-from litgpt_warmstart.scales import SCALES, Scale, find_scale, resolve_config
+from litgpt_warmstart.scales import SCALES
 from litgpt_warmstart.schedule import Schedule, ScheduleName, make_schedule
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Where the learning rate was tuned."""
-
-    config: Config
-    """muP's base shapes."""
-    header: Header | None = None
-    """The checkpoint that says so; None for a scale or a config."""
-
-    @property
-    def record(self) -> Record | None:
-        """What that checkpoint was trained with; None too for one that this package did not write."""
-        return self.header.record if self.header else None
 
 
 def resolve(
@@ -123,7 +109,7 @@ def resolve(
     _check_devices(devices, num_nodes)
     train.check(schedule)
     eval.check()
-    if tokens_per_param <= 0:
+    if not 0 < tokens_per_param < math.inf:
         raise UserError(f"--tokens_per_param must be above 0, got {tokens_per_param}")
     if track is not None and track <= 0:
         raise UserError(f"--track must be above 0, got {track}: leave it out to record nothing")
@@ -135,6 +121,8 @@ def resolve(
     if parametrization == "sp":
         tuned = Tuned(config, tuned.header)
     config = mup.mup_config(config, tuned.config)
+    if growth:
+        check_seed(start, config, growth, seed)
     if start and not growth and _attention_scalar(config) != _attention_scalar(start.config):
         raise UserError(f"--mup_base {mup_base} would change the attention scale of {str(start.path)!r}: leave it out")
     with torch.device("meta"):
@@ -147,7 +135,7 @@ def resolve(
             f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
         )
     base_lr = resolve_lr(lr, optimizer, tuned)
-    if base_lr <= 0:
+    if not 0 < base_lr < math.inf:
         raise UserError(f"--lr must be above 0, got {base_lr}")
     find_micro_batch = train.micro_batch_size is None
     train = _resolve_batch(train, tuned)
@@ -187,6 +175,7 @@ def resolve(
         block_size=block_size,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
+        mup_base_dir=tuned.header.path if tuned.header else None,
         tokens_per_param=tokens_per_param,
         seen=known.data_uses if known else (),
         resume=resume,
@@ -202,72 +191,6 @@ def resolve(
     )
 
 
-def read_base(base: Path | None, option: str = "--base") -> Header:
-    """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
-
-    Raises:
-        UserError: It is left out, or no checkpoint folder.
-    """
-    if base is None:
-        raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
-    return read_header(extend_checkpoint_dir(Path(base)), option)
-
-
-def resolve_models(
-    target: str | None, start: Header | None, growth: Growth | None, mup_base: str | None, data: DataModule | None
-) -> tuple[Config, Tuned]:
-    """The target's config, before muP's attention scale, and where the learning rate was tuned.
-
-    Raises:
-        UserError: No target, one that ``start`` cannot become, or an unknown muP base.
-    """
-    from litgpt_warmstart.growth import check_growable
-
-    tuned = _read_tuned(mup_base)
-    vocabulary = {}
-    if start:
-        vocabulary = _vocabulary(start.config)
-    elif isinstance(data, BlockDataModule):
-        vocabulary = dict(padded_vocab_size=data.padded_vocab_size, vocab_size=data.vocab_size)
-    elif tuned:
-        vocabulary = _vocabulary(tuned.config)
-    if target is None and not (start and not growth):
-        known = ", ".join(s.short_name for s in SCALES)
-        raise UserError(f"--target is missing: choose one of {known}, or give a LitGPT name or a model_config.yaml")
-    config = resolve_config(target, **vocabulary) if target else start.config
-    if start and growth:
-        check_growable(start.config, config)
-    elif start:
-        for name in ("n_layer", "n_embd", "n_head", "head_size", "intermediate_size", "padded_vocab_size"):
-            has, asked = getattr(start.config, name), getattr(config, name)
-            if has != asked:
-                raise UserError(
-                    f"--initial_checkpoint_dir {str(start.path)!r} has {name} {has}, --target {target} has {asked}:"
-                    " leave --target out"
-                )
-        config = start.config
-    if tuned is None and mup_base is not None:
-        tuned = Tuned(resolve_config(mup_base, **_vocabulary(config)))
-    elif tuned is None:
-        tuned = Tuned(start.mup_base_config, start) if start else Tuned(config)
-    return config, tuned
-
-
-def _vocabulary(config: Config) -> dict[str, int]:
-    return dict(padded_vocab_size=config.padded_vocab_size, vocab_size=config.vocab_size)
-
-
-def _read_tuned(mup_base: str | None) -> Tuned | None:
-    """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
-    if mup_base is None:
-        return None
-    folder = extend_checkpoint_dir(Path(mup_base))
-    if not (folder / WEIGHTS).is_file():
-        return None
-    header = read_header(folder, "--mup_base")
-    return Tuned(header.mup_base_config, header)
-
-
 def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
     """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base.
 
@@ -280,7 +203,7 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
         return optimizer["init_args"]["lr"]
     if tuned.record and tuned.record.base_lr is not None:
         return tuned.record.base_lr
-    scale = _table_row(tuned)
+    scale = tuned.table_row
     if scale and scale.base_lr is not None:
         return scale.base_lr
     known = ", ".join(s.short_name for s in SCALES if s.base_lr)
@@ -288,11 +211,6 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
         f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with a"
         " checkpoint trained by this package"
     )
-
-
-def _table_row(tuned: Tuned) -> Scale | None:
-    """Table 1's row of the muP base; a checkpoint's settings are its own, whatever its name."""
-    return None if tuned.header else find_scale(tuned.config.name)
 
 
 def _attention_scalar(config: Config) -> float:
@@ -311,7 +229,7 @@ def _default_precision() -> str:
 
 
 def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
-    scale = _table_row(tuned)
+    scale = tuned.table_row
     batch = (
         train.global_batch_size
         or (tuned.record.global_batch_size if tuned.record else None)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, Gains, Growth
-from litgpt_warmstart.commands.resolution import read_base, resolve
+from litgpt_warmstart.commands.models import read_base
+from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.errors import told_in_one_line
 
 

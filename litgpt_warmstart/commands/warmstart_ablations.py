@@ -8,7 +8,8 @@ from litgpt.config import Config
 from litgpt.utils import extend_checkpoint_dir
 
 from litgpt_warmstart.args import EvalArgs, TrainArgs
-from litgpt_warmstart.commands.resolution import read_base, resolve
+from litgpt_warmstart.commands.models import read_base
+from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
@@ -134,10 +135,12 @@ def setup(
                 else:
                     spec = replace(spec, growth=replace(arm.growth(), source_dir=source.path))
                 runs.append(Run(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
+        trained = ""
+        if any("arm" not in run.factors for run in runs):
+            trained = f"; bases are trained on {base_tokens_per_param:g} tokens per parameter (--base_tokens_per_param)"
         print(
             f"{len(expanded)} arms, {sum(arm.is_scratch for arm in expanded)} of them from scratch, x {len(seed_list)}"
-            f" seeds: {len(runs)} runs in {str(out_dir)!r}; bases are trained on {base_tokens_per_param:g} tokens per"
-            " parameter (--base_tokens_per_param)"
+            f" seeds: {len(runs)} runs in {str(out_dir)!r}{trained}"
         )
         if plan:
             return tell_costs(runs, plan)

@@ -11,7 +11,8 @@ from litgpt.data import DataModule
 
 from litgpt_warmstart.args import Alignment, Growth, TrainArgs
 from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint, write_whole
-from litgpt_warmstart.commands.resolution import read_base, resolve, resolve_models
+from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
+from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.scales import resolve_config
@@ -91,7 +92,7 @@ def setup(
             raise UserError(f"--block_size {block_size} is above the models' {min(c.block_size for c in configs)}")
         warm = any(arm.parametrization == "warmstart" for arm in arms)
         if warm:
-            _check_seeds(start, configs, seed, num_seeds)
+            _check_seeds(start, configs[0], seed, num_seeds)
 
         # The first step of a run at the base's scale; only its learning rate, data and batch are used.
         train = TrainArgs(global_batch_size=batch_size, micro_batch_size=batch_size, max_tokens=batch_size * block_size,
@@ -167,8 +168,6 @@ def _arms(parametrizations: Any, shrinks: list[float], start: Header | None, per
         raise UserError("--parametrizations warmstart needs --base, the trained checkpoint to start from")
     for shrink in shrinks:
         Growth(Path(), shrink, perturb=perturb)  # its checks
-        if "warmstart" in names and shrink == 0 and perturb == 0:
-            raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
     if not shrinks and "warmstart" in names:
         raise UserError("--shrink is empty: give at least one value, or leave warmstart out of --parametrizations")
     arms = [Arm(name) for name in known[:2] if name in names]
@@ -213,10 +212,10 @@ def _configs(config: Config, widths: Any, scales: Any) -> tuple[Config, ...]:
     return tuple(configs)
 
 
-def _check_seeds(start: Header, configs: tuple[Config, ...], seed: int, num_seeds: int) -> None:
+def _check_seeds(start: Header, narrowest: Config, seed: int, num_seeds: int) -> None:
     """Raise a UserError where a perturbation would repeat the numbers that the base was initialized with."""
-    used = start.record.training.get("seed") if start.record else None
-    if used in range(seed, seed + num_seeds) and configs[0].n_embd == start.config.n_embd:
+    used = used_seed(start, narrowest)
+    if used in range(seed, seed + num_seeds):
         raise UserError(
             f"--seed {seed} with --num_seeds {num_seeds} includes {used}, which the base was initialized with: take"
             " another"

@@ -54,6 +54,7 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_grid_search"):
         from litgpt_warmstart.experiments.runner import Run, carry_out
+        from litgpt_warmstart.report.grids import CELLS
 
         lr_list = as_list(lrs, float, "--lrs")
         batch_list = as_list(batch_sizes, int, "--batch_sizes")
@@ -81,13 +82,13 @@ def setup(
         for target in targets:
             scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
             folder = out_dir / scale
-            single = cell(target, folder / "cells", lr_list[0], seed_list[0], global_batch_size=1, micro_batch_size=1)
+            single = cell(target, folder / CELLS, lr_list[0], seed_list[0], global_batch_size=1, micro_batch_size=1)
             budget = equal_budget(single, batch_list)
             runs = []
             for lr, batch, seed in itertools.product(lr_list, batch_list, seed_list):
                 name = f"lr-{lr!r}-batch-{batch}-seed-{seed}"
                 sized = dict(global_batch_size=batch, max_tokens=budget)
-                spec = cell(target, folder / "cells" / name, lr, seed, **sized)
+                spec = cell(target, folder / CELLS / name, lr, seed, **sized)
                 runs.append(Run(scale + name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
             searches.append((folder, budget, runs))
             print(

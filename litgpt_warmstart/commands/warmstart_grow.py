@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, Gains, Growth
 from litgpt_warmstart.checkpoint import WEIGHTS
-from litgpt_warmstart.commands.resolution import read_base, resolve_models
+from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
 
@@ -57,6 +57,9 @@ def setup(
             raise UserError(f"--out_dir {str(out_dir)!r} holds the base: choose another folder")
         growth = Growth(start.path, shrink, alignment, perturb, gains)
         config, tuned = resolve_models(target, start, growth, mup_base, None)
+        if tuned.header and out_dir.resolve() in (tuned.header.path.resolve(), *tuned.header.path.resolve().parents):
+            raise UserError(f"--out_dir {str(out_dir)!r} holds --mup_base: choose another folder")
+        check_seed(start, config, growth, seed)
         arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
         arguments |= {k: v for k, v in asdict(growth).items() if k != "source_dir"}
         record = grow_folder(growth, config, tuned.config, tuned.record, seed, out_dir, arguments)

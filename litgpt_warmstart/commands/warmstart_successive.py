@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
-from litgpt_warmstart.commands.resolution import read_base, resolve
+from litgpt_warmstart.commands.models import read_base, resolve_models
+from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.data.loaders import recorded_data
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.scales import resolve_config, short_name
@@ -78,7 +80,12 @@ def setup(
             raise UserError(f"--max_flops must be above 0, got {max_flops}")
         out_dir = Path(out_dir)
         check_out_dir(out_dir)
-        tuned_at = mup_base or (str(start.path) if start else names[0])
+        if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
+            tuned_at = str(start.path)
+        else:
+            tuned_at = mup_base or names[0]
+        if start and start.record and start.record.latest_data and kwargs.get("data") is None:
+            kwargs["data"] = recorded_data(start.record.latest_data)
         growth = Growth(start.path if start else Path(), shrink, alignment, perturb, gains)
 
         def scratch_spec(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
@@ -115,7 +122,7 @@ def setup(
             flops = before.flops + sum(successive.run_flops(run.spec) for run in chain)
             tokens = int(flops / successive.flops_per_token(specs[-1]))
             spec = scratch_spec(names[-1], successive.SCRATCH, tokens)
-            runs.append(Run(successive.SCRATCH, spec))
+            runs.append(Run(successive.SCRATCH, spec, data_after=start.path if start else None))
         print(f"Successive warmstart {' -> '.join(names)}: {len(runs)} runs in {str(out_dir)!r}")
         if plan:
             return tell_costs(runs, plan)

@@ -176,7 +176,7 @@ def tokenizer_digest(files: dict[str, bytes]) -> str:
 
 
 def _model_file(repo_id: str, name: str) -> Path | None:
-    with quiet(), told(f"tokenizer {repo_id!r}"):
+    with quiet(), told(f"tokenizer {repo_id!r}, which is no folder here"):
         try:
             return Path(HfApi().hf_hub_download(repo_id, name))
         except LocalEntryNotFoundError:

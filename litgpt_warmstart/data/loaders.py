@@ -185,6 +185,11 @@ def plan_blocks(spec: RunSpec) -> DataPlan:
             f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
             f" {type(data).__name__} as it is prepared here: tokens may repeat"
         )
+    if (classes := spec.config.padded_vocab_size) >= 2 * data.padded_vocab_size:
+        plan.warnings.append(
+            f"the model has {classes:,} classes and the data's tokenizer {data.vocab_size:,} tokens: the others learn"
+            " nothing, and parameters and FLOPs count them; a target's name takes the data's vocabulary"
+        )
     if data.num_blocks("val") == 0:
         raise UserError(f"--data {type(data).__name__}: the validation split is shorter than one block")
     return plan
@@ -219,7 +224,7 @@ def _check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
     if data.vocab_size > classes:
         raise UserError(
             f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
-            " base and data with the same tokenizer"
+            " model, a base and data with the same tokenizer"
         )
     if ours is None or given is None or not (given / "tokenizer.json").is_file():
         return

@@ -17,7 +17,16 @@ from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
 from litgpt_warmstart.data.prepared_index import FORMAT_VERSION, PREPARED, PreparedIndex, Source
-from litgpt_warmstart.data.sources import SPLITS, SourceFile, documents, folder_source, format_of, hub_source, parts_of
+from litgpt_warmstart.data.sources import (
+    PIECE_BYTES,
+    SPLITS,
+    SourceFile,
+    documents,
+    folder_source,
+    format_of,
+    hub_source,
+    parts_of,
+)
 from litgpt_warmstart.errors import UserError, one_line
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
@@ -93,7 +102,9 @@ class Plan:
         splits = [file.split for file in self.files]
         counts = ", ".join(f"{split} {splits.count(split):,}" for split in SPLITS if split in splits)
         fraction = self.source.val_fraction
-        held_out = f", {fraction:.0%} of the documents held out for validation" if fraction else ""
+        held_out = (
+            f", {fraction:.0%} of the documents (more of a short text) held out for validation" if fraction else ""
+        )
         return f"{formats} files: {counts}{held_out}; vocabulary {self.vocab_size:,}, encoding with {self.encoder}"
 
     def save(self, folder: Path) -> None:
@@ -270,6 +281,8 @@ def changes(asked: Preparation, prepared: Plan | PreparedIndex) -> list[str]:
         found.append(f"revision {source.revision!r} (commit {source.commit}), not {asked.revision!r}")
     for name in ("files", "column", "val_fraction", "piece_bytes"):
         before, now = getattr(source, name), getattr(asked, name)
+        if name == "piece_bytes":
+            before = before or PIECE_BYTES
         if now is not None and now != before and not (name == "val_fraction" and before is None):
             found.append(f"{name} {before!r}, not {now!r}")
     for name in ("seed", "dtype"):

@@ -16,7 +16,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.experiments.runner import Outcome, Run
 from litgpt_warmstart.experiments.tables import picture
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.report.curves import tokens_to_reach
+from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.tables import COLORS
 from litgpt_warmstart.scales import resolve_config
 from litgpt_warmstart.schedule import ScheduleName
@@ -45,8 +45,6 @@ class Arm:
                 raise UserError(f"--arms: {name} {getattr(self, name)!r} is none of {', '.join(get_args(known))}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
             raise UserError("--arms: tokens_per_param must be above 0, weight_decay not negative")
-        if self.shrink == 0 and self.perturb == 0:
-            raise UserError("--arms: shrink 0 with perturb 0 leaves no weights: vary them in arms of their own")
 
     def growth(self) -> Growth:
         """How weights are grown, from a base that is named later."""
@@ -129,12 +127,12 @@ def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str,
     trained = {(run.factors["arm"], run.factors["seed"]): run for run in runs if "arm" in run.factors}
     found = []
     for (arm, seed), run in trained.items():
-        outcome, beside = outcomes[run.name], outcomes[trained[arm.scratch, seed].name]
-        reached = None
+        scratch = trained[arm.scratch, seed]
+        outcome, beside = outcomes[run.name], outcomes[scratch.name]
+        reached = whole = None
         if outcome.status == beside.status == "finished" and not arm.is_scratch:
-            curve = [(row["tokens"], row["val_loss"]) for row in read_metrics(run.spec.out_dir / FILE_NAME)
-                     if "val_loss" in row]  # fmt: skip
-            reached = tokens_to_reach(curve, beside.val_loss)
+            reached = tokens_to_reach(_val_losses(run), beside.val_loss)
+            whole = tokens_to_last_loss(_val_losses(scratch))
         found.append(
             {
                 **asdict(arm),
@@ -145,12 +143,19 @@ def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str,
                 "tokens": outcome.tokens,
                 "matmul_flops": outcome.matmul_flops,
                 "hoffmann_flops": outcome.hoffmann_flops,
+                "scratch_status": beside.status,
                 "scratch_val_loss": beside.val_loss,
                 "tokens_to_scratch_val_loss": reached,
+                "scratch_tokens_to_scratch_val_loss": whole,
                 "run": run.name,
             }
         )
     return found
+
+
+def _val_losses(run: Run) -> list[tuple[float, float]]:
+    rows = read_metrics(run.spec.out_dir / FILE_NAME)
+    return [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,12 @@ class Summary:
     diverged: int
     skipped: int
     """Seeds, because the base diverged."""
+    alone: int
+    """Seeds that finished and whose run from scratch did not."""
     ended_above: int
     """Seeds whose own last loss was above the scratch run's, though they may have been below it before."""
     shares: tuple[float, ...]
-    """Of the scratch run's tokens after which its last loss was reached; the seeds that reached it."""
+    """Tokens to the scratch run's last loss over those that it took itself; the seeds that reached it."""
 
 
 def summaries(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> list[Summary]:
@@ -176,12 +183,13 @@ def summaries(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> list[S
     for arm in arms:
         mine = [row for row in found if all(row[name] == value for name, value in asdict(arm).items())]
         good = [row for row in mine if row["status"] == "finished"]
-        shares = [row["tokens_to_scratch_val_loss"] / row["tokens"] for row in good
+        beside = [row for row in good if row["scratch_status"] == "finished"]
+        shares = [row["tokens_to_scratch_val_loss"] / row["scratch_tokens_to_scratch_val_loss"] for row in beside
                   if row["tokens_to_scratch_val_loss"] is not None]  # fmt: skip
         firsts = tuple(row["first_val_loss"] for row in mine if row["first_val_loss"] is not None)
         counts = [sum(row["status"] == status for row in mine) for status in ("diverged", "skipped")]
-        above = sum(row["val_loss"] > (row["scratch_val_loss"] or math.inf) for row in good)
-        told.append(Summary(arm, firsts, tuple(row["val_loss"] for row in good), *counts, above, tuple(shares)))
+        alone, above = len(good) - len(beside), sum(row["val_loss"] > row["scratch_val_loss"] for row in beside)
+        told.append(Summary(arm, firsts, tuple(row["val_loss"] for row in good), *counts, alone, above, tuple(shares)))
     return told
 
 
@@ -219,12 +227,14 @@ def table(told: Sequence[Summary]) -> str:
     width = max(map(len, names))
     lines = [shared, "", f"{'':<{width}}  {'first val loss':>16}  {'last val loss':>16}  tokens to scratch's last loss"]
     for name, summary in zip(names, told, strict=True):
-        seeds = len(summary.val_losses)
+        seeds = len(summary.val_losses) - summary.alone
         reached = f"{fmean(summary.shares):.0%} ({len(summary.shares)} of {seeds} seeds)" if summary.shares else "never"
-        if summary.arm.is_scratch:
+        if summary.arm.is_scratch or not seeds:
             reached = "-"
         if not summary.arm.is_scratch and summary.ended_above:
             reached += f"; {summary.ended_above} ended above it"
+        if not summary.arm.is_scratch and summary.alone:
+            reached += f"; {summary.alone} without a run from scratch"
         for count, what in ((summary.diverged, "diverged"), (summary.skipped, "skipped, as the base diverged")):
             reached += f"; {count} {what}" if count else ""
         lines.append(

@@ -18,7 +18,7 @@ from litgpt_warmstart import pretrain
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256, read_header, write_whole
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.loaders import class_path, plan_blocks
+from litgpt_warmstart.data.loaders import class_path, init_args, plan_blocks
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.record import DataUse
@@ -238,16 +238,18 @@ def read_outcome(run: Run) -> Outcome | None:
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first setting that two runs both tell and that differs: its name, and both values; None if there is none.
 
-    What only one of them tells is of another version of this package or of LitGPT, or not known yet.
+    What only one of them tells is of another version of this package or of LitGPT, or not known yet; but an optimizer
+    has other arguments only where the user has given others, and no growth at all is not another version's.
     """
     for name, value in now.items():
         other = before.get(name, value)
         if value == other:
             continue
-        if isinstance(value, dict) and isinstance(other, dict):
+        if isinstance(value, dict) and isinstance(other, dict) and value and other:
             if inner := first_difference(other, value):
                 return f"{name}.{inner[0]}", *inner[1:]
-            continue
+            if name != "optimizer":
+                continue
         return name, other, value
     return None
 
@@ -277,6 +279,7 @@ def settings(run: Run) -> dict[str, Any]:
         "the sha256 of what it starts from": _sha256(spec.growth and spec.growth.source_dir),
         "the sha256 of what it reads on after": _sha256(run.data_after),
         "data": _data_identity(spec),
+        "data.init_args": None if isinstance(spec.data, BlockDataModule) else init_args(spec.data),
     }
     return known | {name: value for name, value in later.items() if value is not None}
 

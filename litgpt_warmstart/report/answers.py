@@ -19,21 +19,21 @@ def in_words(found: Estimate | None, digits: int = 2, sign: str = "") -> str:
     """A mean with its interval, or that there is none."""
     if found is None:
         return "-"
-    if math.isinf(found.mean):
-        return "at once"
-    mean = f"{found.mean:{sign}.{digits}f}"
-    if found.half_width is None:
+    mean = "at once" if math.isinf(found.mean) else f"{found.mean:{sign}.{digits}f}"
+    if found.interval is None:
         return f"{mean} (no interval: one seed)"
-    low, high = found.interval
-    return f"{mean} ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
+    return mean if math.isinf(found.interval[0]) else f"{mean} ({_range(found.interval, digits, sign)})"
+
+
+def _range(interval: tuple[float, float], digits: int = 2, sign: str = "") -> str:
+    low, high = interval
+    return f"{low:{sign}.{digits}f} " + ("and more" if math.isinf(high) else f"to {high:{sign}.{digits}f}")
 
 
 def verdict(found: Estimate | None) -> str:
     """What a speed-up and its interval say."""
     if found is None:
         return "unknown"
-    if math.isinf(found.mean):
-        return "faster"
     if found.interval is None:
         return "one seed, which shows no difference from chance"
     low, high = found.interval
@@ -47,10 +47,8 @@ def _seeds(count: int) -> str:
 def _times(found: Estimate) -> str:
     if math.isinf(found.mean):
         return "before its first step"
-    if found.interval is None:
-        return f"at a speed-up in FLOPs of {found.mean:.2f} (one seed: no interval)"
-    low, high = found.interval
-    return f"at a speed-up in FLOPs of {found.mean:.2f} (95% interval {low:.2f} to {high:.2f})"
+    interval = "one seed: no interval" if found.interval is None else f"95% interval {_range(found.interval)}"
+    return f"at a speed-up in FLOPs of {found.mean:.2f} ({interval})"
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -147,9 +145,10 @@ def answer_table(comparisons: Sequence[Comparison], names: Names) -> Table:
                 }
             )
     caption = (
-        "Speed-up in FLOPs to the scratch run's last validation loss, over the seeds that reached it, and differences"
-        " in validation loss: mean and 95% interval over seeds. Tokens per parameter stand in the lines above, runs"
-        " as warmstart/scratch in the last."
+        "Speed-up in FLOPs until each run first is at the scratch run's last validation loss, over the seeds that"
+        " reached it (the mean is that of the compute they took, inverted), and differences in validation loss: mean"
+        " and 95% interval over seeds. Tokens per parameter stand in the lines above, runs as warmstart/scratch in the"
+        " last."
     )
     return Table("speed_up", caption, rows, shown)
 
@@ -176,12 +175,12 @@ def pairs_table(comparisons: Sequence[Comparison], names: Names) -> Table:
             "first_val_loss": pair.warmstart.val_losses[0][1],
             "scratch_val_loss": pair.loss,
             "val_loss": pair.warmstart.val_losses[-1][1],
-            "scratch_flops": pair.scratch_flops,
+            "scratch_flops_to_its_loss": pair.scratch_flops,
             "tokens_to_scratch_loss": pair.tokens,
-            "flops_to_scratch_loss": None if pair.tokens is None else pair.tokens * pair.warmstart.flops_per_token,
+            "flops_to_scratch_loss": pair.flops,
             "base_flops": pair.warmstart.base_flops,
-            "speed_up": pair.speed_up,
-            "speed_up_with_base": pair.speed_up_with_base,
+            "share_of_scratch_flops": pair.share,
+            "share_of_scratch_flops_with_base": pair.share_with_base,
             "warmstart_run": names[pair.warmstart.out_dir],
             "scratch_run": names[pair.scratch.out_dir],
             "warmstart_dir": str(pair.warmstart.out_dir),

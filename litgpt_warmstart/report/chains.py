@@ -8,7 +8,7 @@ from pathlib import Path
 
 from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256
 from litgpt_warmstart.record import Ancestor
-from litgpt_warmstart.report.curves import speed_up, tokens_to_reach
+from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import budget, differences, growth, settings
 from litgpt_warmstart.report.runs import Run
 
@@ -43,11 +43,11 @@ class Chain:
         return self.flops - (last.tokens - tokens) * last.flops_per_token
 
     @property
-    def speed_up(self) -> float | None:
-        """In FLOPs of the whole lineage."""
+    def share(self) -> float | None:
+        """FLOPs of the whole lineage to the scratch run's last loss over the run's own; None if it was not reached."""
         spent = self.flops_to_scratch_loss
-        tokens = self.scratch.val_losses[-1][0]
-        return None if spent is None else speed_up(tokens * self.scratch.flops_per_token, spent)
+        own = tokens_to_last_loss(self.scratch.val_losses) * self.scratch.flops_per_token
+        return None if spent is None else spent / own
 
     @property
     def paired(self) -> bool:

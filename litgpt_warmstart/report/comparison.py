@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonargparse import CLI
 
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.report.curves import tokens_to_reach
+from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import MIN_VALIDATIONS, check_comparable
 from litgpt_warmstart.report.runs import Run
 from litgpt_warmstart.report.tables import COLORS
@@ -31,8 +31,8 @@ def table(scratch: Run, warmstart: Run) -> str:
 
 
 def verdict(scratch: Run, warmstart: Run) -> str:
-    """How many tokens, and how much compute, the warmstart needed to reach the scratch run's last loss."""
-    tokens, loss = scratch.val_losses[-1]
+    """How many tokens, and how much compute, the warmstart and the scratch run took to the latter's last loss."""
+    tokens, loss = tokens_to_last_loss(scratch.val_losses), scratch.val_losses[-1][1]
     if min(len(scratch.val_losses), len(warmstart.val_losses)) < MIN_VALIDATIONS:
         return "Too few validations to say what the warmstart saved: run both with a smaller --eval.interval."
     reached = tokens_to_reach(warmstart.val_losses, loss)
@@ -40,12 +40,14 @@ def verdict(scratch: Run, warmstart: Run) -> str:
         trained = warmstart.val_losses[-1][0]
         return f"The warmstart did not reach the scratch run's last loss, {loss:.4f}, in {trained:,.0f} tokens."
     flops_per_token = warmstart.record.matmul_flops / warmstart.record.tokens
-    base_flops = sum(ancestor.matmul_flops for ancestor in warmstart.record.lineage)
     own, whole = reached * flops_per_token, tokens * flops_per_token
+    spent = [ancestor.matmul_flops for ancestor in warmstart.record.lineage]
+    with_base = "; what the base's own training took is not known."
+    if all(spent):
+        with_base = f", with the base's own training {own + sum(spent):.3g} ({(own + sum(spent)) / whole:.0%})."
     return (
         f"The warmstart reached the scratch run's last loss, {loss:.4f}, after {reached:,.0f} of {tokens:,.0f} tokens:"
-        f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} FLOPs, warmstart {own:.3g}, with the"
-        f" base's own training {own + base_flops:.3g} ({(own + base_flops) / whole:.0%})."
+        f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} FLOPs, warmstart {own:.3g}{with_base}"
     )
 
 
@@ -65,7 +67,7 @@ def plot(scratch: Run, warmstart: Run, title: str, path: Path) -> None:
     for run, color, marker, label in named:
         axes.plot(*zip(*run.losses, strict=True), color=color, alpha=0.25, linewidth=1)
         axes.plot(*zip(*run.val_losses, strict=True), color=color, marker=marker, markersize=4, label=label)
-    tokens, loss = scratch.val_losses[-1]
+    tokens, loss = tokens_to_last_loss(scratch.val_losses), scratch.val_losses[-1][1]
     reached = tokens_to_reach(warmstart.val_losses, loss)
     if reached is not None:
         axes.hlines(loss, reached, tokens, color="0.4", linestyle="--", linewidth=1)
@@ -92,6 +94,8 @@ def compare(scratch: Path, warmstart: Path, picture: Path | None = None) -> None
     with told_in_one_line("comparison"):
         runs = Run.read(scratch), Run.read(warmstart)
         check_comparable(*runs)
+        if runs[0].status != "finished":
+            raise UserError(f"{str(scratch)!r} is {runs[0].status}: {runs[0].told}: its last loss says nothing yet")
         record = runs[1].record
         sources = " -> ".join(f"{a.name} ({a.parameters / 1e6:.2f}M)" for a in record.lineage)
         title = (
@@ -102,6 +106,8 @@ def compare(scratch: Path, warmstart: Path, picture: Path | None = None) -> None
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot(*runs, title, picture)
         print(f"\nValidation loss, {title}\n{table(*runs)}\n\n{verdict(*runs)}\n")
+        if runs[0].seed != runs[1].seed:
+            print(f"The runs have different seeds, {runs[0].seed} and {runs[1].seed}.\n")
         print(f"The warmstart was:\n  {shlex.join(record.training['command_line'])}\nPicture: {picture}")
 
 

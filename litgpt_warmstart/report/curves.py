@@ -30,16 +30,13 @@ def tokens_to_reach(curve: Curve, loss: float) -> float | None:
     return None
 
 
-def speed_up(scratch_flops: float, flops: float, base_flops: float = 0.0) -> float:
-    """How many times the compute from scratch is that of a warmstart, up to the same loss; above 1 it saved some.
+def tokens_to_last_loss(curve: Curve) -> float:
+    """Tokens at which a curve first falls to its own last loss, which it may have left again before its end.
 
-    Args:
-        scratch_flops: Of the whole run from scratch.
-        flops: Of the warmstart until it reached that run's last loss.
-        base_flops: Of the training before it, where that is to count.
+    What another curve takes to that loss is held against this: of a curve beside itself both are the same. A curve that
+    never fell below its last loss's height has all of its tokens.
     """
-    spent = flops + base_flops
-    return scratch_flops / spent if spent > 0 else math.inf
+    return tokens_to_reach(curve, curve[-1][1]) or curve[-1][0]
 
 
 def smoothed(curve: Curve, width: float, points: int = 300) -> list[tuple[float, float]]:
@@ -69,34 +66,52 @@ def smoothed(curve: Curve, width: float, points: int = 300) -> list[tuple[float,
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95% interval by Student's t."""
+    """A mean over seeds with its 95% interval."""
 
     mean: float
-    half_width: float | None
-    """Of the interval; None where there is none."""
+    interval: tuple[float, float] | None
+    """None of one seed."""
     seeds: int
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return None if self.half_width is None else (self.mean - self.half_width, self.mean + self.half_width)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and 95% interval: mean ± t s / sqrt(n), s the standard deviation with n - 1, t for n - 1 degrees of freedom.
 
-    Above 30 degrees of freedom t is that of 30, which makes the interval 4% too wide at most. An infinite value has an
-    infinite mean and no interval.
+    Above 30 degrees of freedom t is that of 30, which makes the interval 4% too wide at most.
 
     Returns:
         None without values.
     """
     if not values:
         return None
-    n = len(values)
-    if n == 1 or math.inf in values:
-        return Estimate(max(values), None, n)
-    t = T_975[min(n - 1, len(T_975)) - 1]
-    return Estimate(fmean(values), t * stdev(values) / math.sqrt(n), n)
+    n, mean = len(values), fmean(values)
+    if n == 1:
+        return Estimate(mean, None, n)
+    half_width = T_975[min(n - 1, len(T_975)) - 1] * stdev(values) / math.sqrt(n)
+    return Estimate(mean, (mean - half_width, mean + half_width), n)
+
+
+def speed_up(shares: Sequence[float]) -> Estimate | None:
+    """How many times the compute from scratch is a warmstart's, up to the same loss; above 1 it saved some.
+
+    The mean and the interval are those of the shares, inverted: a seed that was there before its first step has share
+    0, whose inverse would leave no mean. A bound at or below 0 becomes infinite.
+
+    Args:
+        shares: The warmstart's compute over that from scratch, a seed each.
+
+    Returns:
+        None without shares.
+    """
+    found = estimate(shares)
+    if found is None:
+        return None
+    low, high = found.interval or (0.0, 0.0)
+    return Estimate(_inverse(found.mean), found.interval and (_inverse(high), _inverse(low)), found.seeds)
+
+
+def _inverse(share: float) -> float:
+    return 1 / share if share > 0 else math.inf
 
 
 @dataclass(frozen=True)

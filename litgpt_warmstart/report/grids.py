@@ -15,6 +15,9 @@ from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import GRID_SEARCH, Run, display_names
 from litgpt_warmstart.report.tables import COLORS
 
+CELLS = "cells"
+"""Folder of a grid's runs."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -88,7 +91,8 @@ def draw_cells(axes: Any, found: Sequence[Cell], best: Cell) -> None:
         if cell.val_loss is not None:
             values[lrs.index(cell.lr)][batches.index(cell.batch_size)] = cell.val_loss
     middle = (min(losses) + max(losses)) / 2
-    mesh = axes.pcolormesh(range(len(batches)), range(len(lrs)), values, cmap="viridis_r", shading="nearest")
+    columns, lines = ([place - 0.5 for place in range(len(values) + 1)] for values in (batches, lrs))
+    mesh = axes.pcolormesh(columns, lines, values, cmap="viridis_r")
     for cell in found:
         place = batches.index(cell.batch_size), lrs.index(cell.lr)
         text = "diverged" if cell.val_loss is None else f"{cell.val_loss:.3f}"
@@ -110,7 +114,7 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
 
     Args:
         folders: With a grid_search.csv.
-        runs: All that were found; those in a grid's folder tell its model.
+        runs: All that were found; those of a grid's cells tell its model.
         names: What runs are called.
         out_dir: Where the figures go.
     """
@@ -127,10 +131,11 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
             found = cells(rows)
             best = winner(found)
             tokens = max(int(row["tokens"]) for row in rows if row["status"] == "finished")
+            cell_folders = {(folder / CELLS / Path(row["run"]).name).resolve() for row in rows}
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             section.notes.append(f"Left out: {called[folder]}: {one_line(error, 100)}")
             continue
-        own = [run for run in runs if folder.resolve() in run.out_dir.resolve().parents]
+        own = [run for run in runs if run.out_dir.resolve() in cell_folders]
         told = f"{tokens:,} tokens"
         if own:
             told = f"{size(own[0])}, {tokens / own[0].record.parameters:.3g} tokens per parameter"

@@ -6,7 +6,7 @@ from typing import Any
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import Ancestor
-from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_reach
+from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.runs import Run
 from litgpt_warmstart.scales import short_name
 
@@ -41,20 +41,42 @@ def budget(run: Run) -> int:
     return run.record.training["max_tokens"]
 
 
+SCHEDULE_OPTIONS = (
+    "lr_warmup_steps", "lr_warmup_fraction", "min_lr", "cooldown_shape", "cooldown_steps", "cooldown_fraction",
+    "cooldown_ends", "power_a", "power_b",
+)  # fmt: skip
+
+
+def asked_schedule(run: Run) -> dict[str, Any] | None:
+    """A schedule as its run's options have it, which may be parts of a budget; None where they are not known."""
+    given = run.hyperparameters
+    if "schedule" not in given or not isinstance(given.get("train"), dict):
+        return None
+    return {"name": given["schedule"], **{name: given["train"].get(name) for name in SCHEDULE_OPTIONS}}
+
+
 def differences(a: Run, b: Run) -> list[tuple[str, Any, Any]]:
-    """Settings in which two runs differ but should not: name and both values."""
+    """Settings in which two runs differ but should not: name and both values.
+
+    Where their budgets differ, schedules are compared as they were asked for: a fifth of the steps is another number of
+    them.
+    """
     second = settings(b)
-    return [(name, value, second[name]) for name, value in settings(a).items() if value != second[name]]
+    found = [(name, value, second[name]) for name, value in settings(a).items() if value != second[name]]
+    asked = asked_schedule(a)
+    if budget(a) != budget(b) and asked is not None and asked == asked_schedule(b):
+        found = [difference for difference in found if difference[0] != "schedule"]
+    return found
 
 
 def check_comparable(scratch: Run, warmstart: Run) -> None:
-    """Raise a UserError that names the first thing in which the runs differ but should not; budgets may."""
+    """Raise a UserError that names the first thing in which the runs differ but should not; budgets and seeds may."""
+    for run, right, wanted in ((scratch, scratch.from_scratch, "run from scratch (muP)"),
+                               (warmstart, warmstart.warmstarted, "warmstart")):  # fmt: skip
+        if not right:
+            raise UserError(f"{str(run.out_dir)!r} is no {wanted}: give the run from scratch first, then the warmstart")
     for what, first, second in differences(scratch, warmstart):
         raise UserError(f"the runs cannot be compared, their {what} differs: {first} and {second}")
-    if not warmstart.warmstarted:
-        raise UserError(
-            f"{str(warmstart.out_dir)!r} is no warmstart: give the run from scratch first, then the warmstart"
-        )
 
 
 @dataclass(frozen=True)
@@ -79,22 +101,25 @@ class Pair:
         return tokens_to_reach(self.warmstart.val_losses, self.loss)
 
     @property
+    def flops(self) -> float | None:
+        """The warmstart's own, to that loss; None if it did not reach it."""
+        return None if self.tokens is None else self.tokens * self.warmstart.flops_per_token
+
+    @property
     def scratch_flops(self) -> float:
-        return self.scratch.val_losses[-1][0] * self.scratch.flops_per_token
+        """Of the run from scratch until it first was at its last loss."""
+        return tokens_to_last_loss(self.scratch.val_losses) * self.scratch.flops_per_token
 
     @property
-    def speed_up(self) -> float | None:
-        """In FLOPs, the warmstart's own."""
-        tokens = self.tokens
-        return None if tokens is None else speed_up(self.scratch_flops, tokens * self.warmstart.flops_per_token)
+    def share(self) -> float | None:
+        """The warmstart's FLOPs to that loss over those from scratch."""
+        return None if self.flops is None else self.flops / self.scratch_flops
 
     @property
-    def speed_up_with_base(self) -> float | None:
-        """In FLOPs, those of the warmstart's whole lineage."""
-        tokens, before = self.tokens, self.warmstart.base_flops
-        if tokens is None or before is None:
-            return None
-        return speed_up(self.scratch_flops, tokens * self.warmstart.flops_per_token, before)
+    def share_with_base(self) -> float | None:
+        """The same with the warmstart's whole lineage in front; None where that is not known."""
+        before = self.warmstart.base_flops
+        return None if self.flops is None or before is None else (self.flops + before) / self.scratch_flops
 
     @property
     def guessed(self) -> bool:
@@ -117,13 +142,14 @@ class Arm:
 
     @property
     def speed_up(self) -> Estimate | None:
-        """Over the seeds that reached the scratch run's last loss."""
-        return estimate([pair.speed_up for pair in self.reached])
+        """In FLOPs, the warmstart's own, over the seeds that reached the scratch run's last loss."""
+        return speed_up([pair.share for pair in self.reached])
 
     @property
     def speed_up_with_base(self) -> Estimate | None:
-        values = [pair.speed_up_with_base for pair in self.reached]
-        return None if None in values else estimate(values)
+        """In FLOPs, those of the warmstart's whole lineage; None where they are not known."""
+        shares = [pair.share_with_base for pair in self.reached]
+        return None if None in shares else speed_up(shares)
 
     def loss_difference(self, place: int) -> Estimate:
         """Warmstart's validation loss less scratch's: at place 0 before the first step, at -1 after the last."""

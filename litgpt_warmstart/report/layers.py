@@ -217,7 +217,7 @@ def _arm(row: Mapping[str, str]) -> str:
 def _told(settings: Mapping, step: int) -> str:
     """Steps, and tokens per parameter of the narrowest model where its record is still there to tell."""
     tokens = (step - 1) * settings["batch_size"] * settings["block_size"]
-    told = f"step {step}, lr {settings['lr']:g}, {settings['seeds']} seeds; {tokens:,} tokens trained on"
+    told = f"step {step}, lr {settings['lr']:g}, {settings['num_seeds']} seeds; {tokens:,} tokens trained on"
     record = settings["base"] and Path(settings["base"]) / RECORD
     if record and record.is_file():
         return told + f", {tokens / Record.load(record).parameters:.2g} tokens per parameter of the base"

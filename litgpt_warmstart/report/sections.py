@@ -7,7 +7,7 @@ from statistics import fmean
 from litgpt_warmstart.report import figures
 from litgpt_warmstart.report.answers import Names, answer_table, in_words, pairs_table, sentences
 from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seeds, same_seeds
-from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate
+from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate, speed_up
 from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, spans
 from litgpt_warmstart.report.groups import Arm, Compared, Comparison, arm_labels, lineage, size
 from litgpt_warmstart.report.page import Section, Table
@@ -36,7 +36,7 @@ def answer(compared: Compared, chains: Sequence[Chain], unread: Sequence[Unread]
     ]
     if not section.answers:
         section.words.append(
-            "There is none: no finished warmstart has a finished run from scratch with the same settings beside it."
+            "No finished warmstart has a finished run from scratch with the same settings beside it: no answer"
         )
     folders = display_names([run.out_dir for run, _ in compared.notes] + [u.out_dir for u in unread])
     section.notes = [
@@ -140,7 +140,7 @@ def _why_no_compute(arm: Arm) -> str:
         return "what the base took is not known"
     return (
         f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} FLOPs and the whole run from"
-        f" scratch {pair.scratch_flops:.3g}, too little for a validation of both"
+        f" scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of both"
     )
 
 
@@ -159,7 +159,10 @@ def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
         return f"never ahead; {end}"
     if found == [(along[0], along[-1])]:
         return f"ahead throughout; {end}"
-    told = [place(a) if a is b else f"from {place(a)} to {place(b)}" for a, b in found]
+    told = [
+        f"at {place(a)}" if a is b else f"from {'the start' if a is along[0] else place(a)} to {place(b)}"
+        for a, b in found
+    ]
     return f"ahead {' and '.join(told)}; {end}"
 
 
@@ -246,14 +249,14 @@ def chain_verdict(group: Sequence[Chain]) -> str:
         f" ({chain.scratch.tokens_per_param:.3g} tokens per parameter){_over(group)}. Difference:"
         f" {in_words(estimate([a - b for a, b in zip(ours, theirs, strict=True)]), 4, '+')}."
     )
-    reached = [c for c in group if c.speed_up is not None]
+    reached = [c for c in group if c.share is not None]
     if not reached:
         return told + " The chain did not reach the scratch run's last loss: no speed-up."
     flops = fmean(c.flops_to_scratch_loss for c in reached)
     counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
     return told + (
         f" The chain reached that loss{counts} after {flops:.3g} FLOPs: a speed-up of"
-        f" {in_words(estimate([c.speed_up for c in reached]))}, all compute of its lineage counted."
+        f" {in_words(speed_up([c.share for c in reached]))}, all compute of its lineage counted."
     )
 
 

@@ -20,7 +20,7 @@ PAGE, FIGURES, TABLES = "index.html", "figures", "tables"
 
 @dataclass(frozen=True)
 class Written:
-    """What the page says first, and where it is."""
+    """What the page says first and of grids, what it leaves out, and where it is."""
 
     page: Path
     answers: list[tuple[str, list[str]]]
@@ -44,8 +44,8 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
     beside = [run for comparison in compared.comparisons for run in comparison.runs]
     again = {id(run) for run in compared.repetitions}
     linked = chains([run for run in found.runs if id(run) not in again], beside)
-    told = {id(run) for chain in linked for run in chain.stages}
-    compared.notes = [(r, why) for r, why in compared.notes if id(r) not in told or r.status != "finished"]
+    chained = {id(run) for chain in linked for run in chain.stages}
+    compared.notes = [(r, why) for r, why in compared.notes if id(r) not in chained or r.status != "finished"]
     try:
         _clear(out_dir)
         figures = out_dir / FIGURES
@@ -55,12 +55,14 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
             made.append(sections.scale_pairs(compared, names, figures))
         if linked:
             made.append(sections.successive(linked, names, figures))
-        if tracked := layers.norms(found.runs, names, figures):
+        if tracked := layers.norms([run for run in found.runs if id(run) not in again], names, figures):
             made.append(tracked)
         if found.coord_checks:
             made.append(layers.coordinate_checks(found.coord_checks, figures))
+        told = list(made[0].answers)
         if found.grid_searches:
             made.append(grids.grid_searches(found.grid_searches, found.runs, names, figures))
+            told += made[-1].answers
         if found.runs or found.unread:
             made.append(sections.all_runs(found.runs, found.unread, names))
         for table in (table for section in made for table in section.tables):
@@ -70,7 +72,7 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
         write_whole(out_dir / PAGE, render("Did the warmstart pay?", made, below))
     except OSError as error:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
-    return Written(out_dir / PAGE, made[0].answers, made[0].words, made[0].notes)
+    return Written(out_dir / PAGE, told, made[0].words, [note for section in made for note in section.notes])
 
 
 def _clear(out_dir: Path) -> None:

@@ -14,6 +14,8 @@ from litgpt_warmstart.__main__ import main
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.folder_lock import LOCK
+from litgpt_warmstart.record import Record
 from tests.conftest import llama, neox
 
 
@@ -173,6 +175,10 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
         (dict(logger_name="wandb"), "--logger_name wandb is not installed"),
         (dict(train=TrainArgs(min_lr=2.0)), "--train.min_lr is a ratio"),
         (dict(resume=True), "--resume: no checkpoint in"),
+        (dict(tokens_per_param=float("nan")), "--tokens_per_param must be above 0"),
+        (dict(lr=float("inf")), "--lr must be above 0"),
+        (dict(train=TrainArgs(max_norm=float("nan"))), "--train.max_norm must be above 0"),
+        (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
         (dict(resume=Path("no/such")), "has no training_state.pth"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
@@ -224,7 +230,7 @@ def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny
     assert "already holds a run" in told and "--resume auto" in told and "--overwrite true" in told
     (tmp_path / "out/notes.txt").write_text("mine")
     warmstart.setup(train=TrainArgs(max_steps=2), overwrite=True, **shared)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["final", "logs", "metrics.csv", "notes.txt"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {LOCK, "final", "logs", "metrics.csv", "notes.txt"}
 
 
 def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
@@ -244,7 +250,18 @@ def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
 def test_overwrite_never_deletes_what_the_run_starts_from(refused, base, tmp_path):
     run = copied(base.parent, tmp_path / "run")
     assert "starts from" in refused(base=run / "final", out_dir=run, overwrite=True)
+    told = refused(warmstart_scratch.setup, mup_base=str(run / "final"), out_dir=run, overwrite=True)
+    assert "starts from" in told and str(run / "final") in told
+    told = refused(warmstart_grow.setup, mup_base=str(run / "final"), out_dir=run / "final", overwrite=True)
+    assert "holds --mup_base" in told
     assert (run / "final/lit_model.pth").is_file()
+
+
+def test_growing_to_the_bases_own_size_with_its_own_seed(refused, base, tiny, tiny_settings, tmp_path):
+    assert Record.load(base / "warmstart.yaml").training["seed"] == 42
+    for function in (warmstart.setup, warmstart_grow.setup):
+        assert "--seed 42 is the base's own" in refused(function, target=tiny[16])
+    warmstart_grow.setup(base=base, target=tiny[16], out_dir=tmp_path / "grown", seed=43)
 
 
 def test_resuming_a_checkpoint_of_another_run_or_one_that_was_only_grown(refused, base, tiny, tiny_settings, tmp_path):

@@ -16,10 +16,11 @@ def make_spec(tiny, stdlib_path, tmp_path):
     def make(folder: str, lr: float = 0.02, seed: int = 1, **changes: object) -> RunSpec:
         train = TrainArgs(global_batch_size=4, micro_batch_size=4, max_steps=changes.pop("max_steps", 4),
                           save_interval=changes.pop("save_interval", None))  # fmt: skip
+        data = changes.pop("data", None) or StdlibText(stdlib_path)
         own = dict(target=tiny[16], parametrization="mup", initial_checkpoint_dir=None)
         return resolve(
             "warmstart_scratch", tiny[16], None, None, "mup", Path(tmp_path) / "runs" / folder, own, lr=lr, seed=seed,
-            train=train, data=StdlibText(stdlib_path), precision="32-true", compile=False, logger_name="csv",
+            train=train, data=data, precision="32-true", compile=False, logger_name="csv",
             eval=EvalArgs(max_iters=4), resume="auto", **changes,
         )  # fmt: skip
 

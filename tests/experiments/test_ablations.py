@@ -2,6 +2,7 @@
 
 import csv
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from litgpt_warmstart.checkpoint import read_header
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.experiments.ablations import Summary, expand, labels, table
+from litgpt_warmstart.experiments.ablations import Summary, expand, labels, summaries, table
 from tests.conftest import assert_same_weights
 
 DEFAULTS = dict(base="5M", target="22M")
@@ -84,18 +85,34 @@ def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
+    scratch, warm = expand([dict(shrink=0.4)], DEFAULTS)
+    rows = [
+        dict(**asdict(arm), first_val_loss=8.0, seed=seed, status=status, val_loss=loss, scratch_status=beside,
+             scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
+             scratch_tokens_to_scratch_val_loss=reached and 6)
+        for arm, seed, status, loss, beside, reached in (
+            (scratch, 1, "finished", 5.0, "finished", None), (scratch, 2, "diverged", 9.0, "diverged", None),
+            (warm, 1, "finished", 5.5, "finished", 3), (warm, 2, "finished", 9.5, "diverged", None),
+        )
+    ]  # fmt: skip
+    told = summaries([scratch, warm], rows)[1]
+    assert (told.shares, told.ended_above, told.alone) == ((0.5,), 1, 1)
+    assert "50% (1 of 1 seeds); 1 ended above it; 1 without a run from scratch" in table([told])
+
+
 def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviation():
     arms = expand([dict(shrink=[0.4]), dict(gains="reset", shrink=1)], DEFAULTS)
     shared, names = labels(arms)
     assert shared == "5M -> 22M, 20 tokens per parameter, constant"
     assert names == ["from scratch", "shrink 0.4", "shrink 1, gains reset"]
-    ends = (((8.0, 8.0), (5.0, 5.0), 0, 0, 0, ()), ((7.0, 7.2), (4.0, 4.2), 0, 0, 1, (0.3,)),
-            ((7.0,), (), 1, 1, 0, ()))  # fmt: skip
+    ends = (((8.0, 8.0), (5.0, 5.0), 0, 0, 0, 0, ()), ((7.0, 7.2, 7.1), (4.0, 4.2, 4.1), 0, 0, 1, 1, (0.3,)),
+            ((7.0,), (), 1, 1, 0, 0, ()))  # fmt: skip
     text = table([Summary(arm, *end) for arm, end in zip(arms, ends, strict=True)])
     assert (
-        "4.1000 ± 0.1414" in text
-        and "30% (1 of 2 seeds); 1 ended above it" in text
-        and "never; 1 diverged; 1 skipped" in text
+        "4.1000 ± 0.1000" in text
+        and "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
+        and "-; 1 diverged; 1 skipped" in text
     )
 
 

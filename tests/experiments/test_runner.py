@@ -4,11 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from litgpt.data import TextFiles
 
 from litgpt_warmstart import pretrain
 from litgpt_warmstart.args import Growth
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.experiments.runner import OUTCOME, Run, carry_out, first_difference, read_outcome
+from litgpt_warmstart.experiments.runner import OUTCOME, Run, carry_out, first_difference, read_outcome, settings
 from tests.conftest import losses
 
 
@@ -78,6 +79,22 @@ def test_the_first_setting_that_differs_is_named_within_dicts_and_unknown_ones_a
     assert first_difference(before, dict(a=1, b=dict(c=2, d=[3]), new=5)) is None
     assert first_difference(before, dict(b=dict(c=2, d=[4]), a=2)) == ("b.d", [3], [4])
     assert first_difference(dict(max_norm=None), dict(max_norm=1.0)) == ("max_norm", None, 1.0)
+
+
+def test_growth_or_none_and_other_optimizer_arguments_are_differences():
+    grown = dict(growth=dict(shrink=0.4))
+    assert first_difference(dict(growth={}), grown) == ("growth", {}, dict(shrink=0.4))
+    assert first_difference(grown, dict(growth={}))[0] == "growth"
+    assert first_difference(grown, dict(growth=dict(shrink=0.4, gains="shrunk"))) is None  # of a later version
+    a, b = (dict(optimizer=dict(class_path="AdamW", init_args={name: 1})) for name in ("eps", "beta"))
+    assert first_difference(a, b)[0] == "optimizer" and first_difference(a, a) is None
+
+
+def test_data_of_other_arguments_is_another_run(make_spec, tmp_path):
+    specs = [make_spec("a", data=TextFiles(tmp_path / name)) for name in ("one", "two", "two")]
+    found = [settings(Run("a", spec)) for spec in specs]
+    assert first_difference(found[0], found[1])[0] == "data.init_args.train_data_path"
+    assert first_difference(found[1], found[2]) is None
 
 
 def test_two_runs_of_one_name_are_refused(make_spec):

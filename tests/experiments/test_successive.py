@@ -98,10 +98,13 @@ def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, settings,
     base = tmp_path / "moved"  # away from its metrics.csv, as a grid's best/
     shutil.copytree(chain / "2-neox-96" / "final", base)
     given = {k: v for k, v in settings.items() if k not in ("lr", "data")}
-    warmstart_successive.setup(scales=scales[2:], base=base, out_dir=tmp_path / "chain", **given)
+    warmstart_successive.setup(scales=scales[2:], base=base, mup_base=scales[0], out_dir=tmp_path / "chain", **given)
     spent = sum(read_header(chain / name / "final").record.hoffmann_flops for name in ("1-neox-48", "2-neox-96"))
     grown, scratch = (read_header(tmp_path / "chain" / name / "final") for name in ("1-neox-192", "scratch"))
     step = 4 * 64 * hoffmann_flops_per_token(grown.config, 64)
+    stop = read_header(base).record.data.stop_token
+    for record in (grown.record, scratch.record):  # the named muP base is the record's: its rate, after its tokens
+        assert record.base_lr == 0.02 and record.data.start_token == stop
     whole = spent + grown.record.hoffmann_flops
     assert whole - step < scratch.record.hoffmann_flops <= whole
     assert f"At {whole:.3g} FLOPs the chain's validation loss is" in capsys.readouterr().out

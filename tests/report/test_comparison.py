@@ -42,6 +42,10 @@ def test_the_verdict_counts_the_bases_compute_and_the_warmstarts_own_tokens(runs
     told = verdict(scratch, warm)
     assert f"after {tokens / 2:,.0f} of {tokens:,} tokens: 50%" in told
     assert f"({(own + base_flops) / scratch.record.matmul_flops:.0%})" in told
+    scratch.val_losses[:] = [(tokens * i / 4, loss) for i, loss in enumerate([8.0, 7.0, 6.5, 7.25, 7.0])]
+    assert f"after {tokens / 2:,.0f} of {tokens / 4:,.0f} tokens: 200%" in verdict(scratch, warm)
+    unknown = replace(warm.record, lineage=(replace(warm.record.lineage[0], matmul_flops=0),))
+    assert "what the base's own training took is not known" in verdict(scratch, replace(warm, record=unknown))
     warm.val_losses[:] = [(0, 8.0), (128, 7.9), (256, 7.8), (512, 7.5)]
     assert "did not reach" in verdict(scratch, warm) and "in 512 tokens" in verdict(scratch, warm)
 
@@ -65,8 +69,9 @@ def test_what_must_be_the_same_is_checked(runs, change, told):
 
 def test_runs_that_cannot_be_compared_are_refused_by_name(runs, base, tmp_path, capsys):
     for first, second, told in (
-        (runs[0], base.parent, "their model differs"),
-        (runs[1], runs[0], "is no warmstart"),
+        (base.parent, runs[1], "their model differs"),
+        (runs[0], base.parent, "is no warmstart"),
+        (runs[1], runs[1], "is no run from scratch (muP)"),
         (runs[0], tmp_path, "holds no finished run"),
     ):
         with pytest.raises(SystemExit):

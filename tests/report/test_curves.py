@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litgpt_warmstart.report.curves import T_975, band, estimate, smoothed, speed_up, tokens_to_reach
+from litgpt_warmstart.report.curves import (
+    T_975,
+    band,
+    estimate,
+    smoothed,
+    speed_up,
+    tokens_to_last_loss,
+    tokens_to_reach,
+)
 
 CURVE = [(0, 8.0), (100, 6.0), (200, 5.0), (300, 5.5), (400, 4.0)]
 
@@ -27,9 +35,29 @@ def test_a_lower_loss_is_reached_no_earlier(loss):
     assert tokens_to_reach(CURVE, loss) <= tokens_to_reach(CURVE, 4.0)
 
 
-def test_the_speed_up_counts_the_bases_compute_where_it_is_given():
-    assert speed_up(12.0, 3.0) == 4.0 and speed_up(12.0, 3.0, 5.0) == 1.5
-    assert speed_up(12.0, 0.0) == math.inf and speed_up(12.0, 0.0, 6.0) == 2.0
+@given(st.lists(st.floats(1, 9), min_size=2, max_size=9))
+def test_a_curve_beside_itself_takes_as_long_to_its_last_loss_unless_it_began_there(losses):
+    curve = [(10.0 * place, loss) for place, loss in enumerate(losses)]
+    reached = tokens_to_reach(curve, losses[-1])
+    assert tokens_to_last_loss(curve) == (reached or curve[-1][0])
+
+
+def test_a_curve_that_was_at_its_last_loss_before_is_counted_to_there():
+    assert tokens_to_last_loss([(0, 9.0), (10, 5.0), (20, 4.4), (30, 4.8), (40, 4.6)]) == pytest.approx(50 / 3)
+    assert tokens_to_last_loss([(0, 5.0), (10, 6.0)]) == 10 and tokens_to_last_loss([(7, 5.0)]) == 7
+
+
+def test_the_speed_up_is_the_mean_share_of_compute_inverted():
+    found = speed_up([0.5, 0.25])  # 0.375, s = sqrt(1/32), over sqrt(2): 1/8
+    assert found.mean == pytest.approx(8 / 3) and found.seeds == 2
+    assert found.interval == (pytest.approx(1 / (0.375 + 12.706 / 8)), math.inf)
+    found = speed_up([0.5, 0.6, 0.7])
+    assert found.interval == pytest.approx((1 / (0.6 + 4.303 * 0.1 / 3**0.5), 1 / (0.6 - 4.303 * 0.1 / 3**0.5)))
+
+
+def test_seeds_that_needed_no_compute_leave_a_mean_where_others_did():
+    assert speed_up([0.0, 2.0]).mean == 1.0 and speed_up([0.0, 0.0]).interval == (math.inf, math.inf)
+    assert speed_up([0.0]).mean == math.inf and speed_up([0.0]).interval is None and speed_up([]) is None
 
 
 def test_smoothing_takes_the_gaussians_weights_over_their_sum():
@@ -63,17 +91,13 @@ def test_a_straight_line_keeps_its_middle(slope, width):
 
 def test_the_interval_is_students():
     found = estimate([1.0, 2.0, 3.0])  # s = 1, t(2) = 4.303
-    assert found.mean == 2.0 and found.half_width == pytest.approx(4.303 / math.sqrt(3)) and found.seeds == 3
+    width = 4.303 / math.sqrt(3)
+    assert found.mean == 2.0 and found.interval == pytest.approx((2 - width, 2 + width)) and found.seeds == 3
     assert estimate([4.0, 6.0]).interval == pytest.approx((5 - 12.706, 5 + 12.706))  # s = sqrt 2, over sqrt 2
 
 
 def test_one_seed_has_no_interval_and_none_has_no_mean():
-    assert estimate([2.5]).half_width is None and estimate([2.5]).interval is None and estimate([]) is None
-
-
-def test_a_seed_that_needed_no_compute_leaves_no_interval():
-    found = estimate([2.0, math.inf])
-    assert found.mean == math.inf and found.interval is None and found.seeds == 2
+    assert estimate([2.5]).mean == 2.5 and estimate([2.5]).interval is None and estimate([]) is None
 
 
 def test_the_quantiles_leave_a_fortieth_of_students_density_above_them():

@@ -1,12 +1,13 @@
 """Which runs are compared, and what comes of it, against numbers worked out by hand."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
-from litgpt_warmstart.report.groups import compare_all
+from litgpt_warmstart.report.groups import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
+from litgpt_warmstart.schedule import Schedule
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
@@ -23,15 +24,16 @@ def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study
     (comparison,), (arm,) = result.comparisons, result.comparisons[0].arms
     assert result.notes == [] and len(comparison.scratch) == 3 and len(arm.reached) == 3
     assert [pair.tokens for pair in arm.pairs] == [20 * PER_STEP, 20 * PER_STEP, 10 * PER_STEP]
-    assert [pair.speed_up for pair in arm.pairs] == [2.0, 2.0, 4.0]
-    found = arm.speed_up  # s = 2 / sqrt(3), over sqrt(3): 2 / 3
-    assert found.mean == pytest.approx(8 / 3) and found.half_width == pytest.approx(4.303 * 2 / 3)
+    assert [pair.share for pair in arm.pairs] == [0.5, 0.5, 0.25]  # s = 0.25 / sqrt(3), over sqrt(3): 1 / 12
+    share, width = 5 / 12, 4.303 / 12
+    assert arm.speed_up.mean == pytest.approx(1 / share)
+    assert arm.speed_up.interval == pytest.approx((1 / (share + width), 1 / (share - width)))
     base = 10 * PER_STEP * FLOPS_PER_TOKEN[16]
     whole = 40 * PER_STEP * FLOPS_PER_TOKEN[48]
-    expected = [whole / (whole / 2 + base)] * 2 + [whole / (whole / 4 + base)]
-    assert [pair.speed_up_with_base for pair in arm.pairs] == pytest.approx(expected)
-    assert arm.speed_up_with_base.mean == pytest.approx(sum(expected) / 3)
-    assert arm.loss_difference(0).mean == -2.0 and arm.loss_difference(0).half_width == 0.0
+    expected = [0.5 + base / whole] * 2 + [0.25 + base / whole]
+    assert [pair.share_with_base for pair in arm.pairs] == pytest.approx(expected)
+    assert arm.speed_up_with_base.mean == pytest.approx(3 / sum(expected))
+    assert arm.loss_difference(0).mean == -2.0 and arm.loss_difference(0).interval == (-2.0, -2.0)
     assert arm.loss_difference(-1).mean == pytest.approx(-0.9)
 
 
@@ -42,6 +44,14 @@ def test_a_seed_that_never_reaches_the_loss_is_counted_as_such(study):
     (arm,) = compared(study).comparisons[0].arms
     assert len(arm.pairs) == 3 and len(arm.reached) == 2 and arm.speed_up.seeds == 2
     assert arm.speed_up.mean == 2.0 and arm.loss_difference(-1).seeds == 3
+
+
+def test_a_run_from_scratch_that_left_its_last_loss_again_is_counted_to_where_it_was_there_first(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    make_run("scratch", [8.0, 5.0, 4.0, 4.6, 4.5])
+    make_run("warm", [8.0, 5.0, 4.0, 4.6, 4.5], shrink=0.4, base=base)
+    (arm,) = compared(make_run).comparisons[0].arms
+    assert arm.pairs[0].tokens == 15 * PER_STEP and arm.speed_up.mean == 1.0
 
 
 def test_a_warmstart_that_starts_below_the_loss_needs_no_compute_of_its_own(make_run):
@@ -102,13 +112,27 @@ def test_a_repetition_of_a_seed_is_not_counted_twice(study):
     assert len(result.comparisons[0].arms[0].pairs) == 3 and any("repeats" in why for why in told(result).values())
 
 
+def test_schedules_of_different_budgets_are_compared_as_they_were_asked_for(study):
+    run = Run.read(study.folder / "warm-1")
+    found = []
+    for fraction, tokens, steps, start in ((0.2, 1000, 10, 8), (0.2, 2000, 20, 16), (0.5, 2000, 20, 10)):
+        schedule = asdict(Schedule("wsd", steps, cooldowns=((start, steps),)))
+        record = replace(run.record, training={**run.record.training, "max_tokens": tokens, "schedule": schedule})
+        asked = {**run.hyperparameters, "schedule": "wsd", "train": dict(cooldown_fraction=fraction)}
+        found.append(replace(run, hyperparameters=asked, record=record))
+    one, longer, other = found
+    assert differences(one, longer) == [] and [name for name, *_ in differences(one, other)] == ["schedule"]
+    same_budget = replace(other, record=replace(other.record, training={**other.record.training, "max_tokens": 1000}))
+    assert [name for name, *_ in differences(one, same_budget)] == ["schedule"]
+
+
 def test_shrink_0_counts_as_a_run_from_scratch_and_not_its_bases_compute(study):
     import shutil
 
     shutil.rmtree(study.folder / "scratch-1")
     study("zero", [8.0, 7.0, 6.0, 5.0, 4.0], seed=1, shrink=0.0, base=study.folder / "base")
     (arm,) = compared(study).comparisons[0].arms
-    assert len(arm.pairs) == 3 and arm.pairs[0].speed_up in (2.0, 4.0)
+    assert len(arm.pairs) == 3 and arm.pairs[0].share in (0.5, 0.25)
     assert Run.read(study.folder / "zero").from_scratch
 
 

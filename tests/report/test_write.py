@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from litgpt_warmstart.args import TrainArgs
-from litgpt_warmstart.commands import warmstart, warmstart_report, warmstart_scratch
+from litgpt_warmstart.commands import warmstart, warmstart_coord_check, warmstart_report, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.answers import sentences
 from litgpt_warmstart.report.chains import _sha256, chains, parent
 from litgpt_warmstart.report.figures import inline
+from litgpt_warmstart.report.grids import Cell, draw_cells
 from litgpt_warmstart.report.groups import compare_all
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section, Table, render
@@ -69,7 +70,7 @@ def add_check(folder: Path, base: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "coord_check.csv").write_text(COORDINATES)
     (folder / "slopes.csv").write_text(SLOPES)
-    settings = f"base: {base / 'final'}\nlr: 0.01\nbatch_size: 4\nblock_size: 16\nseeds: 2\n"
+    settings = f"base: {base / 'final'}\nlr: 0.01\nbatch_size: 4\nblock_size: 16\nnum_seeds: 2\n"
     (folder / "hyperparameters.yaml").write_text(settings)
 
 
@@ -147,10 +148,10 @@ def test_answers_and_tables_have_the_numbers(written, tables):
     about, sentences = written.answers[0]
     assert about == "neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter"
     assert "shrink 0.6, from neox-16 (0.001M) at 6.14 tokens/param has one seed" in " ".join(sentences)
-    assert "speed-up in FLOPs of 2.67 (95% interval -0.20 to 5.54): not told apart from no speed-up" in sentences[0]
+    assert "speed-up in FLOPs of 2.40 (95% interval 1.29 to 17.22): faster" in sentences[0]
     table = {row["warmstart"]: row for row in rows(tables / "speed_up.csv")}
     arm = next(row for label, row in table.items() if label.startswith("shrink 0.4"))
-    assert float(arm["speed_up"]) == pytest.approx(8 / 3) and arm["seeds_that_reached_scratch_loss"] == "3"
+    assert float(arm["speed_up"]) == pytest.approx(12 / 5) and arm["seeds_that_reached_scratch_loss"] == "3"
     assert float(arm["tokens_per_param"]) == 2.0
     assert table[next(label for label in table if label.startswith("shrink 0.6"))]["speed_up_low"] == ""
     pairs = rows(tables / "pairs.csv")
@@ -174,7 +175,7 @@ def test_a_chain_is_compared_at_the_compute_of_its_whole_lineage(whole):
     before = PER_STEP * (12 * FLOPS_PER_TOKEN[16] + 40 * FLOPS_PER_TOKEN[48])
     assert chain.flops == pytest.approx(before + 40 * PER_STEP * FLOPS_PER_TOKEN[96])
     assert chain.flops_to_scratch_loss == pytest.approx(before + 27 * PER_STEP * FLOPS_PER_TOKEN[96])  # loss 3 at 27
-    assert chain.speed_up == pytest.approx(60 * PER_STEP * FLOPS_PER_TOKEN[96] / chain.flops_to_scratch_loss)
+    assert chain.share == pytest.approx(chain.flops_to_scratch_loss / (60 * PER_STEP * FLOPS_PER_TOKEN[96]))
 
 
 def test_a_budget_of_20_tokens_per_parameter_less_a_part_of_a_step_is_no_start_of_a_run(make_run):
@@ -240,7 +241,7 @@ def test_a_grid_without_warmstarts_says_that_there_is_no_answer(make_run, tmp_pa
     make_run("cells/a", [8.0, 7.0])
     make_run("cells/b", [8.0, 7.5], base_lr=0.1)
     written = write_report([make_run.folder], tmp_path / "report")
-    assert written.answers == [] and written.words[0].startswith("There is none")
+    assert written.answers == [] and written.words[0].endswith("no answer")
     assert len(rows(tmp_path / "report/tables/runs.csv")) == 2
 
 
@@ -248,6 +249,7 @@ def test_a_grid_search_is_drawn_and_its_winner_told_and_a_damaged_one_is_left_ou
     make_run("grid/cells/a", [8.0, 7.0])
     make_run("grid/cells/b", [8.0, 7.5], base_lr=0.1)
     grid = "lr,batch_size,seed,status,val_loss,tokens,run\n"
+    make_run("grid/wider/cells/a", [8.0, 7.0], width=96)
     lines = ("0.02,8,1,finished,7.0,20480,a", "0.1,8,1,finished,7.5,20480,b", "1.0,8,1,diverged,9.0,512,c")
     (make_run.folder / "grid/grid_search.csv").write_text("\n".join((grid.strip(), *lines)))
     (make_run.folder / "worse").mkdir()
@@ -256,10 +258,22 @@ def test_a_grid_search_is_drawn_and_its_winner_told_and_a_damaged_one_is_left_ou
     page = written.page.read_text(encoding="utf-8")
     assert Page(page).headings == ["The answer", "Grid searches", "Runs"] and page.count("<svg") == 1
     assert "Best: lr 0.02, batch 8, validation loss 7.0000." in page and "0.02 is the smallest of --lrs" in page
-    assert "grid: neox-48 (0.0102M), 2 tokens per parameter" in page and "Runs R1, R2." in page
-    assert "worse: could not convert string to float" in page
+    assert "grid: neox-48 (0.0102M), 2 tokens per parameter" in page and "Runs R1, R2." in page  # not grid/wider
+    assert "worse: could not convert string to float" in page and len(written.notes) == 1
+    assert written.answers[0][1][0] == "Best: lr 0.02, batch 8, validation loss 7.0000."
     assert [row["val_loss"] for row in rows(tmp_path / "report/tables/grid_searches.csv")] == ["7.0", "7.5", "9.0"]
-    assert "diverged" in (tmp_path / "report/figures/grid-search-1.svg").read_text(encoding="utf-8")
+    svg = (tmp_path / "report/figures/grid-search-1.svg").read_text(encoding="utf-8")
+    assert "diverged" in svg and "7.500" in svg
+
+
+def test_a_grid_of_one_batch_size_has_cells_with_an_area():
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots()
+    found = [Cell(lr, 64, (loss,), 0, ()) for lr, loss in ((0.01, 4.0), (0.03, 3.8))]
+    draw_cells(axes, found, found[1])
+    assert axes.collections[0].get_coordinates()[:, :, 0].tolist() == [[-0.5, 0.5]] * 3
+    plt.close(figure)
 
 
 def test_no_speed_up_is_an_answer(make_run, tmp_path):
@@ -311,7 +325,7 @@ def test_folders_are_typed_one_after_the_other_or_named_in_a_file(study, tmp_pat
     assert "speed-up in FLOPs of 2.00 (one seed: no interval)" in capsys.readouterr().out
     (tmp_path / "report.yaml").write_text(f"runs: [{folders[0]}, {folders[1]}]\nout_dir: {tmp_path / 'b'}\n")
     command(monkeypatch, "--config", tmp_path / "report.yaml")
-    assert "There is none" in capsys.readouterr().out
+    assert "no answer" in capsys.readouterr().out
     assert (tmp_path / "a/index.html").is_file() and (tmp_path / "b/index.html").is_file()
 
 
@@ -333,7 +347,13 @@ def test_real_runs_make_a_page(base, tiny, tiny_settings, tmp_path, capsys):
         warmstart_scratch.setup(mup_base=str(base), out_dir=tmp_path / f"scratch-{seed}", seed=seed, **shared)
         warmstart.setup(base=base, out_dir=tmp_path / f"warm-{seed}", seed=seed, **shared)
     capsys.readouterr()
+    warmstart_coord_check.setup(
+        base=base, widths="16,32", steps=2, num_seeds=2, batch_size=2, block_size=16, shrink="0.4",
+        out_dir=tmp_path / "check",
+    )  # fmt: skip
     warmstart_report.setup([base.parent, tmp_path], out_dir=tmp_path / "report")
+    assert "Left out" not in (tmp_path / "report/index.html").read_text(encoding="utf-8")
+    assert {r["verdict"] for r in rows(tmp_path / "report/tables/coordinate_slopes_1.csv")} <= {"ok", "grows"}
     told = capsys.readouterr().out
     assert "neox-16 (0.138M) → neox-48" in told and "Wrote" in told and "Not counted" not in told
     (row,) = rows(tmp_path / "report/tables/speed_up.csv")
