@@ -56,7 +56,8 @@ def told(what: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             raise UserError(f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it") from error
         raise UserError(
-            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT; the same command goes on"
+            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT, or the path if a folder is"
+            " meant; the same command goes on"
         ) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -176,7 +177,7 @@ def tokenizer_digest(files: dict[str, bytes]) -> str:
 
 
 def _model_file(repo_id: str, name: str) -> Path | None:
-    with quiet(), told(f"tokenizer {repo_id!r}, which is no folder here"):
+    with quiet(), told(f"tokenizer {repo_id!r}"):
         try:
             return Path(HfApi().hf_hub_download(repo_id, name))
         except LocalEntryNotFoundError:
