@@ -56,8 +56,8 @@ def told(what: str) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE:
             raise UserError(f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it") from error
         raise UserError(
-            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT, or the path if a folder is"
-            " meant; the same command goes on"
+            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT, or, if a folder is meant,"
+            " its path; the same command goes on"
         ) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
