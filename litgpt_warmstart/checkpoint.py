@@ -128,13 +128,22 @@ def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
         UserError: As :func:`read_header`; or the weights are cut off, carry pickled code, or hold a NaN or Inf.
     """
     header = read_header(path, what)
-    weights = dict(_litgpt_names(load_tensors(path / WEIGHTS), header.config))
+    weights = stored_weights(header)
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise UserError(f"{what} {str(path / WEIGHTS)!r} holds NaN or Inf in {name}: take an earlier checkpoint")
     if header.record and header.record.width_mult != 1.0:
         weights[UNFOLDED_READOUT] = _unfolded_readout(path, weights[UNFOLDED_READOUT], header.record.width_mult)
     return Checkpoint(header.path, header.config, header.record, weights)
+
+
+def stored_weights(header: Header) -> dict[str, torch.Tensor]:
+    """The weights as ``lit_model.pth`` has them, the readout folded, memory-mapped, by LitGPT name of today.
+
+    Raises:
+        UserError: They are cut off or carry pickled code.
+    """
+    return dict(_litgpt_names(load_tensors(header.path / WEIGHTS), header.config))
 
 
 def _unfolded_readout(path: Path, folded: torch.Tensor, width_mult: float) -> torch.Tensor:

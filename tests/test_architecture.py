@@ -17,7 +17,7 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("run_plan",),
     ("pretrain", "measurement"),
     ("assembly",),
-    ("run_folder", "grow_folder"),
+    ("run_folder", "grow_folder", "export"),
     ("parametrization",),
     ("growth",),
     ("model",),

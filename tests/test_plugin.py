@@ -24,6 +24,7 @@ COMMANDS = {
     "warmstart_successive",
     "warmstart_ablations",
     "warmstart_coord_check",
+    "warmstart_export",
     "warmstart_report",
     "warmstart_prepare_data",
 }

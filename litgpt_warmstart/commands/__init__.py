@@ -6,6 +6,7 @@ from litgpt_warmstart.commands import (
     warmstart,
     warmstart_ablations,
     warmstart_coord_check,
+    warmstart_export,
     warmstart_grid_search,
     warmstart_grow,
     warmstart_plan,
@@ -26,4 +27,5 @@ COMMANDS: dict[str, Callable] = {
     "warmstart_prepare_data": warmstart_prepare_data.setup,
     "warmstart_coord_check": warmstart_coord_check.setup,
     "warmstart_report": warmstart_report.setup,
+    "warmstart_export": warmstart_export.setup,
 }

@@ -1,0 +1,108 @@
+"""Checkpoints for other tools: the same logits where the attention scale has nowhere to go."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
+from litgpt.utils import save_config
+from safetensors.torch import load_file
+
+from litgpt_warmstart.commands import warmstart_export, warmstart_grow
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.export import export, fold_attention_scale, transformers_config
+from tests.conftest import FAMILIES, llama, neox
+
+
+def logits(config: Config, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    model = GPT(config)
+    model.load_state_dict(weights)
+    return model(torch.arange(12).view(1, 12) % 90)
+
+
+def made(config: Config) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded_weights_have_the_logits_without_the_scale(family):
+    config = replace(FAMILIES[family](48, 4), attention_scores_scalar=36)
+    weights = made(config)
+    folded, plain = fold_attention_scale(weights, config)
+    assert plain.attention_scores_scalar is None
+    torch.testing.assert_close(logits(plain, folded), logits(config, weights), rtol=1e-4, atol=1e-4)
+    assert (logits(plain, weights) - logits(config, weights)).abs().max() > 0.01  # it had something to do
+
+
+def test_what_has_the_usual_scale_is_left_as_it_is():
+    config = neox(48, 4)
+    weights = made(config)
+    assert all(torch.equal(weights[name], weight) for name, weight in fold_attention_scale(weights, config)[0].items())
+
+
+@pytest.mark.parametrize("family", ["neox", "llama"])
+def test_litgpts_own_import_of_transformers_names_gives_the_logits_back(family, tmp_path):
+    config = replace(FAMILIES[family](48, 4), attention_scores_scalar=36)
+    weights = made(config)
+    (tmp_path / "source").mkdir()
+    torch.save(weights, tmp_path / "source/lit_model.pth")
+    save_config(config, tmp_path / "source")
+    kind = export(tmp_path / "source", tmp_path / "out", "transformers")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert kind == written["architectures"][0] and written["hidden_size"] == 48 and written["dtype"] == "float32"
+    named, back, plain = (
+        load_file(tmp_path / "out/model.safetensors"),
+        {},
+        replace(config, attention_scores_scalar=None),
+    )
+    if written["model_type"] == "gpt_neox":
+        copy_weights_gpt_neox(plain, back, named)
+    else:
+        assert written["num_key_value_heads"] == config.n_query_groups and written["head_dim"] == config.head_size
+        copy_weights_hf_llama(plain, {}, back, named)
+    torch.testing.assert_close(logits(plain, back), logits(config, weights), rtol=1e-4, atol=1e-4)
+
+
+def test_a_grown_checkpoint_is_exported_in_both_formats_with_its_tokenizer(base, tiny, tmp_path, capsys):
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    shared = dict(checkpoint_dir=tmp_path / "grown", overwrite=True)
+    for format in ("litgpt", "transformers"):
+        warmstart_export.setup(out_dir=tmp_path / format, format=format, **shared)
+        assert "attention scale of 18 folded into the queries" in capsys.readouterr().out
+        assert (tmp_path / format / "tokenizer.json").is_file()
+        assert not (tmp_path / format / "warmstart.yaml").exists()  # it tells of the scale
+    warmstart_export.setup(out_dir=tmp_path / "litgpt", **shared)  # replaced
+    assert (tmp_path / "litgpt/config.json").is_file() and not (tmp_path / "litgpt/lit_model.pth").exists()
+
+
+def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part(tmp_path):
+    with pytest.raises(UserError, match="post_mlp_norm True, which transformers' GPT-NeoX and Llama have not"):
+        transformers_config(replace(llama(48, 4), post_mlp_norm=True))
+    with pytest.raises(UserError, match="or share keys"):
+        transformers_config(replace(neox(48, 4), n_query_groups=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(checkpoint_dir=None), "--checkpoint_dir is missing"),
+        (dict(out_dir=None), "--out_dir is missing"),
+        (dict(out_dir="source"), "holds the checkpoint"),
+        (dict(out_dir="mine"), "exists and is no model's folder"),
+        (dict(out_dir="before"), "exists: pass --overwrite true"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(base, tmp_path, capsys, changes, told):
+    for name in ("mine/notes", "before/model.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    if changes.get("out_dir"):
+        changes = dict(out_dir=base.parent if changes["out_dir"] == "source" else tmp_path / changes["out_dir"])
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(**dict(checkpoint_dir=base, out_dir=tmp_path / "new") | changes)
+    err = capsys.readouterr().err
+    assert told in err and len(err.splitlines()) == 1 and not (tmp_path / "new").exists()
