@@ -34,6 +34,11 @@ def place(row: dict) -> tuple[str, float]:
     return row["precision"], float(row["scale"].removesuffix("M"))
 
 
+def scale(row: dict) -> str:
+    """A scale, and the length of its sequences where that is not the usual one."""
+    return row["scale"] + (f", blocks of {row['block_size']}" if row["block_size"] != 1024 else "")
+
+
 def train_results() -> list[dict]:
     """Training speed beside stock, the files by their first rows."""
     return sorted(results("train"), key=lambda result: place(result["results"][0]))
@@ -57,7 +62,7 @@ def train_table() -> str:
             at_4 = stock["peak_gigabytes_by_micro_batch_size"].get("4")
             default = f" ({at_4:.2f})" if at_4 else ""
             lines.append(
-                f"| {row['scale']} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
+                f"| {scale(row)} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
                 f" ({stock['micro_batch_size']}) | {ours['tokens_per_sec']['median']:,.0f}"
                 f" ({ours['micro_batch_size']}, {loss}) | **{ratio['median']:.2f}** ({ratio['min']:.2f} to"
                 f" {ratio['max']:.2f}) | {stock['peak_gigabytes']:.2f}{default}, {ours['peak_gigabytes']:.2f} |"
@@ -78,7 +83,7 @@ def ratio_table() -> str:
     for row in sorted((row for result in found for row in result["results"]), key=place):
         stock, ours = row["stock"], row["ours"]
         lines.append(
-            f"| {row['scale']} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
+            f"| {scale(row)} | {row['precision']} | {stock['tokens_per_sec']['median']:,.0f}"
             f" ({stock['micro_batch_size']}) | {ours['tokens_per_sec']['median']:,.0f}"
             f" ({ours['micro_batch_size']}) | {row['ratio']['median']:.2f}"
             f" ({row['ratio']['min']:.2f} to {row['ratio']['max']:.2f}) |"

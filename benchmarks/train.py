@@ -15,9 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from litgpt.config import Config
 from litgpt.data import DataModule
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -33,21 +35,47 @@ from measuring import (
     write_result,
 )
 
-BLOCK_SIZE = 1024
 LEARNING_RATE = 1e-3
 DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
 """Peak rates for the model FLOPs utilization, without sparsity (NVIDIA's data sheets)."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a step is made of."""
+
+    scale: str
+    precision: str
+    batch: int
+    """Sequences."""
+    block_size: int
+    """Tokens of a sequence."""
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.block_size
+
+    @property
+    def options(self) -> list[str]:
+        return ["--scales", self.scale, "--precisions", self.precision, "--global_batch_size", str(self.batch),
+                "--block_size", str(self.block_size)]  # fmt: skip
+
+    @property
+    def config(self) -> Config:
+        from litgpt_warmstart import scales
+
+        return replace(scales.resolve_config(self.scale), block_size=self.block_size)
+
+
 class Gate(IterableDataset):
     """Random tokens, shape (T + 1,) each, that wait for a word from the parent before each optimizer step."""
 
-    def __init__(self, sequences_per_step: int, classes: int) -> None:
-        self.sequences_per_step, self.classes = sequences_per_step, classes
+    def __init__(self, sequences_per_step: int, block_size: int, classes: int) -> None:
+        self.shape, self.classes = (sequences_per_step, block_size + 1), classes
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(self.classes, (self.sequences_per_step, BLOCK_SIZE + 1), generator=generator)
+        tokens = torch.randint(self.classes, self.shape, generator=generator)
         start = None
         while True:
             if torch.cuda.is_available():
@@ -72,23 +100,22 @@ class Gate(IterableDataset):
 class GatedTokens(DataModule):
     """The same random tokens for both trainers."""
 
-    def __init__(self, sequences_per_step: int = 8, classes: int = 50257) -> None:
+    def __init__(self, sequences_per_step: int = 8, block_size: int = 1024, classes: int = 50257) -> None:
         super().__init__()
-        self.sequences_per_step, self.classes = sequences_per_step, classes
+        self.sequences_per_step, self.block_size, self.classes = sequences_per_step, block_size, classes
 
     def connect(self, tokenizer=None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            Gate(self.sequences_per_step, self.classes), self.batch_size, pin_memory=torch.cuda.is_available()
-        )
+        gate = Gate(self.sequences_per_step, self.block_size, self.classes)
+        return DataLoader(gate, self.batch_size, pin_memory=torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(torch.zeros(2 * self.batch_size, BLOCK_SIZE + 1, dtype=torch.int64), self.batch_size)
+        return DataLoader(torch.zeros(2 * self.batch_size, self.block_size + 1, dtype=torch.int64), self.batch_size)
 
 
-def run_stock(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+def run_stock(work: Work, micro: int | None, out_dir: Path) -> None:
     """``litgpt.pretrain`` as its command runs it, with LitGPT's defaults beyond the common settings."""
     import litgpt.pretrain
 
@@ -99,12 +126,12 @@ def run_stock(scale: str, precision: str, batch: int, micro: int | None, out_dir
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": LEARNING_RATE, "betas": [0.9, 0.95]}}
     litgpt.pretrain.setup(
         "pythia-14m",
-        model_config=scales.resolve_config(scale),
+        model_config=work.config,
         out_dir=out_dir,
-        precision=precision,
-        data=GatedTokens(batch),
+        precision=work.precision,
+        data=GatedTokens(work.batch, work.block_size),
         train=litgpt.pretrain.TrainArgs(
-            save_interval=None, log_interval=1, global_batch_size=batch, micro_batch_size=micro, max_tokens=10**9,
+            save_interval=None, log_interval=1, global_batch_size=work.batch, micro_batch_size=micro, max_tokens=10**9,
             max_norm=1.0, min_lr=LEARNING_RATE / 10, lr_warmup_steps=0,
         ),
         eval=litgpt.pretrain.EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
@@ -114,52 +141,51 @@ def run_stock(scale: str, precision: str, batch: int, micro: int | None, out_dir
     )  # fmt: skip
 
 
-def run_ours(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
     """``warmstart_scratch``, with what it chooses by itself."""
     from litgpt_warmstart.args import EvalArgs, TrainArgs
     from litgpt_warmstart.commands import warmstart_scratch
 
     torch.set_float32_matmul_precision("high")  # as our script does
     warmstart_scratch.setup(
-        target=scale,
+        target=work.scale,
         mup_base="5M",
         lr=LEARNING_RATE,
         out_dir=out_dir,
-        precision=precision,
-        data=GatedTokens(batch),
-        train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=batch, micro_batch_size=micro,
-                        max_tokens=10**9),
+        precision=work.precision,
+        data=GatedTokens(work.batch, work.block_size),
+        train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=work.batch, micro_batch_size=micro,
+                        max_tokens=10**9, max_seq_length=work.block_size),
         eval=EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
         logger_name="csv",
     )  # fmt: skip
 
 
-def run_body(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> None:
+def run_body(work: Work, micro: int | None, out_dir: Path) -> None:
     """The model without its head, forward and backward, compiled: what a step would take if head and loss were free."""
-    from litgpt_warmstart import scales
     from litgpt_warmstart.model import MuGPT
 
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
-        gpt = MuGPT(scales.resolve_config(scale))
-    gpt.max_seq_length = BLOCK_SIZE
+        gpt = MuGPT(work.config)
+    gpt.max_seq_length = work.block_size
     body = torch.compile(gpt.readout_input)
-    data = GatedTokens(batch)
+    data = GatedTokens(work.batch, work.block_size)
     data.connect(batch_size=micro)
     for tokens in data.train_dataloader():
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision.startswith("bf16")):
+        with torch.autocast(device.type, torch.bfloat16, enabled=work.precision.startswith("bf16")):
             hidden = body(tokens[:, :-1].to(device))
         hidden.float().sum().backward()
 
 
-def measure_machine(scale: str, precision: str, batch: int, micro: int | None, out_dir: Path) -> dict[str, float]:
+def measure_machine(work: Work, micro: int | None, out_dir: Path) -> dict[str, float]:
     """What the machine can do at best: a large product, in the faster of fp32 and the run's precision, and a copy."""
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     n = 8192 if device.type == "cuda" else 2048
     rates = []
-    for dtype in {torch.float32, torch.bfloat16 if precision.startswith("bf16") else torch.float32}:
+    for dtype in {torch.float32, torch.bfloat16 if work.precision.startswith("bf16") else torch.float32}:
         square = torch.randn(n, n, device=device).to(dtype)
         repeats = 5 if dtype == torch.float32 or device.type == "cuda" else 1
         rates.append(2 * n**3 / least_seconds(lambda square=square: square @ square, repeats))
@@ -174,13 +200,12 @@ def measure_machine(scale: str, precision: str, batch: int, micro: int | None, o
 class Worker:
     """A trainer in a process of its own that makes one optimizer step when told."""
 
-    def __init__(self, what: str, scale: str, precision: str, batch: int, micro: int | None, work: Path) -> None:
-        command = [sys.executable, __file__, "--worker", what, "--scales", scale, "--precisions", precision,
-                   "--global_batch_size", str(batch), "--work", str(work)]  # fmt: skip
+    def __init__(self, what: str, work: Work, micro: int | None, folder: Path) -> None:
+        command = [sys.executable, __file__, "--worker", what, *work.options, "--work", str(folder)]
         if micro:
             command += ["--micro_batch_size", str(micro)]
-        self.log = work / f"{what}-{scale}-{precision}-{micro}.log"
-        own = work / f"{what}-{micro}-cache"  # nothing is compiled yet, and no micro-batch found
+        self.log = folder / f"{what}-{work.scale}-{work.precision}-{micro}.log"
+        own = folder / f"{what}-{micro}-cache"  # nothing is compiled yet, and no micro-batch found
         own.mkdir()
         caches = {name: str(own) for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")}
         environment = {**os.environ, **caches, "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
@@ -210,20 +235,18 @@ class Worker:
         self.process.communicate("stop\n")
 
 
-def compare(
-    scale: str, precision: str, batch: int, stock_sizes: list[int], pairs: int, work: Path
-) -> dict[str, object]:
+def compare(work: Work, stock_sizes: list[int], pairs: int, folder: Path) -> dict[str, object]:
     """All figures of one scale and precision."""
-    work.mkdir(parents=True)
+    folder.mkdir(parents=True)
     first: dict[str, float] = {}
 
     def started(what: str, micro: int | None) -> Worker:
-        worker = Worker(what, scale, precision, batch, micro, work)
+        worker = Worker(what, work, micro, folder)
         worker.told()
         first[what if what != "stock" else f"stock-{micro}"] = worker.step()["seconds"]
         return worker
 
-    sizes = [size for size in stock_sizes if batch % size == 0]
+    sizes = [size for size in stock_sizes if work.batch % size == 0]
     candidates = {micro: started("stock", micro) for micro in sizes}
     trials = {micro: [] for micro in sizes}
     for number in range(4 if len(sizes) > 1 else 2):  # of one size there is nothing to choose
@@ -235,7 +258,7 @@ def compare(
     peaks = {micro: max(step["gigabytes"] for step in steps) for micro, steps in trials.items()}
     best = min(seconds, key=seconds.get)
     for micro in sizes:
-        speed = batch * BLOCK_SIZE / seconds[micro]
+        speed = work.tokens / seconds[micro]
         print(f"  stock, micro-batch {micro}: {speed:,.0f} tokens/s, peak {peaks[micro]:.2f} GB", flush=True)
         if micro != best:
             candidates[micro].stop()
@@ -253,23 +276,20 @@ def compare(
     for worker in workers.values():
         worker.stop()
 
-    command = [sys.executable, __file__, "--worker", "machine", "--scales", scale, "--precisions", precision,
-               "--work", str(work)]  # fmt: skip
-    with (work / "machine.log").open("w") as log:
+    command = [sys.executable, __file__, "--worker", "machine", *work.options, "--work", str(folder)]
+    with (folder / "machine.log").open("w") as log:
         measured = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=True, text=True)
     first["stock"] = first[f"stock-{best}"]
     micros = {"stock": best, "ours": ours_micro}
-    figures = summary(scale, precision, batch, micros, first, steps, json.loads(measured.stdout))
+    figures = summary(work, micros, first, steps, json.loads(measured.stdout))
     figures["choices"] = described
-    figures["stock"]["tokens_per_sec_by_micro_batch_size"] = {m: batch * BLOCK_SIZE / s for m, s in seconds.items()}
+    figures["stock"]["tokens_per_sec_by_micro_batch_size"] = {m: work.tokens / s for m, s in seconds.items()}
     figures["stock"]["peak_gigabytes_by_micro_batch_size"] = peaks
     return figures
 
 
 def summary(
-    scale: str,
-    precision: str,
-    batch: int,
+    work: Work,
     micros: dict[str, int],
     first: dict[str, float],
     steps: dict[str, list[dict[str, float]]],
@@ -278,14 +298,13 @@ def summary(
     """Figures from raw times; ratios and shares are those of the rounds."""
     from litgpt.utils import num_parameters
 
-    from litgpt_warmstart import scales
     from litgpt_warmstart.flops import matmul_flops_per_token
     from litgpt_warmstart.model import MuGPT
 
-    config, tokens = scales.resolve_config(scale), batch * BLOCK_SIZE
+    config, tokens = work.config, work.tokens
     with torch.device("meta"):
         parameters = num_parameters(MuGPT(config))
-    flops = matmul_flops_per_token(config, BLOCK_SIZE)
+    flops = matmul_flops_per_token(config, work.block_size)
     # fp32 weights read twice, gradients written and read, Adam's moments read and written, weights written: once a step
     step_bytes = 4 * parameters * 9
     roofline = tokens / max(tokens * flops / best["matmul_flops_per_sec"], step_bytes / best["bytes_per_sec"])
@@ -294,7 +313,8 @@ def summary(
     def ratio(over: str, under: str) -> list[float]:
         return [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
 
-    figures = {"scale": scale, "precision": precision, "global_batch_size": batch, "block_size": BLOCK_SIZE}
+    figures = {"scale": work.scale, "precision": work.precision, "global_batch_size": work.batch}
+    figures["block_size"] = work.block_size
     figures |= {"ratio": spread(ratio("stock", "ours")), "roofline_tokens_per_sec": roofline, **best}
     figures["body_tokens_per_sec"] = spread([tokens / s for s in seconds["body"]])
     for what, micro in micros.items():
@@ -315,7 +335,7 @@ def summary(
 def show(figures: dict[str, object]) -> None:
     """Print one scale and precision."""
     peak = next((rate for name, rate in DENSE_BF16_FLOPS.items() if name in str(machine()["device"])), None)
-    print(f"{figures['scale']}, {figures['precision']}, batch {figures['global_batch_size']} x {BLOCK_SIZE}")
+    print(f"{figures['scale']}, {figures['precision']}, batch {figures['global_batch_size']} x {figures['block_size']}")
     for what in ("stock", "ours"):
         f = figures[what]
         mfu = f", MFU {f['flops_per_sec'] / peak:.1%}" if peak and "bf16" in figures["precision"] else ""
@@ -348,6 +368,7 @@ def main() -> None:
         "--precisions", nargs="+", choices=["32-true", "bf16-mixed", "bf16-true"], default=["32-true", "bf16-mixed"]
     )
     parser.add_argument("--global_batch_size", type=int, default=8, help="sequences per optimizer step")
+    parser.add_argument("--block_size", type=positive, default=1024, help="tokens per sequence")
     parser.add_argument(
         "--stock_micro_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
     )
@@ -361,10 +382,9 @@ def main() -> None:
         global CHANNEL
         CHANNEL = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what the trainers print goes to the log
-        work = args.work / f"{args.worker}-{args.micro_batch_size}"
-        result = WORKERS[args.worker](
-            args.scales[0], args.precisions[0], args.global_batch_size, args.micro_batch_size, work
-        )
+        work = Work(args.scales[0], args.precisions[0], args.global_batch_size, args.block_size)
+        folder = args.work / f"{args.worker}-{args.micro_batch_size}"
+        result = WORKERS[args.worker](work, args.micro_batch_size, folder)
         if result:
             print(json.dumps(result), file=CHANNEL, flush=True)
         return
@@ -374,10 +394,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for scale in args.scales:
             for precision in args.precisions:
-                work = Path(folder) / f"{scale}-{precision}"
-                results.append(
-                    compare(scale, precision, args.global_batch_size, args.stock_micro_batch_sizes, args.pairs, work)
-                )
+                work = Work(scale, precision, args.global_batch_size, args.block_size)
+                own = Path(folder) / f"{scale}-{precision}"
+                results.append(compare(work, args.stock_micro_batch_sizes, args.pairs, own))
                 show(results[-1])
                 write_result(args.out, command_line(), {"results": results})
 
