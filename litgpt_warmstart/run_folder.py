@@ -10,6 +10,7 @@ out_dir/
   .lock             keeps a second process out
 """
 
+import os
 import shlex
 import shutil
 import sys
@@ -59,8 +60,10 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
     """The checkpoint folder to go on from, or None to start.
 
     Raises:
-        UserError: ``out_dir`` holds a run and neither --resume nor --overwrite is given, or there is nothing to resume.
+        UserError: ``out_dir`` cannot be written, it holds a run and neither --resume nor --overwrite is given, or there
+            is nothing to resume.
     """
+    check_writable(spec.out_dir)
     found = checkpoint.latest_checkpoint(spec.out_dir)
     if isinstance(spec.resume, Path):
         folder = spec.resume if spec.resume.is_dir() else spec.resume.parent
@@ -287,6 +290,13 @@ def resume_command(spec: RunSpec) -> str:
     without = [w for i, w in enumerate(words) if not w.startswith(("--resume", "--overwrite"))
                and words[i - 1] not in ("--resume", "--overwrite")]  # fmt: skip
     return shlex.join([*without, "--resume", "true"])
+
+
+def check_writable(out_dir: Path) -> None:
+    """Raise a UserError, before anything that takes long, for a folder that cannot be made or written into."""
+    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: choose another")
 
 
 def remove_run(out_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """litgpt warmstart_coord_check: does muP, with and without a warmstart, keep activations' size over width?"""
 
-import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -224,14 +223,13 @@ def _check_seeds(start: Header, narrowest: Config, seed: int, num_seeds: int) ->
 
 def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
     from litgpt_warmstart.experiments.coord_check import FILE_NAME
+    from litgpt_warmstart.run_folder import check_writable
 
     if (out_dir / FILE_NAME).exists() and not overwrite:
         raise UserError(
             f"--out_dir {str(out_dir)!r} holds a coordinate check: pass --overwrite true, or another folder"
         )
-    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: choose another")
+    check_writable(out_dir)
 
 
 def _tell_alignment(source: Config, configs: tuple[Config, ...], alignment: Alignment) -> None:
