@@ -390,6 +390,8 @@ def main() -> None:
         return
     if not any(args.global_batch_size % size == 0 for size in args.stock_micro_batch_sizes):
         parser.error("no --stock_micro_batch_sizes divides --global_batch_size")
+    if args.block_size > 1024:
+        parser.error("--block_size is above the scales' 1,024")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for scale in args.scales:

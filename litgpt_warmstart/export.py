@@ -16,10 +16,12 @@ import torch
 from litgpt.config import Config
 from litgpt.scripts.convert_lit_checkpoint import copy_weights_gpt_neox, copy_weights_llama
 from litgpt.utils import copy_config_files, save_config
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from litgpt_warmstart import checkpoint
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.model import check_supported
 
 Format = Literal["transformers", "litgpt"]
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "generation_config.json")
@@ -41,7 +43,8 @@ LLAMA = dict(
 def fold_attention_scale(weights: Mapping[str, torch.Tensor], config: Config) -> tuple[dict[str, torch.Tensor], Config]:
     """Weights and config with the same logits whose scores are divided by sqrt(head_size).
 
-    Rotary embedding is linear, so the factor goes into the rows of the queries, or into the gain of their norm.
+    Rotary embedding is linear, so the factor goes into the rows of the queries, or into the gain and the bias of their
+    norm.
 
     Args:
         weights: By LitGPT name, ``lit_model.pth``'s.
@@ -52,7 +55,7 @@ def fold_attention_scale(weights: Mapping[str, torch.Tensor], config: Config) ->
 
     def fold(name: str, weight: torch.Tensor) -> torch.Tensor:
         if config.norm_qk:
-            return weight * scale if name.endswith(".attn.norm_q.weight") else weight
+            return weight * scale if ".attn.norm_q." in name else weight
         if not name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
             return weight
         return torch.cat((weight[:rows] * scale, weight[rows:]))  # q, then k and v
@@ -73,9 +76,11 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         transformers' class that loads it, or LitGPT's.
 
     Raises:
-        UserError: transformers' two families of plain blocks cannot hold the model.
+        UserError: transformers' two families of plain blocks cannot hold the model, or it has a part that warmstarting
+            does not support.
     """
     header = checkpoint.read_header(source, "checkpoint")
+    check_supported(header.config)
     weights, config = fold_attention_scale(checkpoint.stored_weights(header), header.config)
     described = transformers_config(config) if format == "transformers" else None
     with checkpoint.atomic_folder(out_dir) as partial:
@@ -93,7 +98,10 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         convert(config, named, weights)
         described["dtype"] = str(weights["lm_head.weight"].dtype).removeprefix("torch.")
         whole = {name: weight.contiguous().clone() for name, weight in named.items()}  # views share storage
-        save_file(whole, partial / "model.safetensors", metadata={"format": "pt"})
+        try:
+            save_file(whole, partial / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(one_line(error)) from error  # what a full disk is to atomic_folder
         (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
         shutil.copymode(
             partial / "config.json", partial / "model.safetensors"

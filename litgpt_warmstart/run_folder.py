@@ -28,7 +28,7 @@ from torch import nn
 
 from litgpt_warmstart import checkpoint, norms, parametrization, record
 from litgpt_warmstart.args import RunSpec
-from litgpt_warmstart.data.loaders import DataPlan
+from litgpt_warmstart.data.loaders import DataPlan, data_arguments
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.metrics import FILE_NAME
@@ -177,11 +177,12 @@ def _shape(config: Config) -> str:
     return f"{config.name} ({config.n_embd} wide, {config.n_head} heads of {config.head_size})"
 
 
-def _data(use: record.DataUse) -> tuple[Any, ...]:
-    """What tells one run's data from another's: its fingerprint, and where it has none, what it was made with."""
+def _data(use: record.DataUse, other: record.DataUse) -> tuple[Any, ...]:
+    """What tells a run's data from another's: its fingerprint, and where it has none, the arguments that both tell."""
     if use.fingerprint is not None:
         return use.class_path, use.fingerprint, use.start_token
-    return use.class_path, {name: str(value) for name, value in use.init_args.items() if name != "num_workers"}
+    known = data_arguments(other.init_args)
+    return use.class_path, {name: value for name, value in data_arguments(use.init_args).items() if name in known}
 
 
 def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
@@ -248,7 +249,7 @@ class Resumed:
             "optimizer": (was.training["optimizer"], spec.optimizer),
             "seed": (was.training["seed"], spec.seed),
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
-            "data": (_data(was.data), _data(use)),
+            "data": (_data(was.data, use), _data(use, was.data)),
         }
         if spec.growth and was.growth:
             pairs["shrink"] = (was.growth.shrink, spec.growth.shrink)
@@ -294,8 +295,12 @@ def resume_command(spec: RunSpec) -> str:
 
 def check_writable(out_dir: Path) -> None:
     """Raise a UserError, before anything that takes long, for a folder that cannot be made or written into."""
-    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+        writable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
+    if not writable:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: choose another")
 
 

@@ -1,6 +1,7 @@
 """Checkpoints for other tools: the same logits where the attention scale has nowhere to go."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
 from litgpt.utils import save_config
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from litgpt_warmstart.commands import warmstart_export, warmstart_grow
@@ -28,9 +30,12 @@ def made(config: Config) -> dict[str, torch.Tensor]:
     return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+NORMED = dict(FAMILIES, normed_queries_with_bias=lambda *a: neox(*a, norm_qk=True))
+
+
+@pytest.mark.parametrize("family", NORMED)
 def test_folded_weights_have_the_logits_without_the_scale(family):
-    config = replace(FAMILIES[family](48, 4), attention_scores_scalar=36)
+    config = replace(NORMED[family](48, 4), attention_scores_scalar=36)
     weights = made(config)
     folded, plain = fold_attention_scale(weights, config)
     assert plain.attention_scores_scalar is None
@@ -77,6 +82,27 @@ def test_a_grown_checkpoint_is_exported_in_both_formats_with_its_tokenizer(base,
         assert not (tmp_path / format / "warmstart.yaml").exists()  # it tells of the scale
     warmstart_export.setup(out_dir=tmp_path / "litgpt", **shared)  # replaced
     assert (tmp_path / "litgpt/config.json").is_file() and not (tmp_path / "litgpt/lit_model.pth").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(base, tmp_path, capsys, monkeypatch):
+    def full(*args: object, **more: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("litgpt_warmstart.export.save_file", full)
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(base, tmp_path / "out")
+    err = capsys.readouterr().err
+    assert "No space left on device; free space" in err and len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_not_supported_is_refused(base, tmp_path, capsys):
+    shutil.copytree(base, tmp_path / "gemma")
+    config = Config.from_file(base / "model_config.yaml")
+    save_config(replace(config, scale_embeddings=True), tmp_path / "gemma")
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(tmp_path / "gemma", tmp_path / "out", format="litgpt")
+    assert "has embeddings scaled by sqrt(n_embd)" in capsys.readouterr().err
 
 
 def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part(tmp_path):

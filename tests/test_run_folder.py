@@ -165,8 +165,12 @@ def test_a_run_that_another_process_went_on_with_is_not_begun_again(tiny, tiny_s
 
 def test_a_resumed_run_on_other_text_of_litgpts_modules_is_refused():
     was = DataUse("litgpt.data.TextFiles", dict(train_data_path="a", num_workers=1), 0)
-    assert _data(was) == _data(replace(was, init_args=dict(train_data_path=Path("a"), num_workers=4)))
-    assert _data(was) != _data(replace(was, init_args=dict(train_data_path="b")))
+    for same, init_args in (
+        (True, dict(train_data_path=Path("a"), num_workers=4, of_a_later_version=1)),
+        (False, dict(train_data_path="b")),
+    ):
+        now = replace(was, init_args=init_args)
+        assert (_data(was, now) == _data(now, was)) == same
 
 
 def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_settings, tmp_path, capsys, monkeypatch):

@@ -2,7 +2,7 @@
 
 import inspect
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -346,6 +346,15 @@ def recorded_data(use: DataUse) -> DataModule:
         raise UserError(
             f"the base's data {use.class_path} cannot be set up again ({one_line(error, 120)}): pass --data"
         ) from error
+
+
+def data_arguments(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Of a DataModule's arguments those that decide which tokens it gives, as text.
+
+    Without the number of loader processes, and without objects, whose text may be their place in memory.
+    """
+    plain = (str, int, float, bool, list, tuple, Path, type(None))
+    return {name: str(value) for name, value in arguments.items() if name != "num_workers" and isinstance(value, plain)}
 
 
 def class_path(data: DataModule) -> str:

@@ -18,7 +18,7 @@ from litgpt_warmstart import pretrain
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256, read_header, write_whole
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.loaders import class_path, init_args, plan_blocks
+from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.record import DataUse
@@ -279,7 +279,7 @@ def settings(run: Run) -> dict[str, Any]:
         "the sha256 of what it starts from": _sha256(spec.growth and spec.growth.source_dir),
         "the sha256 of what it reads on after": _sha256(run.data_after),
         "data": _data_identity(spec),
-        "data.init_args": None if isinstance(spec.data, BlockDataModule) else init_args(spec.data),
+        "data.init_args": None if isinstance(spec.data, BlockDataModule) else data_arguments(init_args(spec.data)),
     }
     return known | {name: value for name, value in later.items() if value is not None}
 

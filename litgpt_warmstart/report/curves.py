@@ -22,10 +22,10 @@ SMOOTHING = 0.02
 
 def tokens_to_reach(curve: Curve, loss: float) -> float | None:
     """Tokens at which a curve first falls to a loss, interpolated between its points; None if it never does."""
+    if curve and curve[0][1] <= loss:
+        return curve[0][0]
     for (tokens_a, loss_a), (tokens_b, loss_b) in zip(curve, curve[1:], strict=False):
         if loss_b <= loss:
-            if loss_a <= loss:
-                return tokens_a
             return tokens_a + (tokens_b - tokens_a) * (loss_a - loss) / (loss_a - loss_b)
     return None
 
@@ -34,7 +34,7 @@ def tokens_to_last_loss(curve: Curve) -> float:
     """Tokens at which a curve first falls to its own last loss, which it may have left again before its end.
 
     What another curve takes to that loss is held against this: of a curve beside itself both are the same. A curve that
-    never fell below its last loss's height has all of its tokens.
+    ended no lower than it began learned nothing to be held against; it has all of its tokens.
     """
     return tokens_to_reach(curve, curve[-1][1]) or curve[-1][0]
 

@@ -17,6 +17,8 @@ from litgpt_warmstart.report.tables import COLORS
 
 CELLS = "cells"
 """Folder of a grid's runs."""
+COLUMNS = ("lr", "batch_size", "seed", "status", "first_val_loss", "val_loss", "steps", "tokens", "seconds", "run")
+"""Of grid_search.csv."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,11 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
     )
     called = display_names(folders)
     table = []
-    for number, folder in enumerate(folders, start=1):
+    for folder in folders:
         try:
             rows = list(csv.DictReader((folder / GRID_SEARCH).read_text(encoding="utf-8").splitlines()))
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row has more or fewer columns than the others")
             found = cells(rows)
             best = winner(found)
             tokens = max(int(row["tokens"]) for row in rows if row["status"] == "finished")
@@ -142,7 +146,7 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
         listed = f" Runs {', '.join(names[run.out_dir] for run in own)}." if own else ""
         caption = f"{called[folder]}: last validation loss by learning rate and batch. {told}.{listed}"
         height = 1.6 + 0.5 * len({cell.lr for cell in found})
-        with drawn(f"grid-search-{number}", caption, out_dir, height=height) as (axes, made):
+        with drawn(f"grid-search-{len(section.figures) + 1}", caption, out_dir, height=height) as (axes, made):
             draw_cells(axes, found, best)
             axes.set_title(told, fontsize="small")
         section.figures += made
@@ -150,7 +154,7 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
         if edge := at_the_edge(found, best):
             sentences.append(f"{edge}.")
         section.answers.append((f"{called[folder]}: {told}", sentences))
-        table += [{"grid": called[folder], **row} for row in rows]
+        table += [{"grid": called[folder], **{name: row.get(name) for name in COLUMNS}} for row in rows]
     if table:
         section.tables.append(Table("grid_searches", "", table))
     return section

@@ -160,7 +160,9 @@ def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
     if found == [(along[0], along[-1])]:
         return f"ahead throughout; {end}"
     told = [
-        f"at {place(a)}" if a is b else f"from {'the start' if a is along[0] else place(a)} to {place(b)}"
+        f"at {place(a)}"
+        if a is b
+        else f"from {'the first validation' if what == 'tokens' and a is along[0] else place(a)} to {place(b)}"
         for a, b in found
     ]
     return f"ahead {' and '.join(told)}; {end}"

@@ -91,7 +91,8 @@ def test_growth_or_none_and_other_optimizer_arguments_are_differences():
 
 
 def test_data_of_other_arguments_is_another_run(make_spec, tmp_path):
-    specs = [make_spec("a", data=TextFiles(tmp_path / name)) for name in ("one", "two", "two")]
+    given = (("one", 4), ("two", 4), ("two", 8))
+    specs = [make_spec("a", data=TextFiles(tmp_path / name, num_workers=workers)) for name, workers in given]
     found = [settings(Run("a", spec)) for spec in specs]
     assert first_difference(found[0], found[1])[0] == "data.init_args.train_data_path"
     assert first_difference(found[1], found[2]) is None

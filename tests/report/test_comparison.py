@@ -1,5 +1,6 @@
 """The comparison of a warmstart with the run from scratch."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_scratch
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.record import Record
 from litgpt_warmstart.report.comparison import compare, verdict
 from litgpt_warmstart.report.groups import check_comparable
 from litgpt_warmstart.report.runs import Run
@@ -65,6 +67,19 @@ def test_what_must_be_the_same_is_checked(runs, change, told):
         change = dict(data=replace(warm.record.data, **change["data"]))
     with pytest.raises(UserError, match=told):
         check_comparable(scratch, replace(warm, record=replace(warm.record, **change)))
+
+
+def test_an_unfinished_run_from_scratch_is_refused_and_other_seeds_are_told(runs, tmp_path, capsys):
+    scratch, warm = (Path(shutil.copytree(run, tmp_path / run.name)) for run in runs)
+    record = Record.load(scratch / "final/warmstart.yaml")
+    replace(record, training={**record.training, "seed": 7}).save(scratch / "final/warmstart.yaml")
+    compare(scratch, warm)
+    assert "The runs have different seeds, 7 and 42." in capsys.readouterr().out
+    lines = (scratch / "metrics.csv").read_text().splitlines()
+    (scratch / "metrics.csv").write_text("\n".join(lines[:-2]) + "\n")
+    with pytest.raises(SystemExit):
+        compare(scratch, warm)
+    assert "is not finished: step 7 of 8" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_be_compared_are_refused_by_name(runs, base, tmp_path, capsys):

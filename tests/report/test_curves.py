@@ -30,6 +30,10 @@ def test_a_loss_below_the_curve_is_never_reached():
     assert tokens_to_reach(CURVE, 3.9) is None and tokens_to_reach([], 3.9) is None
 
 
+def test_a_curve_that_begins_below_a_loss_is_there_though_it_leaves_it_again():
+    assert tokens_to_reach([(0, 3.0), (10, 3.6), (20, 3.4)], 3.5) == 0
+
+
 @given(st.floats(4.0, 8.0))
 def test_a_lower_loss_is_reached_no_earlier(loss):
     assert tokens_to_reach(CURVE, loss) <= tokens_to_reach(CURVE, 4.0)
@@ -38,8 +42,10 @@ def test_a_lower_loss_is_reached_no_earlier(loss):
 @given(st.lists(st.floats(1, 9), min_size=2, max_size=9))
 def test_a_curve_beside_itself_takes_as_long_to_its_last_loss_unless_it_began_there(losses):
     curve = [(10.0 * place, loss) for place, loss in enumerate(losses)]
-    reached = tokens_to_reach(curve, losses[-1])
-    assert tokens_to_last_loss(curve) == (reached or curve[-1][0])
+    if losses[0] > losses[-1]:
+        assert tokens_to_reach(curve, losses[-1]) / tokens_to_last_loss(curve) == 1
+    else:
+        assert tokens_to_last_loss(curve) == curve[-1][0]
 
 
 def test_a_curve_that_was_at_its_last_loss_before_is_counted_to_there():

@@ -84,6 +84,6 @@ def test_the_page_says_where_the_gain_ends(make_run):
         make_run(f"warm-{seed}", [7.5, 6.5, 5.5, 5.2, 4.1 + seed / 100], seed=seed, shrink=0.4, base=base)
     text = write_report([make_run.folder], make_run.folder.parent / "report").page.read_text(encoding="utf-8")
     assert (
-        "shrink 0.4, at equal tokens: ahead from 0.5 tokens per parameter to 1 tokens per parameter;"
+        "shrink 0.4, at equal tokens: ahead from the first validation to 1 tokens per parameter;"
         " +0.1200 (+0.0952 to +0.1448) at 2 tokens per parameter." in text
     )
