@@ -57,12 +57,13 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
             made.append(sections.successive(linked, names, figures))
         if tracked := layers.norms([run for run in found.runs if id(run) not in again], names, figures):
             made.append(tracked)
+        answers, notes = list(made[0].answers), list(made[0].notes)
         if found.coord_checks:
             made.append(layers.coordinate_checks(found.coord_checks, figures))
-        told = list(made[0].answers)
+            notes += made[-1].notes
         if found.grid_searches:
             made.append(grids.grid_searches(found.grid_searches, found.runs, names, figures))
-            told += made[-1].answers
+            answers, notes = answers + made[-1].answers, notes + made[-1].notes
         if found.runs or found.unread:
             made.append(sections.all_runs(found.runs, found.unread, names))
         for table in (table for section in made for table in section.tables):
@@ -72,7 +73,7 @@ def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
         write_whole(out_dir / PAGE, render("Did the warmstart pay?", made, below))
     except OSError as error:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
-    return Written(out_dir / PAGE, told, made[0].words, [note for section in made for note in section.notes])
+    return Written(out_dir / PAGE, answers, made[0].words, notes)
 
 
 def _clear(out_dir: Path) -> None:
