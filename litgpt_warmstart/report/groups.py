@@ -236,6 +236,7 @@ def compare_all(runs: Sequence[Run]) -> Compared:
             named.sort(key=lambda arm: [(p.warmstart.record.growth.shrink, arm.label) for p in arm.pairs[:1]])
             going = tuple(unfinished.get(key, ()))
             result.comparisons.append(Comparison(members[0].record.name, members, tuple(named), going))
+    result.comparisons.sort(key=lambda comparison: -comparison.tokens_per_param)  # a short budget says least
     _name(result.comparisons)
     return result
 
