@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from litgpt.config import Config
 from litgpt.scripts.convert_lit_checkpoint import copy_weights_gpt_neox, copy_weights_llama
-from litgpt.utils import copy_config_files, save_config
+from litgpt.utils import save_config
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -85,10 +85,9 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     described = transformers_config(config) if format == "transformers" else None
     with checkpoint.atomic_folder(out_dir) as partial:
         if header.tokenizer_dir:
-            copy_config_files(header.tokenizer_dir, partial)
-            for path in partial.iterdir():
-                if path.name not in TOKENIZER:  # another model's config.json
-                    path.unlink()
+            for name in TOKENIZER:  # not config.json, which would be another model's
+                if (header.tokenizer_dir / name).is_file():
+                    shutil.copy(header.tokenizer_dir / name, partial)
         if described is None:
             torch.save(weights, partial / checkpoint.WEIGHTS)
             save_config(config, partial)
@@ -103,9 +102,8 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         except SafetensorError as error:
             raise OSError(one_line(error)) from error  # what a full disk is to atomic_folder
         (partial / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        shutil.copymode(
-            partial / "config.json", partial / "model.safetensors"
-        )  # safetensors makes it the owner's alone
+        # safetensors makes its file the owner's alone.
+        shutil.copymode(partial / "config.json", partial / "model.safetensors")
     return described["architectures"][0]
 
 

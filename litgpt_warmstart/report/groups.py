@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from litgpt_warmstart.args import DECAY_OPTIONS
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import Ancestor
 from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
@@ -41,10 +42,7 @@ def budget(run: Run) -> int:
     return run.record.training["max_tokens"]
 
 
-SCHEDULE_OPTIONS = (
-    "lr_warmup_steps", "lr_warmup_fraction", "min_lr", "cooldown_shape", "cooldown_steps", "cooldown_fraction",
-    "cooldown_ends", "power_a", "power_b",
-)  # fmt: skip
+SCHEDULE_OPTIONS = ("lr_warmup_steps", "lr_warmup_fraction", *DECAY_OPTIONS)
 
 
 def asked_schedule(run: Run) -> dict[str, Any] | None:
