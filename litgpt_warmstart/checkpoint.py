@@ -9,26 +9,22 @@ final/
   training_state.pth     what only training needs: unfolded readout, optimizer, counters, random states
 """
 
-import hashlib
-import os
 import pickle
 import platform
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import copy_config_files, incremental_save, save_config
 
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import atomic_folder, dump_yaml, file_sha256, older_folder
 from litgpt_warmstart.record import Ancestor, Record
 
 WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
@@ -189,12 +185,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the packages whose code decides a run."""
     found = {"python": platform.python_version()}
@@ -204,62 +194,6 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree
             found[package] = "not installed"
     return found
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
-
-    Yields:
-        A hidden folder beside ``path``, renamed to it at the end and removed after an error.
-    """
-    path = Path(os.path.abspath(path))
-    partial, older = path.with_name(f".{path.name}.partial"), _older(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.rglob("*"):
-            flush_to_disk(file)
-        flush_to_disk(partial)
-        if path.exists():
-            path.rename(older)
-        partial.rename(path)
-        flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:
-        # What torch's writer says of a full disk depends on where it comes to its end.
-        words = ("PytorchStreamWriter", "inline_container", "iostream error")
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
-            raise
-        raise UserError(
-            f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if older.exists() and not path.exists():
-            older.rename(path)
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _older(path: Path) -> Path:
-    return path.with_name(f".{path.name}.older")
-
-
-def flush_to_disk(path: Path) -> None:
-    """Have a file or folder on disk before going on, against a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill or a loss of power leaves it as it was or as it should be."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    flush_to_disk(partial)
-    os.replace(partial, path)
 
 
 def save_checkpoint(
@@ -305,19 +239,14 @@ def save_checkpoint(
         dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
 
 
-def dump_yaml(content: dict[str, Any], path: Path) -> None:
-    """Write plain values as YAML in their own order."""
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
 def latest_checkpoint(out_dir: Path) -> Path | None:
     """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
 
     Folders without a record, and those that were only grown, are no part of a run.
     """
     final = out_dir / "final"
-    if _older(final).is_dir() and not final.exists():  # killed between the two renames of atomic_folder
-        _older(final).rename(final)
+    if older_folder(final).is_dir() and not final.exists():  # killed between the two renames of atomic_folder
+        older_folder(final).rename(final)
     folders = [f for f in (*out_dir.glob("step-*"), final) if (f / STATE).is_file() and (f / RECORD).is_file()]
     records = {folder: Record.load(folder / RECORD) for folder in folders}
     trained = [folder for folder, record in records.items() if record.training]

@@ -19,7 +19,7 @@ from litgpt.utils import save_config
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from litgpt_warmstart import checkpoint
+from litgpt_warmstart import checkpoint, files
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.model import check_supported
 
@@ -83,7 +83,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     check_supported(header.config)
     weights, config = fold_attention_scale(checkpoint.stored_weights(header), header.config)
     described = transformers_config(config) if format == "transformers" else None
-    with checkpoint.atomic_folder(out_dir) as partial:
+    with files.atomic_folder(out_dir) as partial:
         if header.tokenizer_dir:
             for name in TOKENIZER:  # not config.json, which would be another model's
                 if (header.tokenizer_dir / name).is_file():

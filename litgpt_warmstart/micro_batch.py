@@ -12,8 +12,8 @@ import lightning as L
 import torch
 
 from litgpt_warmstart.args import RunSpec
-from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.loss import NextTokenLoss
 
 REPEATS = 3

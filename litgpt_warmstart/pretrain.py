@@ -23,8 +23,8 @@ from litgpt_warmstart.assembly import build_state
 from litgpt_warmstart.compilation import uses_cuda_graphs
 from litgpt_warmstart.data.loaders import DataPlan, first_val_block, next_batches, plan_data, val_batches
 from litgpt_warmstart.errors import Diverged, UserError, one_line
+from litgpt_warmstart.files import locked
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
-from litgpt_warmstart.folder_lock import locked
 from litgpt_warmstart.interrupt import StopRequest
 from litgpt_warmstart.metrics import MetricsFile
 from litgpt_warmstart.norms import Tracker

@@ -23,11 +23,12 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("model",),
     ("data",),
     ("compilation", "micro_batch", "loss_choice", "norms"),
-    ("loss", "interrupt", "metrics", "folder_lock"),
+    ("loss", "interrupt", "metrics"),
     ("checkpoint",),
     ("flops",),
     ("args",),
     ("schedule", "record", "scales"),
+    ("files",),
     ("errors",),
 )
 MUP_MODULES = {"model.py", "parametrization.py", "experiments/coord_check.py"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from litgpt_warmstart import checkpoint
+from litgpt_warmstart import checkpoint, files
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.model import fold_readout
 from litgpt_warmstart.record import Ancestor, DataUse, GrowthRecord, Record
@@ -128,25 +128,25 @@ def test_a_failed_rename_puts_the_older_folder_back(tmp_path, monkeypatch):
         return rename(self, to)
 
     monkeypatch.setattr(checkpoint.Path, "rename", fail)
-    with pytest.raises(UserError), checkpoint.atomic_folder(tmp_path / "c"):
+    with pytest.raises(UserError), files.atomic_folder(tmp_path / "c"):
         pass
     assert (tmp_path / "c/old").is_file() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(ZeroDivisionError), checkpoint.atomic_folder(tmp_path / "c") as partial:
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "c") as partial:
         (partial / "half").write_text("1")
         assert not (tmp_path / "c").exists()
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
     for content in ("old", "new"):
-        with checkpoint.atomic_folder(tmp_path / "c") as partial:
+        with files.atomic_folder(tmp_path / "c") as partial:
             (partial / "file").write_text(content)
     assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
-    with pytest.raises(UserError, match="cannot write"), checkpoint.atomic_folder(tmp_path / "c"):
+    with pytest.raises(UserError, match="cannot write"), files.atomic_folder(tmp_path / "c"):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from litgpt.data import TextFiles
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart import checkpoint, parametrization, pretrain
+from litgpt_warmstart import checkpoint, files, parametrization, pretrain
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
@@ -97,7 +97,7 @@ def test_litgpts_own_checkpoint_and_data_work_end_to_end(
     warmstart_grow.setup(base=stock / "final", target=tiny[48], out_dir=tmp_path / "grown")
     record = Record.load(tmp_path / "grown/warmstart.yaml")
     assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 3  # its own shapes
-    assert record.lineage[0].sha256 == checkpoint.file_sha256(stock / "final/lit_model.pth")
+    assert record.lineage[0].sha256 == files.file_sha256(stock / "final/lit_model.pth")
 
     foreign = dict(base=stock / "final", target=tiny[48], **tiny_settings)
     for missing, told in (({"data": None}, "pass --data"), ({"lr": None}, "pass --lr")):
@@ -134,7 +134,7 @@ def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, 
     assert after.data.start_token == before.data.stop_token == 10 * 8 * 65  # disjoint, and nothing wasted
     assert after.data.stop_token == 13 * 8 * 65
     assert [a.name for a in after.lineage] == ["neox-16"] and after.lineage[0].tokens == 10 * 8 * 64
-    assert after.lineage[0].sha256 == checkpoint.file_sha256(base / "lit_model.pth")
+    assert after.lineage[0].sha256 == files.file_sha256(base / "lit_model.pth")
     assert (after.growth.shrink, after.growth.alignment) == (0.4, "heads")
     for name in ("tokenizer.json", "tokenizer_config.json", "model_config.yaml", "hyperparameters.yaml"):
         assert (tmp_path / "final" / name).is_file()

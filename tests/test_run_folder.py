@@ -15,7 +15,7 @@ from litgpt_warmstart import checkpoint, parametrization, pretrain
 from litgpt_warmstart.args import EvalArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
-from litgpt_warmstart.folder_lock import LOCK, locked
+from litgpt_warmstart.files import LOCK, locked
 from litgpt_warmstart.record import DataUse, Record
 from litgpt_warmstart.run_folder import OUTCOME, _data
 from tests.conftest import TRAIN, assert_same_weights, losses, weights

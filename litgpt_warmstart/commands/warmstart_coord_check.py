@@ -9,11 +9,12 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.args import Alignment, Growth, TrainArgs
-from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint, write_whole
+from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
 from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.scales import resolve_config
 
 DEFAULT_MULTIPLES = (1, 2, 4, 8)

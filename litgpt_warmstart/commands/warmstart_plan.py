@@ -54,7 +54,7 @@ def setup(
 def _write(path: Path, content: dict) -> None:
     import json
 
-    from litgpt_warmstart.checkpoint import write_whole
+    from litgpt_warmstart.files import write_whole
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

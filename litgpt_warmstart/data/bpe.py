@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from litgpt_warmstart.checkpoint import atomic_folder
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import atomic_folder
 
 EOS = "<|endoftext|>"
 SMALLEST = 257

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256, flush_to_disk
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import file_sha256, flush_to_disk
 
 CHUNK_TOKENS = 16 * 2**20
 """Tokens of a chunk, about."""

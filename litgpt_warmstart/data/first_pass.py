@@ -10,7 +10,6 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256, write_whole
 from litgpt_warmstart.data.encoding import DocumentEncoder
 from litgpt_warmstart.data.plan import Plan, path_of
 from litgpt_warmstart.data.prepared_index import PreparedFile
@@ -18,6 +17,7 @@ from litgpt_warmstart.data.progress import Progress
 from litgpt_warmstart.data.segments import Reading, Segment, encode_part, segment_path
 from litgpt_warmstart.data.sources import Part, parts_of
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import file_sha256, write_whole
 
 DOWNLOADS = 4
 """Files that are fetched and hashed at once."""

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from litgpt_warmstart.checkpoint import file_sha256, write_whole
 from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
@@ -28,6 +27,7 @@ from litgpt_warmstart.data.sources import (
     parts_of,
 )
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import file_sha256, write_whole
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
 SLIMPAJAMA_6B_COMMIT = "b5f90f419b7489cdba26fdbc8c022fcb5562f968"

@@ -29,7 +29,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from litgpt_warmstart.checkpoint import flush_to_disk
 from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.chunks import CHUNK_TOKENS, chunk_name, combined_digest, write_chunk, write_index
 from litgpt_warmstart.data.encoding import DocumentEncoder, EncoderName
@@ -39,7 +38,7 @@ from litgpt_warmstart.data.prepared_index import PREPARED, PreparedFile, Prepare
 from litgpt_warmstart.data.segments import EncoderDiffers, Segment, merge
 from litgpt_warmstart.data.sources import SPLITS
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.folder_lock import LOCK, locked
+from litgpt_warmstart.files import LOCK, flush_to_disk, locked
 
 VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""

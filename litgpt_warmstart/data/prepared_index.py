@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import write_whole
 
 FORMAT_VERSION = 1
 PREPARED = "prepared.json"

@@ -26,9 +26,10 @@ from mup.coord_check import get_coord_data
 
 from litgpt_warmstart import growth, parametrization
 from litgpt_warmstart.args import Alignment, RunSpec
-from litgpt_warmstart.checkpoint import Checkpoint, flush_to_disk
+from litgpt_warmstart.checkpoint import Checkpoint
 from litgpt_warmstart.data.loaders import next_batches, plan_data
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import flush_to_disk
 from litgpt_warmstart.model import MuGPT
 from litgpt_warmstart.report.tables import write_csv
 

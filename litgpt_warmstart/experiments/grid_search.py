@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import RECORD, atomic_folder
+from litgpt_warmstart.checkpoint import RECORD
 from litgpt_warmstart.experiments.runner import Outcome, Run
 from litgpt_warmstart.experiments.tables import picture
+from litgpt_warmstart.files import atomic_folder
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.report.grids import Cell, draw_cells
 

@@ -16,10 +16,11 @@ import torch
 
 from litgpt_warmstart import pretrain
 from litgpt_warmstart.args import RunSpec
-from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256, read_header, write_whole
+from litgpt_warmstart.checkpoint import WEIGHTS, read_header
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks
 from litgpt_warmstart.errors import Diverged, UserError, one_line
+from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.record import DataUse
 from litgpt_warmstart.run_folder import OUTCOME

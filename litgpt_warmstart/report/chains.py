@@ -6,7 +6,8 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from litgpt_warmstart.checkpoint import WEIGHTS, file_sha256
+from litgpt_warmstart.checkpoint import WEIGHTS
+from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.record import Ancestor
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import budget, differences, growth, settings

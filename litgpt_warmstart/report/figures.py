@@ -9,7 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import write_whole
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.report.chains import Chain
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, smoothed
 from litgpt_warmstart.report.gains import Gain

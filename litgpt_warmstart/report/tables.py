@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, told apart by the colour-blind."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt_warmstart.checkpoint import write_whole
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.report import grids, layers, sections
 from litgpt_warmstart.report.chains import chains
 from litgpt_warmstart.report.groups import compare_all

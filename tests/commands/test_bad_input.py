@@ -14,7 +14,7 @@ from litgpt_warmstart.__main__ import main
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.folder_lock import LOCK
+from litgpt_warmstart.files import LOCK
 from litgpt_warmstart.record import Record
 from tests.conftest import llama, neox
 

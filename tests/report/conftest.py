@@ -7,7 +7,8 @@ import pytest
 import yaml
 from litgpt.utils import save_config
 
-from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS, file_sha256
+from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
+from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.flops import hoffmann_flops_per_token
 from litgpt_warmstart.metrics import MetricsFile, RowFile
 from litgpt_warmstart.norms import COLUMNS, FILE_NAME

@@ -1,0 +1,126 @@
+"""Files and folders of ours: whole or not at all, never through a link, one process at a time."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from litgpt_warmstart.errors import UserError, one_line
+
+LOCK = ".lock"
+"""The empty file that is locked. It stays: removing it would let two processes lock two files of one name."""
+
+
+@contextmanager
+def locked(folder: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of a folder; the system releases the lock when this one ends, however it ends.
+
+    Where the file system has no such locks, nothing is kept out.
+
+    Args:
+        folder: It exists.
+        busy: What to tell if another process holds it.
+
+    Raises:
+        UserError: Another process holds it.
+        OSError: The lock file cannot be opened; a link is not followed.
+    """
+    lock = FileLock(folder / LOCK, fallback_to_soft=False, preserve_lock_file=True)
+    held = True
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(busy) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        held = False
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
+
+    Yields:
+        A hidden folder beside ``path``, renamed to it at the end and removed after an error.
+    """
+    path = Path(os.path.abspath(path))
+    partial, older = path.with_name(f".{path.name}.partial"), older_folder(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            flush_to_disk(file)
+        flush_to_disk(partial)
+        if path.exists():
+            path.rename(older)
+        partial.rename(path)
+        flush_to_disk(path.parent)
+    except (OSError, RuntimeError) as error:
+        # What torch's writer says of a full disk depends on where it comes to its end.
+        words = ("PytorchStreamWriter", "inline_container", "iostream error")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
+        raise UserError(
+            f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if older.exists() and not path.exists():
+            older.rename(path)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def older_folder(path: Path) -> Path:
+    """Where :func:`atomic_folder` keeps the folder that it replaces, between its two renames."""
+    return path.with_name(f".{path.name}.older")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file or folder on disk before going on, against a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a kill or a loss of power leaves it as it was or as it should be.
+
+    A link at ``path`` is replaced, and its target left alone.
+
+    Args:
+        path: The file.
+        content: Its bytes, or its text, which is written as UTF-8.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # x: never through a link that somebody has put there meanwhile
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+    flush_to_disk(partial)
+    os.replace(partial, path)
+
+
+def dump_yaml(content: dict[str, Any], path: Path) -> None:
+    """Write plain values as YAML in their own order."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
