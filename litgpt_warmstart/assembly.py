@@ -77,7 +77,8 @@ def build_model(
         parametrization.load_weights(gpt, resumed.weights.items())
         return gpt, resumed.record.growth
     if initial:
-        parametrization.load_weights(gpt, initial.weights_under(spec.mup_base_config).items())
+        under = parametrization.folding(initial.config, spec.mup_base_config)
+        parametrization.load_weights(gpt, initial.weights_under(under).items())
         only_grown = initial.record is not None and not initial.record.tokens
         return gpt, initial.record.growth if only_grown else None
     perturb = spec.growth.perturb if spec.growth else 1.0
@@ -86,7 +87,7 @@ def build_model(
         parametrization.load_weights(gpt, weights)
         return gpt, None
     grown = growth.grow(
-        source.weights_under(spec.mup_base_config),
+        source.weights_under(parametrization.folding(source.config, spec.mup_base_config)),
         weights,
         source.config,
         spec.config,

@@ -1,35 +1,43 @@
 """LitGPT checkpoint folders plus our record: safe loads, atomic writes.
 
 final/
-  lit_model.pth          raw LitGPT weights, the readout's 1/width_mult folded in: stock LitGPT reads them
-  model_config.yaml      carries muP's attention_scores_scalar
+  lit_model.pth          plain LitGPT weights in fp32, what muP changes folded in: stock LitGPT reads them (folding.py)
+  model_config.yaml      their LitGPT config, its name beginning as its family's do (families.py)
+  config.json, generation_config.json    the same for transformers, where it has the family
   hyperparameters.yaml   the command's arguments, for --config
   tokenizer files        as LitGPT has them
   warmstart.yaml         the record: where the weights come from and what they have seen
-  training_state.pth     what only training needs: unfolded readout, optimizer, counters, random states
+  training_state.pth     what only training needs: what was folded, as trained; optimizer, counters, random states
 """
 
-import pickle
 import platform
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
-from litgpt.utils import copy_config_files, incremental_save, save_config
+from litgpt.utils import incremental_save, save_config
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.families import litgpt_name, write_hf_configs
 from litgpt_warmstart.files import atomic_folder, dump_yaml, file_sha256, older_folder
+from litgpt_warmstart.folding import Folding, without_attention
 from litgpt_warmstart.record import Ancestor, Record
+from litgpt_warmstart.scales import checked_config, read_config
+from litgpt_warmstart.tokenizer_files import JSON, MODEL, TokenizerFiles
 
 WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"
-UNFOLDED_READOUT = "lm_head.weight"
+DECISIVE = (WEIGHTS, STATE, CONFIG)
+"""Files whose SHA-256 the record has: a flipped bit in one of them would be trained on."""
+VOCABULARIES = (JSON, MODEL)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Header:
 
     path: Path
     config: Config
+    """The model, with the ``attention_scores_scalar`` that its weights were trained under."""
     record: Record | None
     """None for a folder that this package did not write."""
 
@@ -49,9 +58,35 @@ class Header:
     @property
     def tokenizer_dir(self) -> Path | None:
         """The folder itself if it holds a tokenizer."""
-        return (
-            self.path if any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")) else None
-        )
+        return self.path if any((self.path / name).is_file() for name in VOCABULARIES) else None
+
+    @property
+    def trained_under(self) -> Folding:
+        """What the model's forward pass did beside LitGPT's while it was trained."""
+        return Folding(self.config, self.record.width_mult if self.record else 1.0)
+
+    @property
+    def folded(self) -> Folding:
+        """What of that is in ``lit_model.pth``: all; the readout alone by a record of version 2; else nothing."""
+        if self.record is None:
+            return without_attention(Folding(self.config))
+        return self.trained_under if self.record.format_version > 2 else without_attention(self.trained_under)
+
+    def check_files(self) -> None:
+        """Compare the folder's files with what the record says of them; a file that was deleted is not missed.
+
+        Raises:
+            UserError: One has changed since it was saved.
+        """
+        for name, sha256 in (self.record.sha256 if self.record else {}).items():
+            path = self.path / name
+            if path.is_file() and _sha256(path) != sha256:
+                if path.suffix == ".pth":
+                    load_tensors(path)  # raises where it can tell more
+                raise UserError(
+                    f"{str(path)!r} is not as it was saved (its SHA-256 differs from {RECORD}'s): restore it, or delete"
+                    f" {RECORD} to use the folder as a plain LitGPT checkpoint"
+                )
 
 
 @dataclass(frozen=True)
@@ -59,17 +94,15 @@ class Checkpoint(Header):
     """A checkpoint folder, read."""
 
     weights: dict[str, torch.Tensor]
-    """Memory-mapped, by LitGPT name, with the readout unfolded under :attr:`mup_base_config`."""
+    """By LitGPT name, as trained: nothing is folded in. Memory-mapped where nothing was."""
 
-    def weights_under(self, mup_base: Config) -> dict[str, torch.Tensor]:
-        """The weights for training under a muP base: the same logits, whichever base they were trained under.
+    def weights_under(self, other: Folding) -> dict[str, torch.Tensor]:
+        """The weights for training on under another muP base: the same logits, whichever base they were trained under.
 
-        MuGPT divides logits by ``n_embd / mup_base.n_embd``; under another base the readout is rescaled to match.
+        Args:
+            other: The same model's, with the ``attention_scores_scalar`` and the width_mult of that base.
         """
-        if mup_base.n_embd == self.mup_base_config.n_embd:
-            return self.weights
-        readout = self.weights[UNFOLDED_READOUT] * (self.mup_base_config.n_embd / mup_base.n_embd)
-        return {**self.weights, UNFOLDED_READOUT: readout}
+        return {name: self.trained_under.under(other, name, weight) for name, weight in self.weights.items()}
 
     def ancestors(self) -> tuple[Ancestor, ...]:
         """The lineage of a run that starts from this checkpoint: this one last, unless it was only grown."""
@@ -79,7 +112,7 @@ class Checkpoint(Header):
         this = Ancestor(
             name=self.config.name,
             path=str(self.path),
-            sha256=file_sha256(self.path / WEIGHTS),
+            sha256=_sha256(self.path / WEIGHTS),
             parameters=sum(weight.numel() for weight in self.weights.values()),
             tokens=self.record.tokens if self.record else 0,
             matmul_flops=self.record.matmul_flops if self.record else 0,
@@ -90,6 +123,17 @@ class Checkpoint(Header):
         return (*earlier, this)
 
 
+def _sha256(path: Path) -> str:
+    """A file's SHA-256, taken once while the file stays as it is: its folder may be read several times."""
+    stat = path.stat()
+    return _sha256_of(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _sha256_of(path: Path, *state: int) -> str:
+    return file_sha256(path)
+
+
 def read_header(path: Path, what: str = "base") -> Header:
     """Read a checkpoint folder's config and record.
 
@@ -98,63 +142,81 @@ def read_header(path: Path, what: str = "base") -> Header:
         what: What the folder is to the user, for messages.
 
     Raises:
-        UserError: The folder is missing, no checkpoint, or one of the two files is damaged.
+        UserError: The folder is missing, no checkpoint, or one of the two files is damaged or may not be read.
     """
-    if not path.is_dir():
-        raise UserError(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
-    missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
-    if missing:
-        hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"
-        raise UserError(f"{what} {str(path)!r} is not a checkpoint folder, {missing[0]} is missing: {hint}")
     try:
-        config = Config.from_file(path / CONFIG)
-    except Exception as error:  # yaml, TypeError of an unknown key, assertions of Config
-        raise UserError(f"{str(path / CONFIG)!r} is not a LitGPT config: {one_line(error)}") from error
-    return Header(path, config, Record.load(path / RECORD) if (path / RECORD).is_file() else None)
+        if not path.is_dir():
+            raise UserError(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
+        missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+        if missing:
+            hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"
+            raise UserError(f"{what} {str(path)!r} is not a checkpoint folder, {missing[0]} is missing: {hint}")
+        config = read_config(path / CONFIG)
+        if not (path / RECORD).is_file():
+            return Header(path, config, None)
+    except OSError as error:  # a folder that may not be searched
+        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from error
+    record = Record.load(path / RECORD)
+    checked_config(record.mup_base_config, f"mup_base_config in {str(path / RECORD)!r}")
+    scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
+    return Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
 
 
 def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
-    """Read a checkpoint folder: config, record, and weights memory-mapped, with the readout unfolded.
+    """Read a checkpoint folder: config, record, and the weights as they were trained.
 
     Args:
         path: The folder.
         what: What the folder is to the user, for messages.
 
     Raises:
-        UserError: As :func:`read_header`; or the weights are cut off, carry pickled code, or hold a NaN or Inf.
+        UserError: As :func:`read_header`; or a file has changed since it was saved, the weights are cut off, carry
+            pickled code, or hold a NaN or Inf.
     """
     header = read_header(path, what)
-    weights = stored_weights(header)
-    for name, weight in weights.items():
+    header.check_files()
+    folded = stored_weights(header)
+    for name, weight in folded.items():
         if not torch.isfinite(weight).all():
             raise UserError(f"{what} {str(path / WEIGHTS)!r} holds NaN or Inf in {name}: take an earlier checkpoint")
-    if header.record and header.record.width_mult != 1.0:
-        weights[UNFOLDED_READOUT] = _unfolded_readout(path, weights[UNFOLDED_READOUT], header.record.width_mult)
+    state = load_tensors(path / STATE) if (path / STATE).is_file() else {}
+    weights = {}
+    for name, weight in folded.items():
+        kept = state.get(name)
+        weights[name] = header.folded.unfold(name, weight, kept if isinstance(kept, torch.Tensor) else None)
     return Checkpoint(header.path, header.config, header.record, weights)
 
 
 def stored_weights(header: Header) -> dict[str, torch.Tensor]:
-    """The weights as ``lit_model.pth`` has them, the readout folded, memory-mapped, by LitGPT name of today.
+    """The weights as ``lit_model.pth`` has them, memory-mapped, by LitGPT name of today.
 
     Raises:
-        UserError: They are cut off or carry pickled code.
+        UserError: They are cut off, carry pickled code, or are no weights.
     """
-    return dict(_litgpt_names(load_tensors(header.path / WEIGHTS), header.config))
+    path = header.path / WEIGHTS
+    weights = dict(_litgpt_names(load_tensors(path), header.config))
+    for name, weight in weights.items():
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            raise UserError(f"{str(path)!r} holds {name!r}, which is no weight: give a LitGPT checkpoint")
+    return weights
 
 
-def _unfolded_readout(path: Path, folded: torch.Tensor, width_mult: float) -> torch.Tensor:
-    """The readout as trained: exact where the training state is at hand and belongs to the weights."""
-    if (path / STATE).is_file():
-        unfolded = load_tensors(path / STATE).get(UNFOLDED_READOUT)
-        if unfolded is not None and torch.equal(unfolded / width_mult, folded):
-            return unfolded
-    return folded * width_mult
+def plain_weights(header: Header) -> dict[str, torch.Tensor]:
+    """The weights with everything folded in: those whose logits stock LitGPT's GPT gives without a scalar of its own.
+
+    Raises:
+        UserError: As :func:`stored_weights`.
+    """
+    weights, left = stored_weights(header), Folding(header.config)
+    if header.folded.config.attention_scores_scalar == header.config.attention_scores_scalar:
+        return weights
+    return {name: left.fold(name, weight) for name, weight in weights.items()}
 
 
 def _litgpt_names(content: dict[str, Any], config: Config) -> Iterator[tuple[str, torch.Tensor]]:
     content = content.get("model", content)
-    for name, weight in content.items():
-        name = name.replace("_orig_mod.", "").removeprefix("module.")
+    for name, weight in content.items() if isinstance(content, dict) else ():
+        name = str(name).replace("_orig_mod.", "").removeprefix("module.")
         if legacy := re.fullmatch(r"(.*\.attn)\.attn\.(weight|bias)", name):  # older LitGPT
             name, weight = f"{legacy[1]}.qkv.{legacy[2]}", qkv_reassemble(weight, config)
         yield name, weight
@@ -164,25 +226,36 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """``torch.load`` of tensors and plain values alone, memory-mapped.
 
     Raises:
-        UserError: The file is missing, cut off, or carries pickled code.
+        UserError: The file is missing, cut off, no checkpoint, or carries pickled code.
     """
     try:
+        if not _is_torch_file(path):
+            raise UserError(f"{str(path)!r} is no file of torch's: give a checkpoint that torch.save wrote")
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} does not exist") from None
-    except pickle.UnpicklingError as error:
+    except PermissionError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnpicklingError as error:
         raise UserError(
             f"{str(path)!r} carries pickled code besides tensors, which is not run: if you trust it, load it yourself"
             " and save its state dict alone"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
         raise UserError(f"{str(path)!r} cannot be read, it seems cut off or damaged: copy it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
     return content
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file begins as torch's do: as a zip archive or, before torch 1.6, as a pickle; a cut-off one may."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start.startswith((b"PK", b"\x80")) or len(start) < 4
 
 
 def installed_versions() -> dict[str, str]:
@@ -202,8 +275,7 @@ def save_checkpoint(
     config: Config,
     record: Record,
     hyperparameters: dict[str, Any],
-    tokenizer_dir: Path | None,
-    fold: Callable[[str, torch.Tensor, float], torch.Tensor],
+    tokenizer: TokenizerFiles | None,
     training_state: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder, whole or not at all.
@@ -212,30 +284,34 @@ def save_checkpoint(
         path: The folder.
         weights: The model's weights as trained, with their LitGPT names, on any device. Each is written before the next
             one is asked for, so that they need not be in memory together.
-        config: The model.
-        record: Goes into ``warmstart.yaml``.
+        config: The model, with the ``attention_scores_scalar`` that the weights were trained under.
+        record: Goes into ``warmstart.yaml``; what it says of config and files is filled in here.
         hyperparameters: The command's arguments.
-        tokenizer_dir: Where tokenizer files are copied from, if there are any.
-        fold: Folds the readout's 1/width_mult into a weight.
+        tokenizer: Copied, if there is one.
         training_state: What only training needs; tensors and plain values.
     """
+    folding = Folding(config, record.width_mult)
+    plain = replace(config, attention_scores_scalar=None, name=litgpt_name(config))
     with atomic_folder(path) as partial:
         with incremental_save(partial / WEIGHTS) as file:
             written = {}
             for name, weight in weights:
                 weight = weight.detach().cpu().contiguous()
-                if weight.untyped_storage().nbytes() > weight.nbytes:  # all of a storage is written
-                    weight = weight.clone()
-                written[name] = file.store_early(fold(name, weight, record.width_mult))
-                if name == UNFOLDED_READOUT and record.width_mult != 1.0:
-                    training_state = {name: weight, **(training_state or {})}
+                folded = folding.fold(name, weight)
+                if folded.untyped_storage().nbytes() > folded.nbytes:  # all of a storage is written
+                    folded = folded.clone()
+                written[name] = file.store_early(folded)
+                if (kept := folding.rows_as_trained(name, weight)) is not None:
+                    training_state = {name: kept.clone(), **(training_state or {})}
             file.save(written)
         if training_state:
             torch.save(training_state, partial / STATE)
-        if tokenizer_dir is not None:
-            copy_config_files(tokenizer_dir, partial)
-        save_config(config, partial)
-        record.save(partial / RECORD)
+        if tokenizer is not None:
+            tokenizer.write(partial)
+        write_hf_configs(partial, plain, tokenizer)
+        save_config(plain, partial)
+        sha256 = {name: file_sha256(partial / name) for name in DECISIVE if (partial / name).is_file()}
+        replace(record, attention_scores_scalar=config.attention_scores_scalar, sha256=sha256).save(partial / RECORD)
         dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
 
 

@@ -10,8 +10,9 @@ from litgpt.utils import num_parameters
 
 from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.args import Growth
-from litgpt_warmstart.model import MuGPT, fold_readout
+from litgpt_warmstart.model import MuGPT
 from litgpt_warmstart.record import GrowthRecord, Record
+from litgpt_warmstart.tokenizer_files import read_tokenizer_files
 
 
 def record_growth(asked: Growth, source: Config, target: Config, seed: int) -> GrowthRecord:
@@ -53,6 +54,7 @@ def grow_folder(
         The new folder's record.
     """
     source = checkpoint.read_checkpoint(asked.source_dir)
+    tokenizer = read_tokenizer_files(source.tokenizer_dir) if source.tokenizer_dir else None
     config = parametrization.mup_config(config, mup_base)
     width_mult = parametrization.width_mult(config, mup_base)
     with torch.device("meta"):
@@ -60,7 +62,7 @@ def grow_folder(
     parametrization.set_base_shapes(model, mup_base)
     initial = parametrization.initial_weights(model, mup_base, seed, asked.perturb)
     weights = growth.grow(
-        source.weights_under(mup_base),
+        source.weights_under(parametrization.folding(source.config, mup_base)),
         initial,
         source.config,
         config,
@@ -81,5 +83,5 @@ def grow_folder(
         lineage=source.ancestors(),
         versions=checkpoint.installed_versions(),
     )
-    checkpoint.save_checkpoint(out_dir, weights, config, record, arguments, source.tokenizer_dir, fold_readout)
+    checkpoint.save_checkpoint(out_dir, weights, config, record, arguments, tokenizer)
     return record

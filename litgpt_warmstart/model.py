@@ -77,8 +77,3 @@ def check_supported(config: Config) -> None:
     for part, present in refused.items():
         if present:
             raise UserError(f"{config.name or 'the config'} has {part}, which warmstarting does not support")
-
-
-def fold_readout(name: str, weight: torch.Tensor, width_mult: float) -> torch.Tensor:
-    """MuGPT's weight -> the one with the same logits in LitGPT's GPT: 1/width_mult goes into ``lm_head.weight``."""
-    return weight / width_mult if name == "lm_head.weight" and width_mult != 1.0 else weight

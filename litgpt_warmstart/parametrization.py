@@ -30,6 +30,7 @@ from litgpt.model import GPT
 from torch import nn
 
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.folding import Folding
 from litgpt_warmstart.growth import is_gain
 from litgpt_warmstart.model import MuGPT
 
@@ -61,6 +62,16 @@ def mup_config(config: Config, mup_base: Config) -> Config:
     if scalar == config.head_size:  # LitGPT's own default
         return replace(config, attention_scores_scalar=None)
     return replace(config, attention_scores_scalar=int(scalar) if scalar == int(scalar) else scalar)
+
+
+def folding(config: Config, mup_base: Config) -> Folding:
+    """What a model's forward pass does beside LitGPT's under a muP base.
+
+    Args:
+        config: The model.
+        mup_base: Config of the model whose learning rate was tuned.
+    """
+    return Folding(mup_config(config, mup_base), width_mult(config, mup_base))
 
 
 def set_base_shapes(model: GPT, mup_base: Config) -> None:

@@ -71,6 +71,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     elif spec.initial_checkpoint_dir:
         initial = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
     plan = plan_data(spec)
+    plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
 

@@ -4,26 +4,33 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from typing_extensions import TypedDict  # the standard library's, which pydantic takes from Python 3.12 on
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import dump_yaml
+from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256."""
+OLDEST_VERSION = 1
+_STRICT = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
 class DataUse:
     """What a run reads: the DataModule and, where it is one of ours, the tokens it uses up."""
 
+    __pydantic_config__ = _STRICT
+
     class_path: str
     init_args: dict[str, Any]
-    tokens: int
+    tokens: Count
     """Tokens trained on."""
     fingerprint: str | None = None
     """Identity of the prepared training tokens; None for a DataModule that does not tell."""
-    start_token: int | None = None
+    start_token: Count | None = None
     """First stored token of the training split that was read."""
-    stop_token: int | None = None
+    stop_token: Count | None = None
     """One past the last stored token that was read."""
 
 
@@ -31,15 +38,17 @@ class DataUse:
 class GrowthRecord:
     """How the first weights of a run came from its source's."""
 
+    __pydantic_config__ = _STRICT
+
     source_dir: str
-    shrink: float
+    shrink: Finite
     alignment: str
     """The alignment used."""
     asked_alignment: str
     """The alignment asked for."""
     alignment_reason: str | None
     """Why the two differ."""
-    perturb: float
+    perturb: Finite
     seed: int
     gains: str = "shrunk"
 
@@ -48,12 +57,14 @@ class GrowthRecord:
 class Ancestor:
     """A checkpoint that a run's weights come from."""
 
+    __pydantic_config__ = _STRICT
+
     name: str
     path: str
     sha256: str
     """Of its lit_model.pth."""
-    parameters: int
-    tokens: int
+    parameters: Size
+    tokens: Count
     matmul_flops: int
     data: DataUse | None = None
     growth: GrowthRecord | None = None
@@ -62,24 +73,48 @@ class Ancestor:
     """0 where an older version wrote the record."""
 
 
+class Training(TypedDict, total=False):
+    """What decided a run's course; nothing where a checkpoint was only grown."""
+
+    __pydantic_config__ = {"extra": "allow"}
+
+    command_line: list[str]
+    schedule: dict[str, Any]
+    optimizer: str | dict[str, Any]
+    max_norm: Positive | None
+    block_size: Size
+    micro_batch_size: Size
+    loss_impl: str
+    max_tokens: Count
+    precision: str
+    seed: int
+    device: str
+    grid_search: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Record:
     """``warmstart.yaml``: what a later run has to know about a checkpoint."""
 
+    __pydantic_config__ = _STRICT
+
     command: str
     name: str
-    parameters: int
+    parameters: Size
     parametrization: str
     mup_base_config: dict[str, Any]
     """LitGPT config of the model whose learning rate was tuned."""
-    width_mult: float
+    width_mult: Positive
     """n_embd over that of ``mup_base_config``; lit_model.pth's readout is divided by it."""
-    base_lr: float | None
-    global_batch_size: int | None
+    base_lr: Positive | None
+    global_batch_size: Size | None
     """Sequences per optimizer step."""
-    tokens: int = 0
+    attention_scores_scalar: Positive | None = None
+    """What the model's scores were divided by the root of while training; lit_model.pth has it folded in, and its
+    model_config.yaml none. None for head_size, and in a record of format version 2, whose config has it."""
+    tokens: Count = 0
     """Tokens trained on in this run."""
-    step_count: int = 0
+    step_count: Count = 0
     matmul_flops: int = 0
     """FLOPs spent in this run, by :func:`litgpt_warmstart.flops.matmul_flops_per_token`."""
     hoffmann_flops: int = 0
@@ -88,9 +123,11 @@ class Record:
     growth: GrowthRecord | None = None
     lineage: tuple[Ancestor, ...] = ()
     """Oldest first, without this run."""
-    training: dict[str, Any] = field(default_factory=dict)
+    training: Training = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
     versions: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Of the folder's files that decide what it is, by name; nothing where an older version wrote the record."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -105,37 +142,39 @@ class Record:
 
     def save(self, path: Path) -> None:
         """Write the record as YAML."""
-        content = asdict(self) | {"lineage": [asdict(ancestor) for ancestor in self.lineage]}
-        path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        dump_yaml(asdict(self) | {"lineage": [asdict(ancestor) for ancestor in self.lineage]}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Record":
-        """Read a record.
+        """Read a record, and check its types: what it says may then be relied on.
 
         Raises:
-            UserError: The file is damaged, or of a newer format version.
+            UserError: The file is damaged, may not be read, or is of a newer format version.
         """
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            found = content["format_version"]
+            content = read_yaml(path)
+            found = content.get("format_version")
+            if not isinstance(found, int) or found < OLDEST_VERSION:
+                raise Unreadable(f"format_version: {found!r}")
             if found > FORMAT_VERSION:
                 raise UserError(
                     f"{str(path)!r} has format version {found}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
                     " upgrade it"
                 )
-            content["data"] = _optional(DataUse, content["data"])
-            content["growth"] = _optional(GrowthRecord, content["growth"])
-            content["lineage"] = tuple(
-                Ancestor(**{**a, "data": _optional(DataUse, a["data"]), "growth": _optional(GrowthRecord, a["growth"])})
-                for a in content["lineage"]
-            )
-            return cls(**content)
-        except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+            record = parse(cls, content)
+            if record.training and (missing := _NEEDED - record.training.keys()):
+                raise Unreadable(f"training lacks {', '.join(sorted(missing))}")
+            return record
+        except Unreadable as error:
             raise UserError(
-                f"{str(path)!r} is damaged ({one_line(error, 80)}): restore it, or delete it to use the folder as a"
-                " plain LitGPT checkpoint"
+                f"{str(path)!r} is damaged ({_reason(error)}): restore it, or delete it to use the folder as a plain"
+                " LitGPT checkpoint"
             ) from error
 
 
-def _optional(cls: type, content: dict | None) -> Any:
-    return None if content is None else cls(**content)
+_NEEDED = {"schedule", "optimizer", "max_norm", "block_size", "micro_batch_size", "max_tokens", "precision", "seed"}
+"""What the record of a run that has trained has said from the beginning."""
+
+
+def _reason(error: Unreadable) -> str:
+    return str(error).partition(" is damaged: ")[2] or str(error)

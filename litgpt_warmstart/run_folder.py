@@ -32,7 +32,6 @@ from litgpt_warmstart.data.loaders import DataPlan, data_arguments
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.metrics import FILE_NAME
-from litgpt_warmstart.model import fold_readout
 from litgpt_warmstart.schedule import Schedule
 
 OUTCOME = "outcome.json"
@@ -133,8 +132,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         spec.config,
         written,
         spec.hyperparameters,
-        plan.tokenizer_dir,
-        fold_readout,
+        plan.tokenizer,
         {
             "optimizer": state.optimizer.state_dict(),
             "step_count": state.step_count,

@@ -28,6 +28,8 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("flops",),
     ("args",),
     ("schedule", "record", "scales"),
+    ("families",),
+    ("folding", "parsing", "tokenizer_files"),
     ("files",),
     ("errors",),
 )

@@ -11,14 +11,16 @@ import pytest
 import torch
 import yaml
 
-from litgpt_warmstart import checkpoint, files
+from litgpt_warmstart import checkpoint, files, parametrization
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.model import fold_readout
 from litgpt_warmstart.record import Ancestor, DataUse, GrowthRecord, Record
 from tests.conftest import build, neox, randomized
 
 DATA = DataUse("litgpt_warmstart.data.StdlibText", {"data_path": "data"}, 640, "abc", 0, 650)
 GROWTH = GrowthRecord("out/5M/final", 0.4, "blocks", "heads", "head_size 24 -> 16", 1.0, 42)
+
+TRAINING = dict(schedule={"name": "constant"}, optimizer="AdamW", max_norm=1.0, block_size=64, micro_batch_size=4,
+                max_tokens=640, precision="32-true", seed=1)  # fmt: skip
 
 
 def record(width_mult: float = 1.0) -> Record:
@@ -29,15 +31,13 @@ def record(width_mult: float = 1.0) -> Record:
     return Record(
         command="warmstart", name="x", parameters=3, parametrization="mup", mup_base_config=asdict(neox(16, 2)),
         width_mult=width_mult, base_lr=0.01, global_batch_size=8, data=DATA, growth=GROWTH, lineage=lineage,
-        training={"seed": 1},
+        training=TRAINING,
     )  # fmt: skip
 
 
 def save(folder, config, width_mult=1.0):
     model = randomized(build(config, neox(16, 2)))
-    checkpoint.save_checkpoint(
-        folder, model.state_dict().items(), model.config, record(width_mult), {}, None, fold_readout
-    )
+    checkpoint.save_checkpoint(folder, model.state_dict().items(), model.config, record(width_mult), {}, None)
     return model
 
 
@@ -71,11 +71,15 @@ def test_without_the_training_state_the_readout_is_unfolded_by_the_record(tmp_pa
     torch.testing.assert_close(read, model.lm_head.weight.detach(), rtol=1e-6, atol=0)
 
 
-def test_weights_that_were_replaced_are_not_mixed_with_an_old_training_state(tmp_path):
+def test_weights_that_were_replaced_are_refused_and_in_an_older_folder_not_mixed_with_its_training_state(tmp_path):
     save(tmp_path / "c", neox(48, 2), 3.0)
     weights = torch.load(tmp_path / "c/lit_model.pth")
     weights["lm_head.weight"] += 1.0  # as finetuning in place would
     torch.save(weights, tmp_path / "c/lit_model.pth")
+    with pytest.raises(UserError, match="not as it was saved"):
+        checkpoint.read_checkpoint(tmp_path / "c")
+    content = yaml.safe_load((tmp_path / "c/warmstart.yaml").read_text()) | {"sha256": {}}
+    (tmp_path / "c/warmstart.yaml").write_text(yaml.safe_dump(content))
     read = checkpoint.read_checkpoint(tmp_path / "c").weights["lm_head.weight"]
     assert torch.equal(read, weights["lm_head.weight"] * 3.0)
 
@@ -113,7 +117,8 @@ def test_under_another_mup_base_the_readout_gives_the_same_logits(tmp_path):
     folded = hidden @ (model.lm_head.weight / 3.0).T
     for base in (neox(16, 2), neox(24, 2), neox(48, 2)):
         # The record's own base is 16 wide; see record().
-        readout = read.weights_under(base)["lm_head.weight"] / (48 / base.n_embd)
+        under = parametrization.folding(read.config, base)
+        readout = read.weights_under(under)["lm_head.weight"] / (48 / base.n_embd)
         torch.testing.assert_close(hidden @ readout.T, folded)
 
 
@@ -193,9 +198,7 @@ def test_a_disk_that_is_full_while_weights_are_written_is_one_line(tmp_path, fit
 def test_of_a_view_only_what_is_seen_is_written(tmp_path):
     model = build(neox())
     weights = [(name, torch.cat((w, w))[: len(w)]) for name, w in model.state_dict().items()]
-    checkpoint.save_checkpoint(tmp_path / "a", weights, model.config, record(), {}, None, fold_readout)
-    checkpoint.save_checkpoint(
-        tmp_path / "b", model.state_dict().items(), model.config, record(), {}, None, fold_readout
-    )
+    checkpoint.save_checkpoint(tmp_path / "a", weights, model.config, record(), {}, None)
+    checkpoint.save_checkpoint(tmp_path / "b", model.state_dict().items(), model.config, record(), {}, None)
     sizes = [(tmp_path / folder / "lit_model.pth").stat().st_size for folder in "ab"]
     assert sizes[0] == sizes[1]

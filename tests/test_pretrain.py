@@ -205,8 +205,8 @@ def test_a_comparison_run_takes_the_bases_tokenizer(base, tiny, tiny_settings, t
 
 def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tmp_path):
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
-    stock = GPT(Config.from_file(tmp_path / "grown/model_config.yaml"))
-    stock.load_state_dict(torch.load(tmp_path / "grown/lit_model.pth", weights_only=True))
+    stock = build_from(tmp_path / "grown")
+    assert stock.config.attention_scores_scalar is None
     read = checkpoint.read_checkpoint(tmp_path / "grown")
     ours = build(Config.from_file(tiny[48]), read.mup_base_config)
     parametrization.load_weights(ours, read.weights.items())

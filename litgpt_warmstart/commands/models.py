@@ -39,11 +39,13 @@ def read_base(base: Path | None, option: str = "--base") -> Header:
     """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
 
     Raises:
-        UserError: It is left out, or no checkpoint folder.
+        UserError: It is left out, no checkpoint folder, or one of its files has changed since it was saved.
     """
     if base is None:
         raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
-    return read_header(extend_checkpoint_dir(Path(base)), option)
+    header = read_header(extend_checkpoint_dir(Path(base)), option)
+    header.check_files()
+    return header
 
 
 def resolve_models(
@@ -122,5 +124,5 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     folder = extend_checkpoint_dir(Path(mup_base))
     if not (folder / WEIGHTS).is_file():
         return None
-    header = read_header(folder, "--mup_base")
+    header = read_base(folder, "--mup_base")
     return Tuned(header.mup_base_config, header)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from litgpt.args import LogArgs
-from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
@@ -123,8 +122,6 @@ def resolve(
     config = mup.mup_config(config, tuned.config)
     if growth:
         check_seed(start, config, growth, seed)
-    if start and not growth and _attention_scalar(config) != _attention_scalar(start.config):
-        raise UserError(f"--mup_base {mup_base} would change the attention scale of {str(start.path)!r}: leave it out")
     with torch.device("meta"):
         parameters = num_parameters(MuGPT(config))
 
@@ -211,10 +208,6 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
         f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with a"
         " checkpoint trained by this package"
     )
-
-
-def _attention_scalar(config: Config) -> float:
-    return config.attention_scores_scalar or config.head_size
 
 
 def _recorded_tokenizer(start: Header | None, tuned: Tuned) -> Path | None:

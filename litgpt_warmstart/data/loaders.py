@@ -4,6 +4,7 @@ import inspect
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_bloc
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.loss import IGNORE_INDEX
 from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 @dataclass
@@ -30,12 +32,17 @@ class DataPlan:
     """None for a DataModule that does not hand out blocks by number."""
     warnings: list[str] = field(default_factory=list)
 
-    @property
-    def tokenizer_dir(self) -> Path | None:
-        """Where the checkpoint's tokenizer files come from."""
-        if self.spec.tokenizer_dir is None and isinstance(self.spec.data, BlockDataModule):
-            return self.spec.data.tokenizer_dir
-        return self.spec.tokenizer_dir
+    @cached_property
+    def tokenizer(self) -> TokenizerFiles | None:
+        """The files of a tokenizer that go into each checkpoint, read once.
+
+        Raises:
+            UserError: One is damaged.
+        """
+        folder = self.spec.tokenizer_dir
+        if folder is None and isinstance(self.spec.data, BlockDataModule):
+            folder = self.spec.data.tokenizer_dir
+        return read_tokenizer_files(folder) if folder else None
 
     def use(self, step_count: int) -> DataUse:
         """What has been read after a number of optimizer steps."""

@@ -165,7 +165,7 @@ def build_model(check: CoordCheck, arm: Arm, config: Config, seed: int) -> MuGPT
         parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed))
         return model
     grown = growth.grow(
-        check.source.weights_under(mup_base),
+        check.source.weights_under(parametrization.folding(check.source.config, mup_base)),
         parametrization.initial_weights(model, mup_base, seed, check.perturb),
         check.source.config,
         config,

@@ -1,0 +1,93 @@
+r"""What muP changes in a forward pass, folded into plain LitGPT weights, and out of them again.
+
+    part        MuGPT                                         the same logits in LitGPT's GPT
+    readout     logits / width_mult                           lm_head.weight / width_mult
+    attention   scores / sqrt(attention_scores_scalar)        q rows / sqrt(attention_scores_scalar / head_size),
+                                                              since GPT divides scores by sqrt(head_size)
+
+Rotary embedding is linear, so that a factor of the scores may stand before it: in the rows and biases of q in the fused
+qkv, or, where q is normalized, in the gain and bias of its norm.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from litgpt.config import Config
+
+READOUT = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What stands between a model's weights as trained and a plain LitGPT checkpoint's."""
+
+    config: Config
+    """The model, with the ``attention_scores_scalar`` that its weights were trained under."""
+    width_mult: float = 1.0
+    """What its logits are divided by while training."""
+
+    def part(self, name: str) -> tuple[slice, float] | None:
+        """Which rows of a parameter carry a factor, and what they are divided by; None for any other parameter.
+
+        Args:
+            name: The parameter's name in a LitGPT state dict.
+        """
+        if name == READOUT:
+            return slice(None), self.width_mult
+        config = self.config
+        divisor = math.sqrt((config.attention_scores_scalar or config.head_size) / config.head_size)
+        if config.norm_qk:
+            return (slice(None), divisor) if ".attn.norm_q." in name else None
+        if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
+            return slice(config.n_head * config.head_size), divisor  # q, before k and v
+        return None
+
+    def rows_as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
+        """The rows that :meth:`fold` changes; None where it changes nothing."""
+        part = self.part(name)
+        return None if part is None or part[1] == 1 else weight[part[0]]
+
+    def fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A parameter as trained -> as a plain LitGPT checkpoint has it, in fp32."""
+        part, weight = self.part(name), weight.float()
+        if part is None or part[1] == 1:
+            return weight
+        rows, divisor = part
+        folded = weight.clone()
+        folded[rows] /= divisor
+        return folded
+
+    def unfold(self, name: str, folded: torch.Tensor, rows_as_trained: torch.Tensor | None = None) -> torch.Tensor:
+        """A parameter of a plain LitGPT checkpoint -> as it was trained.
+
+        Args:
+            name: The parameter's name.
+            folded: As :meth:`fold` made it.
+            rows_as_trained: Taken where they are what was folded, since multiplying does not bring every bit back.
+        """
+        part = self.part(name)
+        if part is None or part[1] == 1:
+            return folded
+        rows, divisor = part
+        kept = rows_as_trained
+        if kept is not None and torch.equal(kept.to(folded.dtype) / divisor, folded[rows]):
+            return kept if len(kept) == len(folded) else torch.cat((kept.to(folded.dtype), folded[len(kept) :]))
+        weight = folded.clone()
+        weight[rows] *= divisor
+        return weight
+
+    def under(self, other: "Folding", name: str, weight: torch.Tensor) -> torch.Tensor:
+        """A parameter as trained, for training on under another folding with the same logits."""
+        part, then = self.part(name), other.part(name)
+        if part is None or part[1] == then[1]:
+            return weight
+        rows, divisor = part
+        moved = weight.clone()
+        moved[rows] *= then[1] / divisor
+        return moved
+
+
+def without_attention(folding: Folding) -> Folding:
+    """The same with scores as LitGPT's GPT divides them, so that the readout alone is folded."""
+    return replace(folding, config=replace(folding.config, attention_scores_scalar=None))

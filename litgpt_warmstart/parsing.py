@@ -1,0 +1,85 @@
+"""What comes from outside, as checked types: plain values of YAML or JSON in, a dataclass or one line out."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+from yaml.events import AliasEvent
+
+from litgpt_warmstart.errors import UserError, one_line
+
+T = TypeVar("T")
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""How many there are of something."""
+Size = Annotated[int, Field(gt=0, lt=2**63)]
+"""A count that is not 0."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+MOST_BYTES = 2**24
+"""A larger file is none of ours."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's plain values without aliases, of which a few lines can make gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+class Unreadable(UserError):
+    """A file from outside that does not hold what it should."""
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: It is missing, may not be read, or holds something else; the reason stands in the line.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        found = yaml.load(content.decode("utf-8"), Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except RecursionError as error:
+        raise Unreadable(f"{str(path)!r} is damaged: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise Unreadable(f"{str(path)!r} is damaged: {one_line(error, 120)}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise Unreadable(f"{str(path)!r} is damaged: it holds no mapping of names")
+    return found
+
+
+@lru_cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def parse(kind: type[T] | Any, content: Any) -> T:
+    """Plain values as a checked type: no text for a number, no 1 for true, no unknown name where the type forbids it.
+
+    Args:
+        kind: A dataclass, or any type that pydantic knows.
+        content: What YAML or JSON gives.
+
+    Raises:
+        Unreadable: The first thing that does not fit, by its place.
+    """
+    try:
+        return _adapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Unreadable(one_line(f"{place}: {first['msg']}" if place else first["msg"], 160)) from error
+    except (TypeError, ValueError, RecursionError) as error:  # a date, a set, nesting without end
+        raise Unreadable(one_line(error, 120)) from error
