@@ -20,16 +20,19 @@ Size = Annotated[int, Field(gt=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-MOST_BYTES = 2**24
-"""A larger file is none of ours."""
+MOST_BYTES, MOST_ALIASES = 2**20, 16
+"""A file with more is none of ours: aliases of aliases make gigabytes of a few lines."""
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's plain values without aliases, of which a few lines can make gigabytes."""
+    """YAML's plain values, with few aliases."""
+
+    aliases = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(AliasEvent):
-            raise yaml.YAMLError("it has aliases")
+        self.aliases += self.check_event(AliasEvent)
+        if self.aliases > MOST_ALIASES:
+            raise yaml.YAMLError(f"it has more than {MOST_ALIASES} aliases")
         return super().compose_node(parent, index)
 
 

@@ -15,7 +15,8 @@ from litgpt_warmstart.args import CompileMode, EvalArgs, Growth, LossChoice, Par
 from litgpt_warmstart.checkpoint import Header
 from litgpt_warmstart.commands.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.data import SlimPajama6B
-from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
+from litgpt_warmstart.data.loaders import class_path, init_args
+from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.micro_batch import default_size
 from litgpt_warmstart.record import Record

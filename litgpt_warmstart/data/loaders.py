@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader
@@ -332,27 +331,6 @@ def first_val_block(plan: DataPlan, device: torch.device) -> torch.Tensor:
     if batch is None:
         raise UserError("--track needs a validation block, and the data has none: leave it out, or take more data")
     return batch[0][:1]
-
-
-def recorded_data(use: DataUse) -> DataModule:
-    """The DataModule that a record names, with its arguments in their own types.
-
-    Only LitGPT's and this package's are made from a file: a record may come from anywhere.
-
-    Raises:
-        UserError: It is another one, or cannot be made here.
-    """
-    if not use.class_path.startswith(("litgpt.data.", "litgpt_warmstart.data.")):
-        raise UserError(f"the base was trained on {use.class_path}: name it with --data to use it again")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=DataModule)
-    try:
-        parsed = parser.parse_object({"data": {"class_path": use.class_path, "init_args": use.init_args}})
-        return parser.instantiate_classes(parsed).data
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the base's data {use.class_path} cannot be set up again ({one_line(error, 120)}): pass --data"
-        ) from error
 
 
 def data_arguments(arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -8,8 +8,9 @@ import torch
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import DataPlan, SkippingLoader, class_path, init_args, next_batches, recorded_data
+from litgpt_warmstart.data.loaders import DataPlan, SkippingLoader, class_path, init_args, next_batches
 from litgpt_warmstart.data.ranges import BlockRange
+from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import DataUse
 
@@ -19,17 +20,26 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     "data",
     [
-        StdlibText(Path("a/b")),
+        StdlibText(Path("a")),
         TextFiles(Path("a"), seed=3),
         LitData("a", split_names=("train", "val")),
         TinyLlama("a", use_starcoder=False),
         OpenWebText("a"),
         TinyStories(Path("a")),
-        MicroLlama("a", seed=7),
+        MicroLlama("a/", seed=7),
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_a_recorded_module_is_made_again_with_its_arguments(data):
+def test_a_recorded_module_is_made_again_with_its_arguments_where_its_data_is_prepared(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"is not prepared here.*--data {type(data).__name__}"):
+        recorded_data(DataUse(class_path(data), init_args(data), tokens=0))
+    for name in ("", "train", "val", "slimpajama/train", "slimpajama/val"):
+        (tmp_path / "a" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name / "index.json").touch()
+    (tmp_path / "a/TinyStories_all_data").mkdir()
+    for number in range(2):
+        (tmp_path / f"a/TinyStories_all_data/{number}.json").touch()
     arguments = init_args(data)
     assert all(type(value) in (str, int, float, bool, list, type(None)) for value in arguments.values())
     again = recorded_data(DataUse(class_path(data), arguments, tokens=0))
@@ -41,9 +51,11 @@ def test_a_recorded_module_is_made_again_with_its_arguments(data):
     ("path", "arguments", "told"),
     [
         ("subprocess.Popen", {"args": "true"}, "name it with --data"),
-        ("litgpt.data.base.Any", {}, "cannot be set up again"),
-        ("litgpt.data.NoSuch", {}, "cannot be set up again"),
-        ("litgpt_warmstart.data.StdlibText", {"no_such": 1}, "cannot be set up again"),
+        ("litgpt.data.base.Any", {}, "name it with --data"),
+        ("litgpt.data.Alpaca", {"prompt_style": {"class_path": "os.path"}}, "name it with --data"),
+        ("litgpt_warmstart.data.StdlibText", {"no_such": 1}, "cannot be set up again, no_such is 1"),
+        ("litgpt.data.TextFiles", {"train_data_path": {"class_path": "os.path"}}, "cannot be set up again"),
+        ("litgpt.data.TinyLlama", {"data_path": "a", "seed": "1"}, "cannot be set up again, seed is '1'"),
     ],
 )
 def test_a_record_makes_nothing_but_a_datamodule_of_litgpt_or_ours(path, arguments, told):

@@ -11,8 +11,9 @@ from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B, plan
 from litgpt_warmstart.data.chunks import TokenStream
-from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
+from litgpt_warmstart.data.loaders import class_path, init_args
 from litgpt_warmstart.data.preparation import prepare
+from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.record import DataUse, Record
 
@@ -69,7 +70,8 @@ def test_slimpajama_is_the_papers_dataset():
     data = SlimPajama6B()
     assert (data.repo_id, data.revision) == ("DKYoon/SlimPajama-6B", plan.SLIMPAJAMA_6B_COMMIT)
     assert str(data.data_path) == "data/slimpajama-6b"
-    assert recorded_data(DataUse(class_path(data), init_args(data), 0)) == data
+    with pytest.raises(UserError, match="pass --data SlimPajama6B$"):  # nothing is fetched because a record says so
+        recorded_data(DataUse(class_path(data), init_args(data), 0))
     assert plan.default_data_path("a/B-c", None).as_posix() == "data/b-c"
 
 

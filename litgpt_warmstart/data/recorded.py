@@ -1,0 +1,115 @@
+"""The DataModule that a checkpoint's record names. A record may come from anybody, so it decides little.
+
+It chooses among classes listed here, by plain arguments of the classes' own types, and what it names is only read,
+where it is prepared already. To prepare or to fetch takes the user's own ``--data``.
+"""
+
+import inspect
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from litgpt.data import DataModule, LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
+
+from litgpt_warmstart.data.prepared_index import PREPARED
+from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
+from litgpt_warmstart.data.stdlib_text import StdlibText
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.parsing import Unreadable, parse
+from litgpt_warmstart.record import DataUse
+
+CHUNKS = "index.json"
+"""In each folder of chunks that litdata has finished."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A class that a record may name."""
+
+    cls: type[DataModule]
+    is_there: Callable[[Any], bool]
+    """Whether a module's data is prepared on this machine, as files alone tell."""
+    taken: frozenset[str] | None = None
+    """Arguments that still matter once the data is prepared; None for all."""
+
+
+def _has_chunks(*folders: str | Path) -> bool:
+    return all((Path(folder) / CHUNKS).is_file() for folder in folders)
+
+
+def _lit_data_folders(data: LitData) -> list[Path]:
+    return [Path(data.data_path, name) for name in data.split_names or ("",)]
+
+
+_PREPARED_TEXT = dict(
+    is_there=lambda data: (data.data_path / PREPARED).is_file(), taken=frozenset(("data_path", "num_workers"))
+)
+RECORDED = {
+    f"{'litgpt_warmstart' if entry.cls.__module__.startswith('litgpt_warmstart') else 'litgpt'}.data"
+    f".{entry.cls.__name__}": entry
+    for entry in (
+        Recorded(PreparedText, **_PREPARED_TEXT),
+        Recorded(SlimPajama6B, **_PREPARED_TEXT),
+        Recorded(StdlibText, lambda data: data.is_prepared),
+        Recorded(TextFiles, lambda data: _has_chunks(data.out_path_train, data.out_path_val)),
+        Recorded(LitData, lambda data: _has_chunks(*_lit_data_folders(data))),
+        Recorded(TinyLlama, lambda data: _has_chunks(*data.required_paths)),
+        Recorded(MicroLlama, lambda data: _has_chunks(*data.required_paths)),
+        Recorded(OpenWebText, lambda data: _has_chunks(data.data_path_train, data.data_path_val)),
+        # Its preparation unpacks an archive unless it finds the stories.
+        Recorded(TinyStories, lambda data: _has_chunks(data.data_path_train, data.data_path_val)
+                 and len([*(data.data_path / "TinyStories_all_data").glob("*.json")]) > 1),
+    )
+}  # fmt: skip
+"""Class path in a record -> the class."""
+
+
+def recorded_data(use: DataUse) -> DataModule:
+    """The DataModule that a record names, where its data is prepared on this machine.
+
+    Raises:
+        UserError: It is a class or has arguments that a record may not choose, or the data is not here; names the
+            ``--data`` to type.
+    """
+    entry = RECORDED.get(use.class_path)
+    if entry is None:
+        raise UserError(
+            f"the base was trained on {use.class_path}, which a checkpoint may not choose: name it with --data to use"
+            " it again"
+        )
+    hints = get_type_hints(entry.cls.__init__) | get_type_hints(entry.cls)
+    names = set(inspect.signature(entry.cls).parameters)
+    arguments = {}
+    for name, value in use.init_args.items():
+        try:
+            if name not in names:
+                raise Unreadable("it has no such argument")
+            arguments[name] = parse(hints[name], value)
+        except Unreadable as error:
+            raise UserError(
+                f"the base's data {entry.cls.__name__} cannot be set up again, {name} is {value!r:.60} ({error}): pass"
+                " --data"
+            ) from error
+    data = None
+    try:
+        data = entry.cls(**{n: v for n, v in arguments.items() if entry.taken is None or n in entry.taken})
+        there = entry.is_there(data)
+    except (OSError, TypeError, ValueError, AttributeError):  # no path, a name with a null byte
+        there = False
+    if not there:
+        raise UserError(
+            f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"
+            f" {_typed(entry.cls, arguments)}"
+        )
+    return data
+
+
+def _typed(cls: type[DataModule], arguments: dict[str, Any]) -> str:
+    """The options that name a DataModule, as typed; those that its class has anyway are left out."""
+    defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
+    given = {n: v for n, v in arguments.items() if v is not None and v != defaults.get(n) and n != "num_workers"}
+    texts = {n: f"[{','.join(v)}]" if isinstance(v, tuple) else str(v) for n, v in given.items()}
+    words = [f"--data.{n} {shlex.quote(text)}" for n, text in texts.items()]
+    return " ".join([f"--data {cls.__name__}", *words])
