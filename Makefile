@@ -1,6 +1,8 @@
 # make quickstart       a small model becomes a larger one, beside the same one from scratch
 # make study TEXT=DIR   base, ablations, chains and checks on a folder of your text, and their page; goes on where it stopped
 # make test             the tests
+# make drill            the guards at length: kills, signals, full disks, damage; half an hour at most
+# make fuzz             damaged and made-up files for ten minutes
 # make lint             what ruff says
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +13,7 @@ RUNS := out/quickstart
 # litgpt itself calls functions that its jsonargparse calls deprecated.
 export JSONARGPARSE_DEPRECATION_WARNINGS := off
 
-.PHONY: install quickstart study text-given test lint clean
+.PHONY: install quickstart study text-given test drill fuzz lint clean
 install: $(INSTALLED)
 
 # mup and litdata pull in torchvision, which nothing here uses and which breaks litgpt where it does not match torch.
@@ -49,6 +51,12 @@ text-given:
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+drill: $(INSTALLED)
+	$(BIN)/python -m pytest tests/guards -m "drill or not drill"
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.guards.fuzz --seconds 600
 
 lint: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet ruff
