@@ -18,9 +18,23 @@ class Diverged(UserError):
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """The first ``limit`` characters of an error's text without its line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The first ``limit`` characters of an error's text without its line breaks.
+
+    Of a text that carries a traceback, as errors of a loader's or a preparation's workers do, it is what stands at the
+    traceback's end: the cause.
+    """
+    text = " ".join(_cause(str(error)).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _cause(text: str) -> str:
+    _, found, traceback = text.rpartition("Traceback (most recent call last):\n")
+    if not found:
+        return text
+    lines = traceback.splitlines()
+    first = next((number for number, line in enumerate(lines) if line and not line[0].isspace()), len(lines) - 1)
+    cause = "\n".join(lines[first:])
+    return cause.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -158,7 +159,8 @@ def test_the_probe_is_the_first_validation_block_and_draws_no_random_number(stdl
     data.connect(batch_size=4, max_seq_length=64)
     data.setup()
     state = torch.get_rng_state()
-    spec = type("Spec", (), {"data": data, "train": TRAIN})
+    config = SimpleNamespace(padded_vocab_size=4096)
+    spec = SimpleNamespace(data=data, train=TRAIN, seed=1, block_size=64, config=config)
     probe = first_val_block(DataPlan(spec), torch.device("cpu"))
     assert probe.tolist() == [data.tokens("val")[:64].tolist()]
     assert torch.equal(torch.get_rng_state(), state)

@@ -12,7 +12,6 @@ process of 2   0         1         0           1                  at a micro-bat
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Tokens(Protocol):
-    """Token ids that can be sliced: a NumPy array, a memory map, or several as one."""
+    """Token ids that can be sliced, each time into an array of their own: a file of them, or several files as one."""
 
     def __len__(self) -> int: ...
 
@@ -61,7 +60,7 @@ class BlockBatches(Dataset):
         start = self.starts[index]
         stop = min(start + self.micro_batch_size, self.stop)
         stored = self.block_size + 1
-        return torch.from_numpy(np.array(self.tokens[start * stored : stop * stored])).view(stop - start, stored)
+        return torch.from_numpy(self.tokens[start * stored : stop * stored]).view(stop - start, stored)
 
 
 def num_blocks(num_tokens: int, block_size: int) -> int:
@@ -87,7 +86,6 @@ class BlockDataModule(DataModule):
         self.batch_size, self.block_size = 1, 1
         self.range: tuple[int, int] | None = None
         self.rank, self.num_processes = 0, 1
-        self.worker_init_fn: Callable[[int], None] | None = None
 
     @property
     @abstractmethod
@@ -140,6 +138,5 @@ class BlockDataModule(DataModule):
             BlockBatches(self.tokens(split), self.block_size, first, stop, self.batch_size, rank, num_processes),
             batch_size=None,
             num_workers=self.num_workers,
-            worker_init_fn=self.worker_init_fn,
             pin_memory=torch.cuda.is_available(),
         )

@@ -29,6 +29,7 @@ CHUNK_TOKENS = 16 * 2**20
 HEADER_BYTES = 12
 """Of a chunk with one item: how many items, where the first begins, where it ends, as uint32."""
 INDEX = "index.json"
+REMEDY = "prepare the data again in another folder"
 
 
 def chunk_name(number: int) -> str:
@@ -100,9 +101,43 @@ def combined_digest(digests: list[str]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class TokenFile:
+    """The tokens of a file. Supports ``len`` and slices.
+
+    They are read and not memory-mapped: where a mapped file is cut off, the system ends the process without a word.
+    """
+
+    path: Path
+    dtype: np.dtype
+    num_tokens: int
+    first_byte: int = 0
+
+    def __len__(self) -> int:
+        return self.num_tokens
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        """Tokens from ``where.start`` up to ``where.stop``, shape (stop - start,).
+
+        Raises:
+            UserError: The file is gone, or shorter than it was.
+        """
+        start, stop, step = where.indices(self.num_tokens)
+        assert step == 1
+        wanted = max(0, stop - start)
+        offset = self.first_byte + start * self.dtype.itemsize
+        try:
+            tokens = np.fromfile(self.path, self.dtype, wanted, offset=offset)
+        except OSError as error:
+            raise UserError(f"{str(self.path)!r} cannot be read ({error.strerror or error}): {REMEDY}") from error
+        if len(tokens) < wanted:
+            raise UserError(f"{str(self.path)!r} is cut off: {REMEDY}")
+        return tokens
+
+
 @dataclass
 class TokenStream:
-    """The tokens of a split's chunks as one array, memory-mapped.
+    """The tokens of a split's chunks as one array.
 
     Supports ``len`` and slices.
     """
@@ -126,15 +161,11 @@ class TokenStream:
             starts.append(starts[-1] + chunk["dim"])
         return starts
 
-    @cached_property
-    def _maps(self) -> dict[int, np.memmap]:
-        return {}
-
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, where: slice) -> np.ndarray:
-        """Tokens from ``where.start`` up to ``where.stop``, shape (stop - start,); copied only across chunks."""
+        """Tokens from ``where.start`` up to ``where.stop``, shape (stop - start,)."""
         start, stop, step = where.indices(len(self))
         assert step == 1
         pieces = []
@@ -147,14 +178,9 @@ class TokenStream:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, self.dtype)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "dtype": self.dtype}  # a loader's worker maps the files itself
-
-    def _chunk(self, number: int) -> np.memmap:
-        if number not in self._maps:
-            path = self.folder / self._chunks[number]["filename"]
-            self._maps[number] = np.memmap(path, self.dtype, "r", offset=HEADER_BYTES)
-        return self._maps[number]
+    def _chunk(self, number: int) -> TokenFile:
+        chunk = self._chunks[number]
+        return TokenFile(self.folder / chunk["filename"], self.dtype, chunk["dim"], HEADER_BYTES)
 
     def check(self) -> None:
         """Raise a UserError where a chunk is missing or has another size than the index says."""
@@ -162,4 +188,4 @@ class TokenStream:
             path = self.folder / chunk["filename"]
             expected = HEADER_BYTES + chunk["dim"] * self.dtype.itemsize
             if not path.is_file() or path.stat().st_size != expected:
-                raise UserError(f"{str(path)!r} is missing or cut off: prepare the data again in another folder")
+                raise UserError(f"{str(path)!r} is missing or cut off: {REMEDY}")

@@ -1,7 +1,7 @@
 """From a DataModule to batches: ours by block range, LitGPT's own and foreign ones as they come."""
 
 import inspect
-import signal
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
-from torch.utils.data import DataLoader
 
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
+from litgpt_warmstart.data.reading import TrainLoader, val_rows
+from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.loss import IGNORE_INDEX
 from litgpt_warmstart.record import DataUse
@@ -57,37 +59,29 @@ class DataPlan:
 
     def train_loader(
         self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1
-    ) -> Iterable[torch.Tensor]:
+    ) -> TrainLoader:
         """The training batches from the next token on.
 
         Args:
             step_count: Finished optimizer steps.
-            loader_state: What the loader said at the last checkpoint, if it speaks of its position.
+            loader_state: What :meth:`loader_state` gave at the last checkpoint.
             rank: Which of the processes this is.
             num_processes: How many share the data.
+
+        Raises:
+            UserError: The loader cannot go on from there.
         """
-        data = self.spec.data
+        data, read = self.spec.data, step_count * self.spec.train.global_batch_size
         if self.blocks:
-            data.worker_init_fn = ignore_signals
-            data.select(
-                self.blocks.first + step_count * self.spec.train.global_batch_size,
-                self.blocks.stop,
-                rank,
-                num_processes,
-            )
-            return data.train_dataloader()
-        loader = data.train_dataloader()
-        if loader.worker_init_fn is None:
-            loader.worker_init_fn = ignore_signals
-        if step_count and loader_state is not None:
-            loader.load_state_dict(loader_state)
-        elif step_count:
-            return SkippingLoader(loader, step_count * self.spec.accumulation_iters)
+            data.select(self.blocks.first + read, self.blocks.stop, rank, num_processes)
+        loader = TrainLoader(self.spec)
+        if step_count and not self.blocks:
+            loader.go_on(read // self.spec.train.micro_batch_size, loader_state)
         return loader
 
-    def loader_state(self, loader: DataLoader) -> dict[str, Any] | None:
-        """The loader's own word for its position, where blocks are not numbered and it has one."""
-        return loader.state_dict() if not self.blocks and hasattr(loader, "state_dict") else None
+    def loader_state(self, loader: TrainLoader) -> dict[str, Any] | None:
+        """The loader's own word for its position, where blocks are not numbered."""
+        return None if self.blocks else loader.state()
 
     def reconnect(self, spec: RunSpec) -> None:
         """Take another micro-batch size.
@@ -96,8 +90,9 @@ class DataPlan:
             UserError: The data is too short for it.
         """
         if spec.train.micro_batch_size != self.spec.train.micro_batch_size:
-            _connect(spec, _tokenizer(spec))
-            spec.data.setup()
+            with Randomness(spec.seed):
+                _connect(spec, given_tokenizer(spec))
+                spec.data.setup()
             if not self.blocks:
                 _check_length(spec)
         self.spec = spec
@@ -109,25 +104,6 @@ class DataPlan:
             return name
         of = self.spec.data.num_blocks("train")
         return f"{name} blocks {self.blocks.first:,} to {self.blocks.stop:,} of {of:,}"
-
-
-def ignore_signals(worker_id: int) -> None:
-    """Let a loader's worker live through Ctrl-C, so that the step in hand gets its data; the loader ends it later."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@dataclass
-class SkippingLoader:
-    """A loader without a position of its own, from its n-th batch on."""
-
-    loader: DataLoader
-    skip: int
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for index, batch in enumerate(self.loader):
-            if index >= self.skip:
-                yield batch
 
 
 def plan_data(spec: RunSpec) -> DataPlan:
@@ -142,6 +118,7 @@ def plan_data(spec: RunSpec) -> DataPlan:
         return plan_blocks(spec)
     plan = DataPlan(spec)
     _check_length(spec)
+    _check_first_batches(plan)
     if any(use.class_path == class_path(data) and use.init_args == init_args(data) for use in seen):
         plan.warnings.append(
             f"{type(data).__name__} begins at its first token, as did the run that this one takes its settings"
@@ -160,13 +137,14 @@ def prepare_data(spec: RunSpec) -> None:
     Raises:
         UserError: The data is missing, or needs another vocabulary.
     """
-    data, tokenizer = spec.data, _tokenizer(spec)
+    data, tokenizer = spec.data, given_tokenizer(spec)
     if isinstance(data, BlockDataModule):
-        _check_vocabulary(spec, data)  # before a preparation that may take hours
+        check_vocabulary(spec, data)  # before a preparation that may take hours
     try:
-        _connect(spec, tokenizer)
-        data.prepare_data()
-        data.setup()
+        with Randomness(spec.seed):
+            _connect(spec, tokenizer)
+            data.prepare_data()
+            data.setup()
     except UserError:
         raise
     except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
@@ -181,7 +159,7 @@ def plan_blocks(spec: RunSpec) -> DataPlan:
         UserError: The data is too short, or needs another vocabulary.
     """
     data, plan, batch = spec.data, DataPlan(spec), spec.train.global_batch_size
-    _check_vocabulary(spec, data)
+    check_vocabulary(spec, data)
     first = first_free_block(spec.seen, data.fingerprint, spec.block_size)
     plan.blocks = take_blocks(
         first, spec.max_steps * batch, data.num_blocks("train"), spec.block_size, batch, spec.tokens_per_param
@@ -205,62 +183,44 @@ def _connect(spec: RunSpec, tokenizer: Tokenizer | None) -> None:
     spec.data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
 
 
-def _tokenizer(spec: RunSpec) -> Tokenizer | None:
-    if spec.tokenizer_dir is None:
-        return None
-    try:
-        tokenizer = Tokenizer(spec.tokenizer_dir)
-    except NotImplementedError:
-        raise UserError(
-            f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model"
-        ) from None
-    except Exception as error:
-        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r}: {one_line(error)}") from error
-    if tokenizer.vocab_size > spec.config.padded_vocab_size:
-        raise UserError(
-            f"the tokenizer in {str(spec.tokenizer_dir)!r} has {tokenizer.vocab_size:,} tokens, the model"
-            f" {spec.config.padded_vocab_size:,} classes: take a base and data with the same tokenizer"
-        )
-    return tokenizer
-
-
-def _check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
-    """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
-    classes, ours, given = spec.config.padded_vocab_size, data.tokenizer_json, spec.tokenizer_dir
-    if data.vocab_size > classes:
-        raise UserError(
-            f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
-            " model, a base and data with the same tokenizer"
-        )
-    if ours is None or given is None or not (given / "tokenizer.json").is_file():
-        return
-    if (given / "tokenizer.json").read_bytes() != ours:
-        raise UserError(
-            f"--data {type(data).__name__} has another tokenizer than the one in {str(given)!r}: take a base and data"
-            " with the same tokenizer"
-        )
-
-
 def _check_length(spec: RunSpec) -> None:
     """Raise a UserError where a loader knows its length and the budget is longer."""
     try:
-        batches, val_batches = len(spec.data.train_dataloader()), len(spec.data.val_dataloader())
+        with Randomness(spec.seed):
+            batches = len(spec.data.train_dataloader())
     except TypeError:  # no length, as for a mix of streams
         return
     except Exception as error:
         raise UserError(f"--data {type(spec.data).__name__}: {one_line(error)}") from error
-    if val_batches == 0:
-        raise UserError(
-            f"--data {type(spec.data).__name__}: the validation split is shorter than a micro-batch of"
-            f" {spec.train.micro_batch_size}: lower it, lower --train.max_seq_length"
-            f" (now {spec.block_size}), or take more data"
-        )
     fits = batches // spec.accumulation_iters
     if fits < spec.max_steps:
         remedy = f"pass --train.max_tokens {fits * spec.tokens_per_step} or less" if fits else "take a smaller batch"
         raise UserError(
             f"the data is too short: {spec.max_steps * spec.tokens_per_step:,} tokens asked,"
             f" {batches * spec.train.micro_batch_size * spec.block_size:,} in {type(spec.data).__name__}: {remedy}"
+        )
+
+
+def _check_first_batches(plan: DataPlan) -> None:
+    """Raise a UserError where a DataModule that is not ours does not give what training and validation read."""
+    spec = plan.spec
+    name = f"--data {type(spec.data).__name__}"
+    try:
+        first = next(iter(plan.train_loader(0, None)), None)
+        first_val = next(val_rows(spec), None)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {one_line(error)}") from error
+    if first is None:
+        raise UserError(
+            f"{name}: the training split is shorter than a micro-batch of {spec.train.micro_batch_size}: take a smaller"
+            f" one, a smaller --train.max_seq_length (now {spec.block_size}), or more data"
+        )
+    if first_val is None:
+        raise UserError(
+            f"{name}: the validation split is shorter than one block: take a smaller --train.max_seq_length (now"
+            f" {spec.block_size}), or more data"
         )
 
 
@@ -288,10 +248,6 @@ def next_batches(
 
 def _sent(loader: Iterable[torch.Tensor], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     for stored in loader:
-        if not isinstance(stored, torch.Tensor):
-            raise UserError(
-                "the data gives no token tensors, as instruction-tuning DataModules do: take one for pretraining"
-            )
         stored = stored.to(device, non_blocking=True).long()
         yield stored[:, :-1].contiguous(), stored[:, 1:].contiguous()
 
@@ -307,17 +263,16 @@ def val_batches(
     Yields:
         Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
-    size, left = plan.spec.train.micro_batch_size, max_blocks
-    for input_ids, targets in next_batches(plan.spec.data.val_dataloader(), device):
-        counted = min(left, len(input_ids))
+    size = plan.spec.train.micro_batch_size
+    rows = itertools.islice(val_rows(plan.spec), max_blocks)
+    batches = iter(lambda: list(itertools.islice(rows, size)), [])
+    for input_ids, targets in next_batches(map(torch.stack, batches), device):
+        counted = len(input_ids)
         if counted < size:
             filling = size - counted
-            input_ids = torch.cat((input_ids[:counted], input_ids[:1].expand(filling, -1)))
-            targets = torch.cat((targets[:counted], torch.full_like(targets[:1], IGNORE_INDEX).expand(filling, -1)))
+            input_ids = torch.cat((input_ids, input_ids[:1].expand(filling, -1)))
+            targets = torch.cat((targets, torch.full_like(targets[:1], IGNORE_INDEX).expand(filling, -1)))
         yield input_ids, targets, counted
-        left -= counted
-        if left == 0:
-            return
 
 
 def first_val_block(plan: DataPlan, device: torch.device) -> torch.Tensor:
@@ -326,8 +281,7 @@ def first_val_block(plan: DataPlan, device: torch.device) -> torch.Tensor:
     Raises:
         UserError: There is none.
     """
-    with torch.random.fork_rng(devices=()):  # starting a loader draws a seed for its workers
-        batch = next(val_batches(plan, 1, device), None)
+    batch = next(val_batches(plan, 1, device), None)
     if batch is None:
         raise UserError("--track needs a validation block, and the data has none: leave it out, or take more data")
     return batch[0][:1]

@@ -16,6 +16,7 @@ import numpy as np
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.bpe import EOS, train_bpe
+from litgpt_warmstart.data.chunks import TokenFile
 from litgpt_warmstart.errors import UserError
 
 FORMAT_VERSION = 1
@@ -59,8 +60,8 @@ class StdlibText(BlockDataModule):
         path = self.data_path / "tokenizer.json"
         return path.read_bytes() if path.is_file() else None
 
-    def tokens(self, split: str) -> np.ndarray:
-        return np.memmap(self.data_path / f"{split}.bin", dtype=np.uint16, mode="r")
+    def tokens(self, split: str) -> TokenFile:
+        return TokenFile(self.data_path / f"{split}.bin", np.dtype(np.uint16), self._index["tokens"][split])
 
     @cached_property
     def _index(self) -> dict:

@@ -35,7 +35,7 @@ def test_a_stream_slices_as_the_array_of_its_tokens(stream, start, stop):
     assert read[start:stop].tolist() == tokens[start:stop].tolist()
 
 
-def test_a_stream_goes_to_a_worker_without_its_maps(stream):
+def test_a_stream_goes_to_a_worker_without_its_tokens(stream):
     read, tokens = stream
     assert len(pickle.dumps(read)) < 1000
     assert pickle.loads(pickle.dumps(read))[90:110].tolist() == tokens[90:110].tolist()
@@ -68,6 +68,11 @@ def test_a_missing_or_cut_chunk_is_told(tmp_path):
     (tmp_path / "chunk-0-1.bin").write_bytes((tmp_path / "chunk-0-1.bin").read_bytes()[:-1])
     with pytest.raises(UserError, match="chunk-0-1.bin' is missing or cut off"):
         stream.check()
+    with pytest.raises(UserError, match="chunk-0-1.bin' is cut off"):
+        stream[90:150]
+    (tmp_path / "chunk-0-0.bin").unlink()
+    with pytest.raises(UserError, match="chunk-0-0.bin' cannot be read .No such file"):
+        stream[90:150]
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         len(TokenStream(tmp_path, np.dtype("uint16")))

@@ -8,7 +8,7 @@ import torch
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import DataPlan, SkippingLoader, class_path, init_args, next_batches
+from litgpt_warmstart.data.loaders import DataPlan, class_path, init_args, next_batches
 from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
@@ -70,20 +70,45 @@ def test_targets_are_the_tokens_that_follow():
     assert input_ids.dtype == targets.dtype == torch.int64 and targets.is_contiguous()
 
 
-def test_batches_of_an_instruction_tuning_module_are_refused():
-    with pytest.raises(UserError, match="pretraining"):
-        next(next_batches([{"input_ids": torch.zeros(2, 5)}], CPU))
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ({"input_ids": torch.zeros(2, 5)}, "take one for pretraining"),
+        (torch.zeros(2, 5), "take one for pretraining"),
+        (torch.zeros(2, 6, dtype=torch.int64), "sequences of 6 tokens, and not 5"),
+        (torch.zeros(3, 5, dtype=torch.int64), "gives 3 sequences at once, and not the micro-batch of 2"),
+        (torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]), "has the token id 9, the model 9 classes"),
+        (torch.tensor([[0, 1, 2, 3, 4], [5, 6, 7, 8, -1]], dtype=torch.int16), "has the token id -1, the model 9"),
+    ],
+)
+def test_batches_that_a_model_cannot_be_trained_on_are_refused(batch, told):
+    with pytest.raises(UserError, match=told):
+        list(DataPlan(spec_of([batch])).train_loader(0, None))
 
 
-def test_a_loader_without_a_position_is_read_up_to_it():
-    assert list(SkippingLoader([1, 2, 3, 4], 2)) == [3, 4]
+def spec_of(batches: list) -> SimpleNamespace:
+    """A run's specification whose DataModule gives these batches."""
+    train = SimpleNamespace(global_batch_size=2, micro_batch_size=2)
+    config = SimpleNamespace(padded_vocab_size=9)
+    data = SimpleNamespace(train_dataloader=lambda: batches)
+    return SimpleNamespace(data=data, train=train, seed=1, block_size=4, config=config)
+
+
+def test_a_loader_without_a_position_is_read_up_to_it_and_one_that_is_too_short_is_told():
+    batches = [torch.full((2, 5), number) for number in range(4)]
+    plan = DataPlan(spec_of([*batches[:1], torch.zeros(1, 5, dtype=torch.int64), *batches[1:]]))  # one is not whole
+    assert [int(batch[0, 0]) for batch in plan.train_loader(2, None)] == [2, 3]
+    with pytest.raises(UserError, match="has 4 micro-batches, and the run has read 6"):
+        list(plan.train_loader(6, None))
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_plan_hands_each_process_its_share_from_the_next_block_on(stdlib_path, num_processes):
     data = StdlibText(stdlib_path)
     data.connect(batch_size=2, max_seq_length=16)
-    spec = SimpleNamespace(data=data, train=SimpleNamespace(global_batch_size=8))
+    train = SimpleNamespace(global_batch_size=8, micro_batch_size=2)
+    config = SimpleNamespace(padded_vocab_size=4096)
+    spec = SimpleNamespace(data=data, train=train, seed=1, block_size=16, config=config)
     plan = DataPlan(spec, BlockRange(10, 34, 16))
     loaders = [plan.train_loader(1, None, rank, num_processes) for rank in range(num_processes)]
     read = [batch[0].tolist() for group in zip(*loaders, strict=True) for batch in group]

@@ -22,7 +22,7 @@ def data(stdlib_path) -> StdlibText:
 def test_it_has_millions_of_tokens_and_a_held_out_part(data):
     train, val = data.tokens("train"), data.tokens("val")
     assert len(train) > 2_500_000 and 0.01 < len(val) / len(train) < 0.1
-    assert train.max() < data.padded_vocab_size == 4096
+    assert train[:].max() < data.padded_vocab_size == 4096
 
 
 def test_litgpts_tokenizer_reads_the_text_back(data, stdlib_path):
@@ -47,7 +47,7 @@ def test_preparing_again_gives_the_same_tokens(data, tmp_path):
     again = StdlibText(tmp_path / "again")
     again.prepare_data()
     assert again.fingerprint == data.fingerprint
-    assert np.array_equal(again.tokens("val"), data.tokens("val"))
+    assert np.array_equal(again.tokens("val")[:], data.tokens("val")[:])
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (data.data_path / "tokenizer.json").read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again"]  # nothing half-written is left
 

@@ -1,0 +1,117 @@
+"""Whether the data's token ids are the model's."""
+
+from collections.abc import Sequence
+
+import tokenizers
+import torch
+from litgpt.tokenizer import Tokenizer
+
+from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.encoding import HARD_CASES, read_tokenizer, vocab_size
+from litgpt_warmstart.errors import UserError, one_line
+
+PROBE = (
+    "def f(x, *, y=None):\n\tif x >= 0x1F:\n        return {'a': [x ** 2, ...]}  # 3.14e-10, 1,000,000, 2024-12-31\n",
+    "The quick brown fox, who didn't jump: \"over\" the lazy dog's 12345 tails?! (See p. 7; §4.)\r\n\r\n    Then\n\n\n",
+    "<s></s><unk><pad><|eot|><|endoftext|><|im_start|>user\n[INST] [/INST]<0x0A>",
+)
+"""Code, prose and special tokens, beside :data:`HARD_CASES`."""
+
+
+def given_tokenizer(spec: RunSpec) -> Tokenizer | None:
+    """What --tokenizer_dir or the base has.
+
+    Raises:
+        UserError: It cannot be read, or has more tokens than the model has classes.
+    """
+    if spec.tokenizer_dir is None:
+        return None
+    try:
+        tokenizer = Tokenizer(spec.tokenizer_dir)
+    except NotImplementedError:
+        raise UserError(
+            f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model"
+        ) from None
+    except Exception as error:
+        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r}: {one_line(error)}") from error
+    # LitGPT's own count leaves added tokens out.
+    tokens = vocab_size(tokenizer.processor) if tokenizer.backend == "huggingface" else tokenizer.vocab_size
+    if tokens > spec.config.padded_vocab_size:
+        raise UserError(
+            f"the tokenizer in {str(spec.tokenizer_dir)!r} has {tokens:,} tokens, the model"
+            f" {spec.config.padded_vocab_size:,} classes: take a base and data with the same tokenizer"
+        )
+    return tokenizer
+
+
+def check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
+    """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
+    classes, ours, given = spec.config.padded_vocab_size, data.tokenizer_json, spec.tokenizer_dir
+    if data.vocab_size > classes:
+        raise UserError(
+            f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
+            " model, a base and data with the same tokenizer"
+        )
+    if ours is None or given is None or not (given / "tokenizer.json").is_file():
+        return
+    path = given / "tokenizer.json"
+    if not _same_ids((path.read_bytes(), str(path)), (ours, f"{type(data).__name__}'s")):
+        raise UserError(
+            f"--data {type(data).__name__} has another tokenizer than the one in {str(given)!r}: take a base and data"
+            " with the same tokenizer"
+        )
+
+
+def _same_ids(*files: tuple[bytes, str]) -> bool:
+    """Whether two tokenizer.json, as bytes and path, give the same ids; one may have been saved again."""
+    (first, _), (second, _) = files
+    if first == second:
+        return True
+    read = [read_tokenizer(*file) for file in files]
+    vocabularies = [tokenizer.get_vocab(with_added_tokens=True) for tokenizer in read]
+    if vocabularies[0] != vocabularies[1]:
+        return False
+    # Each token's own text too: where a merge is missing, it comes apart.
+    each = [read[0].decode([number], skip_special_tokens=False) for number in vocabularies[0].values()]
+    added = [f"a {token.content} b{token.content}c" for token in read[0].get_added_tokens_decoder().values()]
+    probe = [*HARD_CASES, *PROBE, *each, *added]
+    return _ids(read[0], probe) == _ids(read[1], probe)
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def check_batch(stored: object, spec: RunSpec) -> torch.Tensor:
+    """A batch that a loader gave.
+
+    Args:
+        stored: Of shape (B, T + 1), if it is right.
+        spec: The run.
+
+    Raises:
+        UserError: It is none of token ids, in sequences of another length, or has ids that the model has no class for.
+    """
+    name, classes = f"--data {type(spec.data).__name__}", spec.config.padded_vocab_size
+    if not isinstance(stored, torch.Tensor) or stored.is_floating_point() or stored.dim() != 2:
+        raise UserError(
+            f"{name} gives no token tensors of two dimensions, as instruction-tuning DataModules do: take one for"
+            " pretraining"
+        )
+    if stored.shape[1] != spec.block_size + 1:
+        raise UserError(
+            f"{name} gives sequences of {stored.shape[1]:,} tokens, and not {spec.block_size + 1:,}, --train."
+            "max_seq_length and the token after: prepare it for this length"
+        )
+    ids = stored.cpu().numpy()
+    if stored.numel():
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= classes:
+            raise UserError(
+                f"{name} has the token id {low if low < 0 else high:,}, the model {classes:,} classes: take a model, a"
+                " base and data with the same tokenizer"
+            )
+    return stored

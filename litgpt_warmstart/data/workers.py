@@ -1,0 +1,51 @@
+"""What a loader's worker processes do first: leave signals to the run, and end with it."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+LEFT_TO_THE_RUN = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Signals that end a run after the step in hand, which still needs its data. A terminal or a scheduler sends them to
+the workers too."""
+PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
+
+
+@dataclass
+class WorkerStart:
+    """A ``worker_init_fn``: the worker ignores the run's signals, dies with its parent, and does what it did before.
+
+    Without the second, workers of a run that was killed hold its folder's lock until they notice, for seconds.
+    """
+
+    before: Callable[[int], Any] | None = None
+    """The loader's own ``worker_init_fn``."""
+    parent: int | None = None
+    """The process that forks the worker; None where another one does."""
+
+    def __call__(self, worker_id: int) -> None:
+        for name in LEFT_TO_THE_RUN:
+            if hasattr(signal, name):  # Windows lacks some
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if self.parent is not None and os.getppid() != self.parent:  # gone before it was asked for
+                os.kill(os.getpid(), signal.SIGKILL)
+        if self.before is not None:
+            self.before(worker_id)
+
+
+def prepare_workers(loader: Iterable[Any]) -> None:
+    """Let the workers that a loader will start begin with :class:`WorkerStart`."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.worker_init_fn, WorkerStart):
+        return
+    context = loader.multiprocessing_context or multiprocessing
+    forks = context.get_start_method() == "fork"
+    loader.worker_init_fn = WorkerStart(loader.worker_init_fn, os.getpid() if forks else None)
