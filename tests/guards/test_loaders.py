@@ -50,8 +50,8 @@ def started(worker_id):
 
 class Mine(DataModule):
     """A user's own, which shuffles."""
-    def __init__(self, kind: str = "blocks", num_workers: int = 0, noisy: bool = False, odd_id: int = 0, broken: int = -1,
-                 seconds: float = 0.0, told: bool = False):
+    def __init__(self, kind: str = "blocks", num_workers: int = 0, noisy: bool = False, odd_id: int = 0,
+                 broken: int = -1, seconds: float = 0.0, told: bool = False):
         super().__init__()
         self.kind, self.num_workers, self.noisy, self.odd_id, self.broken, self.seconds, self.told = (
             kind, num_workers, noisy, odd_id, broken, seconds, told)
@@ -68,7 +68,8 @@ class Mine(DataModule):
         init = started if self.told else None
         return DataLoader(data, self.batch_size, drop_last=True, num_workers=workers, worker_init_fn=init, **order)
     def train_dataloader(self):
-        return self.loader(self.train, 0 if self.seconds else self.num_workers, **({"broken": self.broken} if self.broken >= 0 else {}))
+        broken = {"broken": self.broken} if self.broken >= 0 else {}
+        return self.loader(self.train, 0 if self.seconds else self.num_workers, **broken)
     def val_dataloader(self):
         return self.loader(self.val, self.num_workers, **({"seconds": self.seconds} if self.seconds else {}))
 '''
@@ -292,7 +293,8 @@ def swap_ids(content: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [swap_ids, lambda content: content["model"]["merges"].pop(), lambda c: c["pre_tokenizer"].update(add_prefix_space=True)],
+    "change",
+    [swap_ids, lambda c: c["model"]["merges"].pop(), lambda c: c["pre_tokenizer"].update(add_prefix_space=True)],
     ids=["two ids swapped", "a merge gone", "a blank before the text"],
 )  # fmt: skip
 def test_a_tokenizer_that_gives_other_ids_is_another(command, own_base, models, from_text, tmp_path, change):
