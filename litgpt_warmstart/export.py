@@ -83,7 +83,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     check_supported(header.config)
     weights, config = fold_attention_scale(checkpoint.stored_weights(header), header.config)
     described = transformers_config(config) if format == "transformers" else None
-    with files.atomic_folder(out_dir) as partial:
+    with files.atomic_folder(out_dir, foreign_to_export) as partial:
         if header.tokenizer_dir:
             for name in TOKENIZER:  # not config.json, which would be another model's
                 if (header.tokenizer_dir / name).is_file():
@@ -107,11 +107,12 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     return described["architectures"][0]
 
 
-def holds_export(folder: Path) -> bool:
-    """Whether a folder is one that :func:`export` writes, and nothing of a run's."""
-    names = {path.name for path in folder.iterdir()}
-    known = {checkpoint.WEIGHTS, checkpoint.CONFIG, "model.safetensors", "config.json", *TOKENIZER}
-    return names <= known and bool(names & {checkpoint.WEIGHTS, "model.safetensors"})
+def foreign_to_export(folder: Path) -> list[str]:
+    """What in a folder is not of those that :func:`export` writes; without weights, all of it."""
+    weights = (checkpoint.WEIGHTS, "model.safetensors")
+    if not any((folder / name).is_file() for name in weights):
+        return files.entries(folder)
+    return files.others(folder, (*weights, checkpoint.CONFIG, "config.json", *TOKENIZER))
 
 
 def transformers_config(config: Config) -> dict[str, Any]:
