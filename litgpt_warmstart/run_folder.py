@@ -171,8 +171,11 @@ def remedy(spec: RunSpec) -> str:
 
 def _keep_milestone(spec: RunSpec, state: State, final: Path) -> None:
     """Keep the end of a wsd-s run that was lengthened as a step-*/ folder: it is one of the run's results."""
-    if (final / checkpoint.RECORD).is_file():
-        steps = record.Record.load(final / checkpoint.RECORD).step_count
+    if ownership.is_checkpoint(final):
+        try:
+            steps = record.Record.load(final / checkpoint.RECORD).step_count
+        except UserError:  # damaged: it is replaced
+            return
         kept = final.with_name(f"step-{steps:08d}")
         if steps < state.step_count and steps in spec.schedule.milestones and not os.path.lexists(kept):
             final.rename(kept)

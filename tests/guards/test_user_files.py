@@ -131,8 +131,8 @@ def test_a_users_files_in_a_checkpoint_folder_stop_overwrite(command, words, run
 def test_grow_does_not_replace_a_checkpoint_of_another_program(command, base, models, tmp_path):
     for name in ("lit_model.pth", "model_config.yaml"):
         add(tmp_path / "theirs" / name)
-    told = command("warmstart_grow", "--base", base, "--target", models[48], "--out_dir", tmp_path / "theirs", "--overwrite", "true")  # fmt: skip
-    is_refused(told, "theirs")
+    words = ("--base", base, "--target", models[48], "--out_dir", tmp_path / "theirs", "--overwrite", "true")
+    is_refused(command("warmstart_grow", *words), "theirs")
     assert (tmp_path / "theirs/lit_model.pth").read_text() == "mine"
 
 
