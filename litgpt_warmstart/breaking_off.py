@@ -14,7 +14,7 @@ from litgpt_warmstart import checkpoint, micro_batch, ownership
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.loaders import DataPlan
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
-from litgpt_warmstart.interrupt import StopRequest
+from litgpt_warmstart.interrupt import StopRequest, deaf_to_children
 from litgpt_warmstart.metrics import RowFile
 from litgpt_warmstart.norms import Tracker
 from litgpt_warmstart.run_folder import State, resume_command, save
@@ -36,10 +36,13 @@ def end_early(
     """
     if isinstance(error, torch.OutOfMemoryError):
         raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
+        error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
         raise error
     try:
-        saved, note = _save_once(fabric, spec, state, plan)
+        with deaf_to_children():
+            saved, note = _save_once(fabric, spec, state, plan)
     except (UserError, OSError) as failed:
         last, _ = checkpoint.newest_checkpoint(spec.out_dir)
         saved, note = last, "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
@@ -54,11 +57,13 @@ def end_early(
 
 
 def _save_once(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> tuple[Path | None, str]:
-    """Save the last whole step unless that is done; nothing before the first.
+    """Save the last whole step unless that is done; nothing before the first, nor in the middle of one.
 
     Returns:
-        The folder, and what to say besides.
+        The folder to go on from, and what to say besides.
     """
+    if not state.whole:
+        return checkpoint.newest_checkpoint(spec.out_dir)[0], ""
     folder = step_folder(spec, state)
     if state.step_count == 0:
         return None, ""

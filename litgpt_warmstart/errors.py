@@ -1,6 +1,7 @@
 """What a user did wrong, told in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,10 +52,18 @@ def told_in_one_line(command: str) -> Iterator[None]:
         print(f"{command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
-        if not stdout_is_gone():
+        if not _reader_is_gone():
             raise
+        stdout_is_gone()
         print(f"{command}: error: standard output cannot be written: nobody reads it any more", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe, or a terminal, that nobody reads any more."""
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in asked.poll(0))
 
 
 def stdout_is_gone() -> bool:

@@ -4,13 +4,30 @@ import os
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 """A second one of these acts at once, as ever."""
 ONCE = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """A closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
+
+
+@contextmanager
+def deaf_to_children() -> Iterator[None]:
+    """Ignore that child processes end: torch's handler raises wherever the program is when a loader's worker dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # the handler, at the last moment
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class StopRequest:

@@ -113,6 +113,8 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             ownership.claim(spec.out_dir, written, getattr(fabric.logger, "log_dir", None))
             rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, state.step_count or None)))
             tracker = held.enter_context(closing(Tracker(fabric, spec, state.gpt, probe, state.step_count or None)))
+        except BrokenPipeError:  # of standard output
+            raise
         except OSError as error:
             raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
         if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
@@ -251,10 +253,12 @@ def fit(
             if spec.train.max_norm is not None:
                 # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
                 fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.train.max_norm, error_if_nonfinite=False)
+            state.whole = False
             optimizer.step()
             optimizer.zero_grad(set_to_none=drop_gradients)
             state.step_count += 1
             state.loader_state = plan.loader_state(state.train_loader)
+            state.whole = True
             steps_since_log += 1
             if steady_from is None:  # what the first step takes, compiling, is no measure of the others
                 steady_from = state.step_count, time.perf_counter()

@@ -48,6 +48,8 @@ class State:
     growth: record.GrowthRecord | None
     step_count: int = 0
     """Optimizer updates."""
+    whole: bool = True
+    """False in the middle of an update, which is then not worth saving."""
     train_loader: Iterable[torch.Tensor] | None = None
     loader_state: dict[str, Any] | None = None
     """The loader's own word for its position after the last optimizer step."""

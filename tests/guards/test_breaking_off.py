@@ -73,7 +73,7 @@ def test_a_signal_saves_tells_the_command_and_is_the_status(command, words, tmp_
     steps = steps_of(newest(tmp_path))
     assert f"Saved {str(newest(tmp_path))!r} at step {steps:,} of {STEPS:,}. Go on with:" in told.out
     assert command("warmstart_scratch", *words(tmp_path, "--resume", "true", "--train.max_time", 0.01)).status == 0
-    assert steps_of(tmp_path / "final") == steps
+    assert steps_of(tmp_path / "final") >= steps
 
 
 def test_a_hangup_that_is_ignored_as_under_nohup_stays_so(command, words, tmp_path, once_saved):
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_between_saves_is_told_with_the_last_good_checkpoin
     seen = out_dir / "step-00000002" if not more else out_dir / "norms.csv"
     once_saved(seen, lambda: fill(small_disk))
     told = command("warmstart_scratch", *words(out_dir, *more))
-    assert told.status == 1 and len(told.error_lines) == 1 and "No space left on device" in told.err
+    assert told.status == 1 and len(told.error_lines) == 1 and "cannot write" in told.err
     if more:
         assert "no checkpoint was saved" in told.err
     else:
@@ -190,22 +190,23 @@ def test_nobody_reading_standard_output_any_more_stops_a_run_after_saving(words,
 
 
 def test_a_divergence_names_a_way_on_that_is_taken(command, words, tmp_path):
-    told = command("warmstart_scratch", *words(tmp_path / "a", "--train.max_norm", "null", lr=1e30, steps=9))
-    assert told.status == 1 and len(told.error_lines) == 1 and "lower --lr" in told.err
-    assert command("warmstart_scratch", *words(tmp_path / "b", steps=2)).status == 0
-    more = ("--initial_checkpoint_dir", tmp_path / "b/final")
-    told = command("warmstart_scratch", *words(tmp_path / "c", *more, lr=1e30, steps=9))
-    assert told.status == 1 and "--out_dir" in told.err
-    if "no checkpoint" not in told.err.lower():
-        assert "warmstart_scratch --initial_checkpoint_dir" in told.err
+    warming = ("--schedule", "cosine", "--train.lr_warmup_steps", 500, "--train.save_interval", 1)
+    told = command("warmstart_scratch", *words(tmp_path / "run", *warming, lr=3000))
+    assert told.status == 1 and len(told.error_lines) == 1 and "training diverged: the loss is nan" in told.err
+    last = newest(tmp_path / "run")
+    assert "lower --lr (now 3000)" in told.err and repr(str(last)) in told.err
+    assert f"warmstart_scratch --initial_checkpoint_dir {last} --out_dir NEW" in told.err
+    goes_on = ("--initial_checkpoint_dir", last)
+    told = command("warmstart_scratch", *words(tmp_path / "new", *goes_on, "--eval.final_validation", "false", steps=2))
+    assert told.status == 0, told.err
 
 
 def test_a_run_that_ends_above_its_start_and_chance_is_saved_and_told(command, words, tmp_path):
-    told = command("warmstart_scratch", *words(tmp_path, lr=1000, steps=6))
+    told = command("warmstart_scratch", *words(tmp_path, lr=3, steps=6))
     assert told.status == 1 and len(told.error_lines) == 1, told
     assert "training diverged: the last validation loss is" in told.err and repr(str(tmp_path / "final")) in told.err
     assert steps_of(tmp_path / "final") == 6 and "finished" not in told.out
-    again = command("warmstart_scratch", *words(tmp_path, "--resume", "auto", lr=1000, steps=6))
+    again = command("warmstart_scratch", *words(tmp_path, "--resume", "auto", lr=3, steps=6))
     assert again.status == 1 and again.err == told.err
 
 
