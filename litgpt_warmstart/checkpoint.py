@@ -25,19 +25,25 @@ from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save, save_config
 
-from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.families import litgpt_name, write_hf_configs
-from litgpt_warmstart.files import atomic_folder, dump_yaml, file_sha256, older_folder
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
+from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, older_folder, others
 from litgpt_warmstart.folding import Folding, without_attention
 from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.scales import checked_config, read_config
 from litgpt_warmstart.tokenizer_files import JSON, MODEL, TokenizerFiles
+from litgpt_warmstart.tokenizer_files import NAMES as TOKENIZER_FILES
 
 WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"
 DECISIVE = (WEIGHTS, STATE, CONFIG)
 """Files whose SHA-256 the record has: a flipped bit in one of them would be trained on."""
 VOCABULARIES = (JSON, MODEL)
+FILES = (
+    WEIGHTS, CONFIG, RECORD, STATE, HYPERPARAMETERS, HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES,
+    "special_tokens_map.json",
+)  # fmt: skip
+"""What a checkpoint folder of ours may hold."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +298,7 @@ def save_checkpoint(
     """
     folding = Folding(config, record.width_mult)
     plain = replace(config, attention_scores_scalar=None, name=litgpt_name(config))
-    with atomic_folder(path) as partial:
+    with atomic_folder(path, foreign_entries) as partial:
         with incremental_save(partial / WEIGHTS) as file:
             written = {}
             for name, weight in weights:
@@ -315,15 +321,37 @@ def save_checkpoint(
         dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
 
 
-def latest_checkpoint(out_dir: Path) -> Path | None:
+def foreign_entries(folder: Path) -> list[str]:
+    """What in a folder is no part of a checkpoint of ours; without a record, all of it."""
+    return others(folder, FILES) if (folder / RECORD).is_file() else entries(folder)
+
+
+def step_folders(out_dir: Path) -> list[Path]:
+    """The folders step-<digits>, by their steps; step-best is a user's own."""
+    numbered = [(int(f.name[5:]), f) for f in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]+", f.name)]
+    return [folder for _, folder in sorted(numbered)]
+
+
+def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
 
     Folders without a record, and those that were only grown, are no part of a run.
+
+    Returns:
+        The folder, and those that cannot be read, each with the reason.
     """
     final = out_dir / "final"
-    if older_folder(final).is_dir() and not final.exists():  # killed between the two renames of atomic_folder
-        older_folder(final).rename(final)
-    folders = [f for f in (*out_dir.glob("step-*"), final) if (f / STATE).is_file() and (f / RECORD).is_file()]
-    records = {folder: Record.load(folder / RECORD) for folder in folders}
-    trained = [folder for folder, record in records.items() if record.training]
-    return max(trained, key=lambda folder: records[folder].step_count, default=None)
+    older = older_folder(final)
+    if older.is_dir() and not older.is_symlink() and not final.exists():  # killed between atomic_folder's two renames
+        older.rename(final)
+    found, unread = [], []
+    for folder in (*step_folders(out_dir), final):
+        if not (folder / STATE).is_file() or not (folder / RECORD).is_file():
+            continue
+        try:
+            record = Record.load(folder / RECORD)
+            if record.training:
+                found.append((record.step_count, folder))
+        except (UserError, OSError) as error:
+            unread.append((folder, one_line(error)))
+    return max(found, key=lambda one: (one[0], one[1] == final), default=(0, None))[1], unread

@@ -1,9 +1,10 @@
 """What a user did wrong, told in one line."""
 
 import os
+import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
 """Environment variable: set to 1 to see the traceback behind a one-line error."""
@@ -15,6 +16,10 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """A loss or a weight is not finite: the run is over, and that is a result."""
+
+
+class BrokeOff(UserError):
+    """Something outside the run has failed in its middle: what it has reached can still be saved."""
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
@@ -46,13 +51,44 @@ def told_in_one_line(command: str) -> Iterator[None]:
     """
     try:
         yield
+        if stdout_is_gone():
+            raise UserError("standard output cannot be written: nobody reads it any more, or its disk is full")
     except UserError as error:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
-        print(f"{command}: error: {error}", file=sys.stderr)
+        stdout_is_gone()
+        with suppress(OSError):  # the terminal may have been closed
+            print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         print(f"{command}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        stdout_is_gone()
+        print(f"{command}: error: standard output cannot be written: nobody reads it any more", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe, or a terminal, that nobody reads any more."""
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in asked.poll(0))
+
+
+def stdout_is_gone() -> bool:
+    """Whether standard output cannot be written any more, as after ``| head``.
+
+    It is then turned to nothing: Python flushes it when it ends, and would tell of that.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

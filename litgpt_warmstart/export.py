@@ -53,7 +53,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         )
     weights = checkpoint.plain_weights(header)
     tokenizer = read_tokenizer_files(header.tokenizer_dir) if header.tokenizer_dir else None
-    with files.atomic_folder(out_dir) as partial:
+    with files.atomic_folder(out_dir, foreign_to_export) as partial:
         if tokenizer:
             tokenizer.write(partial)
         write_hf_configs(partial, config, tokenizer, str(weights["lm_head.weight"].dtype).removeprefix("torch."))
@@ -72,8 +72,9 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     return family.architecture
 
 
-def holds_export(folder: Path) -> bool:
-    """Whether a folder is one that :func:`export` writes, and nothing of a run's."""
-    names = {path.name for path in folder.iterdir()}
-    known = {checkpoint.WEIGHTS, checkpoint.CONFIG, SAFETENSORS, HF_CONFIG, GENERATION_CONFIG, *NAMES}
-    return names <= known and bool(names & {checkpoint.WEIGHTS, SAFETENSORS})
+def foreign_to_export(folder: Path) -> list[str]:
+    """What in a folder is not of those that :func:`export` writes; without weights, all of it."""
+    weights = (checkpoint.WEIGHTS, SAFETENSORS)
+    if not any((folder / name).is_file() for name in weights):
+        return files.entries(folder)
+    return files.others(folder, (*weights, checkpoint.CONFIG, HF_CONFIG, GENERATION_CONFIG, *NAMES))

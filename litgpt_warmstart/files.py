@@ -4,8 +4,9 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
         busy: What to tell if another process holds it.
 
     Raises:
-        UserError: Another process holds it.
-        OSError: The lock file cannot be opened; a link is not followed.
+        UserError: Another process holds it, or the lock file is a link.
+        OSError: The lock file cannot be opened.
     """
     lock = FileLock(folder / LOCK, fallback_to_soft=False, preserve_lock_file=True)
     held = True
@@ -39,6 +40,8 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     except Timeout:
         raise UserError(busy) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{str(folder / LOCK)!r} is a link, which is not followed: remove it") from None
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         held = False
@@ -55,9 +58,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def entries(folder: Path) -> list[str]:
+    """Names of all that is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def others(folder: Path, names: Collection[str]) -> list[str]:
+    """Entries of a folder that are not among the files of these names."""
+    return [name for name in entries(folder) if name not in names or (folder / name).is_dir()]
+
+
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) -> Iterator[Path]:
     """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
+
+    What is foreign is never deleted: an older folder with such an entry, a file or a link goes aside, under a name that
+    is told.
+
+    Args:
+        path: The folder.
+        foreign: Names what in an older folder is not of such a folder; by default everything is.
 
     Yields:
         A hidden folder beside ``path``, renamed to it at the end and removed after an error.
@@ -66,12 +86,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     partial, older = path.with_name(f".{path.name}.partial"), older_folder(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        _give_up(older, path, foreign)  # of a process that was killed
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             flush_to_disk(file)
         flush_to_disk(partial)
-        if path.exists():
+        if os.path.lexists(path):
             path.rename(older)
         partial.rename(path)
         flush_to_disk(path.parent)
@@ -85,9 +106,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if older.exists() and not path.exists():
-            older.rename(path)
+        _give_up(older, path, foreign)
+
+
+def _give_up(older: Path, path: Path, foreign: Callable[[Path], list[str]]) -> None:
+    """Put back a folder that was to be replaced by one that is not there, else remove it, or keep it aside and tell."""
+    if not os.path.lexists(older):
+        return
+    if not os.path.lexists(path):
+        older.rename(path)
+    elif older.is_symlink() or older.is_file() or foreign(older):
+        number = 1
+        while os.path.lexists(kept := path.with_name(f"{path.name}-before-{number}")):
+            number += 1
+        older.rename(kept)
+        with suppress(OSError):  # a closed terminal
+            print(f"{str(path)!r} held more than this package writes there: kept as {str(kept)!r}", file=sys.stderr)
+    else:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, hidden first: half of one would be taken for a whole one. No link is followed."""
+    hidden = path.with_name(f".{path.name}.removed")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def older_folder(path: Path) -> Path:

@@ -1,14 +1,39 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next good moment."""
+"""Signals that end a program, as a wish to stop at the next good moment."""
 
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
+
+AT_ONCE = (signal.SIGINT, signal.SIGTERM)
+"""A second one of these acts at once, as ever."""
+ONCE = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""A closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
+
+
+@contextmanager
+def deaf_to_children() -> Iterator[None]:
+    """Ignore that child processes end: torch's handler raises wherever the program is when a loader's worker dies."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # the handler, at the last moment
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets :attr:`signal`; a second one acts at once, as before.
+    """While entered, the first signal that would end the program sets :attr:`signal`; a second Ctrl-C acts at once.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
 
     Processes forked meanwhile, such as a loader's workers, ignore both, so that the step in hand still gets its data.
     Outside the main thread, where Python allows no handlers, it does nothing.
@@ -29,21 +54,24 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (*AT_ONCE, *ONCE):
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._restore()
+        self._restore((*AT_ONCE, *ONCE))
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
+        if os.getpid() != self._process or self.signal is not None:
             return
         self.signal = signal.Signals(number)
-        print(f"\n{self.signal.name}: stopping after this optimizer step; again to stop at once", file=sys.stderr)
-        self._restore()
+        self._restore(AT_ONCE)
+        with suppress(OSError):  # a closed terminal
+            print(f"\n{self.signal.name}: stopping after this optimizer step; Ctrl-C to stop at once", file=sys.stderr)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+    def _restore(self, numbers: tuple[signal.Signals, ...]) -> None:
+        for number in numbers:
+            if number in self._previous:
+                signal.signal(number, self._previous.pop(number))

@@ -4,46 +4,86 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from litgpt_warmstart.errors import BrokeOff
+from litgpt_warmstart.files import write_whole
 
 FILE_NAME = "metrics.csv"
 COLUMNS = (
     "step", "tokens", "loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops"
 )  # fmt: skip
+HEADERS = (COLUMNS, COLUMNS[:-1])
+"""What a metrics.csv of ours begins with, an older version's too."""
+
+Cells = dict[str, str]
 
 
 class RowFile:
     """A CSV file of rows that begin with their optimizer step. Rows are on disk when :meth:`append` returns.
 
     Args:
-        path: The file.
+        path: The file; a link there is replaced, not followed.
         columns: Its columns.
+        check: Raises a ValueError for cells that are no row of such a file.
         resume_step: Keep the rows up to this step of an earlier part of the run; None starts anew.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...], resume_step: int | None = None) -> None:
-        self.name, self.columns = path.name, columns
-        self.kept = keep_rows(path, columns, resume_step)
+    def __init__(
+        self, path: Path, columns: tuple[str, ...], check: Callable[[Cells], object], resume_step: int | None = None
+    ) -> None:
+        self.path, self.columns = path, columns
+        self.kept = keep_rows(path, columns, check, resume_step)
         """Cells of the rows up to ``resume_step``."""
-        self._file = path.open("a", newline="", encoding="utf-8")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+        self._file = os.fdopen(descriptor, "a", newline="", encoding="utf-8")
 
     def append(self, rows: Iterable[Mapping[str, float | str]]) -> None:
         """Append rows, all of them in one write; columns left out stay empty.
 
         Raises:
             KeyError: Not one of the columns.
+            BrokeOff: They cannot be written, or the file has gone from its place.
         """
         text = io.StringIO(newline="")
         for row in rows:
             if unknown := row.keys() - set(self.columns):
-                raise KeyError(f"no column {sorted(unknown)} in {self.name}")
+                raise KeyError(f"no column {sorted(unknown)} in {self.path.name}")
             csv.writer(text).writerow([_format(row.get(column)) for column in self.columns])
-        self._file.write(text.getvalue())
-        self._file.flush()
+        try:
+            self._file.write(text.getvalue())
+            self._file.flush()
+        except OSError as error:
+            raise BrokeOff(f"cannot write {str(self.path)!r} ({error.strerror})") from error
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise :class:`BrokeOff` where the file was removed or moved: what is written would be lost."""
+        try:
+            there = os.stat(self.path)
+        except OSError:
+            there = None
+        if there is None or not os.path.samestat(there, os.fstat(self._file.fileno())):
+            raise BrokeOff(f"{str(self.path)!r} has been removed or renamed in mid-run")
+
+    def flush_to_disk(self) -> None:
+        """Have the rows on disk against a loss of power.
+
+        Raises:
+            BrokeOff: They cannot be written.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BrokeOff(f"cannot write {str(self.path)!r} ({error.strerror})") from error
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file; rows that could not be written were told of before."""
+        with suppress(OSError):
+            self._file.close()
 
 
 class MetricsFile(RowFile):
@@ -55,51 +95,123 @@ class MetricsFile(RowFile):
     """
 
     def __init__(self, out_dir: Path, resume_step: int | None = None) -> None:
-        super().__init__(out_dir / FILE_NAME, COLUMNS, resume_step)
-        self.seconds = max((float(row["seconds"]) for row in self.kept), default=0.0)
+        super().__init__(out_dir / FILE_NAME, COLUMNS, numbers, resume_step)
+        kept = [numbers(row) for row in self.kept]
+        self.seconds = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         """Training time up to ``resume_step``."""
+        self.val_losses = [row["val_loss"] for row in kept if "val_loss" in row]
+        """All so far."""
 
     def write(self, **row: float) -> None:
         """Append one row; see :meth:`append`."""
+        if "val_loss" in row:
+            self.val_losses.append(row["val_loss"])
         self.append([row])
 
 
-def keep_rows(path: Path, columns: tuple[str, ...], resume_step: int | None) -> list[dict[str, str]]:
+def numbers(cells: Cells) -> dict[str, float]:
+    """The numbers of a row of metrics.csv, empty cells left out.
+
+    Raises:
+        ValueError: One is none, or step or tokens are missing.
+    """
+    row = {column: float(cell) for column, cell in cells.items() if cell}
+    whole_number(cells["step"])
+    whole_number(cells["tokens"])
+    return row
+
+
+def whole_number(cell: str) -> int:
+    """A count.
+
+    Raises:
+        ValueError: It is none, or below 0.
+    """
+    if not (cell.isascii() and cell.isdigit()):
+        raise ValueError(f"{cell!r} is no count")
+    return int(cell)
+
+
+def keep_rows(
+    path: Path, columns: tuple[str, ...], check: Callable[[Cells], object], resume_step: int | None
+) -> list[Cells]:
     """Write a file anew with its rows up to a step; None keeps none.
 
     Returns:
         Their cells.
     """
-    kept = [] if resume_step is None else [row for row in read_rows(path) if int(row["step"]) <= resume_step]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-    os.replace(partial, path)
+    rows = [] if resume_step is None else read_rows(path, columns, check)
+    kept = [row for row in rows if int(row["step"]) <= resume_step]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(kept)
+    write_whole(path, text.getvalue())
     return kept
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Cells of a file's rows by column. A last row that was cut off, and so has no end of line, is dropped.
+def read_rows(path: Path, columns: tuple[str, ...], check: Callable[[Cells], object]) -> list[Cells]:
+    """Cells of a file's rows by column. Rows that cannot be read are left out, and counted on standard error.
+
+    A last row that has no end of line was cut off when the run was killed, and is dropped.
 
     Args:
         path: The file; a missing one has no rows.
+        columns: What its header says where that is damaged; an older version's may say less.
+        check: Raises a ValueError for cells that are no row of such a file.
     """
     if not path.is_file():
         return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    whole = [line.decode() for line in lines if line.endswith(b"\n")]
-    return list(csv.DictReader(whole))
+    header, *lines = [line for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
+    named = _cells(header)
+    unread = 0
+    if named is None or "step" not in named or not set(named) <= set(columns):
+        named, unread = list(columns), 1
+    rows = []
+    for line in lines:
+        cells = _cells(line)
+        try:
+            row = dict(zip(named, cells or (), strict=True))
+            check(row)
+        except (ValueError, KeyError):
+            unread += 1
+        else:
+            rows.append(row)
+    if unread:
+        print(f"{path}: {unread} of {1 + len(lines)} lines could not be read and are left out", file=sys.stderr)
+    return rows
+
+
+def _cells(line: bytes) -> list[str] | None:
+    """The cells of a line; None where it is no text."""
+    try:
+        return next(csv.reader([line.decode().removesuffix("\r")]), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, empty cells left out; a last row that was cut off is dropped.
+    """The rows of a metrics.csv, empty cells left out, without those that cannot be read; see :func:`read_rows`.
 
     Args:
         path: The file; a missing one has no rows.
     """
-    return [{column: float(cell) for column, cell in row.items() if cell} for row in read_rows(path)]
+    return [numbers(row) for row in read_rows(path, COLUMNS, numbers)]
+
+
+def ended_diverged(first_val_loss: float | None, last_val_loss: float | None, classes: int) -> bool:
+    """Whether a run that came to its end is worth nothing: its last loss is not finite, or above its first and chance.
+
+    Args:
+        first_val_loss: The run's first; None where it has none.
+        last_val_loss: The run's last.
+        classes: Of the model, padded: all alike have a loss of its logarithm.
+    """
+    if last_val_loss is None:
+        return False
+    if not math.isfinite(last_val_loss):
+        return True
+    return last_val_loss > math.log(classes) and (first_val_loss is None or last_val_loss > first_val_loss)
 
 
 def _format(value: float | str | None) -> str:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -22,10 +22,12 @@ from torch import nn
 
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.loss import chunk_size, head_dtype
-from litgpt_warmstart.metrics import RowFile, keep_rows, read_rows
+from litgpt_warmstart.metrics import Cells, RowFile, keep_rows, read_rows, whole_number
 
 FILE_NAME = "norms.csv"
 COLUMNS = ("step", "tokens", "kind", "name", "l1", "l2")
+
+Kind = Literal["activation", "weight"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,25 @@ class Norm:
     step: int
     """Optimizer steps before."""
     tokens: int
-    kind: Literal["activation", "weight"]
+    kind: Kind
     name: str
     """LitGPT's name of the module, or of the parameter."""
     l1: float
     """Mean absolute value."""
     l2: float
     """Root mean square."""
+
+    @classmethod
+    def read(cls, cells: Cells) -> "Norm":
+        """A row from its cells.
+
+        Raises:
+            ValueError: They are none.
+        """
+        step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
+        if cells["kind"] not in get_args(Kind) or not cells["name"].isprintable() or not cells["name"]:
+            raise ValueError("no kind, or no name")
+        return cls(step, tokens, cells["kind"], cells["name"], float(cells["l1"]), float(cells["l2"]))
 
 
 class Tracker:
@@ -61,10 +75,10 @@ class Tracker:
         self._fabric, self._spec, self._gpt, self._probe = fabric, spec, gpt, probe
         self._file, path = None, spec.out_dir / FILE_NAME
         if spec.track:
-            self._file = RowFile(path, COLUMNS, resume_step)
+            self._file = RowFile(path, COLUMNS, Norm.read, resume_step)
             fabric.print(f"Norms at step 0, every {spec.track:,} steps and the last one: {str(path)!r}")
-        elif path.exists():  # of an earlier part of the run, which may have got further
-            keep_rows(path, COLUMNS, resume_step)
+        elif resume_step is not None and path.exists():  # of an earlier part of the run, which may have got further
+            keep_rows(path, COLUMNS, Norm.read, resume_step)
 
     def record_if_due(self, step_count: int) -> None:
         """Record if it is the step to.
@@ -78,6 +92,11 @@ class Tracker:
             norms = measure(self._gpt, self._probe)
         row = {"step": step_count, "tokens": step_count * self._spec.tokens_per_step}
         self._file.append(row | norm for norm in norms)
+
+    def flush_to_disk(self) -> None:
+        """Have what is recorded on disk against a loss of power."""
+        if self._file is not None:
+            self._file.flush_to_disk()
 
     def close(self) -> None:
         if self._file is not None:
@@ -150,12 +169,9 @@ def _logit_norms(x: torch.Tensor, head: nn.Linear) -> torch.Tensor:
 
 
 def read_norms(path: Path) -> list[Norm]:
-    """The rows of a norms.csv; a last one that was cut off is dropped.
+    """The rows of a norms.csv, without those that cannot be read; see :func:`~litgpt_warmstart.metrics.read_rows`.
 
     Args:
         path: The file; a missing one has no rows.
     """
-    return [
-        Norm(int(row["step"]), int(row["tokens"]), row["kind"], row["name"], float(row["l1"]), float(row["l2"]))
-        for row in read_rows(path)
-    ]
+    return [Norm.read(row) for row in read_rows(path, COLUMNS, Norm.read)]

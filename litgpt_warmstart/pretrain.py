@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,18 +17,18 @@ from litgpt.utils import choose_logger, num_parameters
 from torch import nn
 from tqdm import tqdm
 
-from litgpt_warmstart import checkpoint, growth, micro_batch, parametrization
+from litgpt_warmstart import checkpoint, growth, metrics, norms, ownership, parametrization
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.assembly import build_state
+from litgpt_warmstart.breaking_off import blaming, end_early, guarded, save_whole, step_folder, tell
 from litgpt_warmstart.compilation import uses_cuda_graphs
 from litgpt_warmstart.data.loaders import DataPlan, first_val_block, next_batches, plan_data, val_batches
-from litgpt_warmstart.errors import Diverged, UserError, one_line
+from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.files import locked
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.interrupt import StopRequest
-from litgpt_warmstart.metrics import MetricsFile
 from litgpt_warmstart.norms import Tracker
-from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remove_run, resume_command, save
+from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remedy, resume_command, save
 
 
 def setup(spec: RunSpec) -> Path:
@@ -38,8 +38,9 @@ def setup(spec: RunSpec) -> Path:
         The folder of the last checkpoint.
 
     Raises:
-        UserError: The run cannot start, broke off (loss not finite), or its data ended.
-        SystemExit: It was stopped by SIGINT or SIGTERM, after saving; the status is 128 plus the signal's number.
+        UserError: The run cannot start, broke off, or its data ended.
+        Diverged: A loss is not finite, or the last one, of a run that is saved all the same, is above the first.
+        SystemExit: It was stopped by a signal, after saving; the status is 128 plus the signal's number.
     """
     resume_dir = find_resume_dir(spec)
     try:
@@ -55,6 +56,8 @@ def setup(spec: RunSpec) -> Path:
         raise UserError(
             f"--logger_name {spec.logger_name} is not installed ({one_line(error, 120)}): pip install it, or choose csv"
         ) from error
+    except Exception as error:  # a server that does not answer, a missing login
+        raise _logger_failed(spec, error) from error
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     fabric = L.Fabric(accelerator=accelerator, devices=1, precision=spec.precision, loggers=[logger])
     fabric.launch()
@@ -77,11 +80,15 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
 
     ancestors = source.ancestors() if source else initial.ancestors() if initial else ()
     resumed = Resumed.read(resume_dir, spec, plan, ancestors) if resume_dir else None
-    if resumed and resumed.record.step_count >= spec.max_steps:
+    steps_left = spec.max_steps - resumed.record.step_count if resumed else spec.max_steps
+    if steps_left < 0 or (steps_left == 0 and (spec.out_dir / "final").exists()):
+        check_end(spec, metrics.read_metrics(spec.out_dir / metrics.FILE_NAME), resume_dir)
         fabric.print(
             f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
         )
         return resume_dir
+    for folder, reason in checkpoint.newest_checkpoint(spec.out_dir)[1]:
+        fabric.print(f"Warning: passing over {str(folder)!r}: {reason}")
 
     lineage = resumed.record.lineage if resumed else ancestors
     spec, state, choices = build_state(fabric, spec, source, initial, resumed, lineage)
@@ -102,30 +109,63 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             if find_resume_dir(spec) != resume_dir:
                 raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
             if spec.overwrite and not resume_dir:
-                remove_run(spec.out_dir)
-            metrics = held.enter_context(closing(MetricsFile(spec.out_dir, state.step_count or None)))
+                ownership.remove_run(spec.out_dir)
+            written = (metrics.FILE_NAME, *([norms.FILE_NAME] if spec.track else []))
+            ownership.claim(spec.out_dir, written, getattr(fabric.logger, "log_dir", None))
+            rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, state.step_count or None)))
             tracker = held.enter_context(closing(Tracker(fabric, spec, state.gpt, probe, state.step_count or None)))
+        except BrokenPipeError:  # of standard output
+            raise
         except OSError as error:
             raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
         if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
-            fabric.logger.log_hyperparams(spec.hyperparameters)
+            try:
+                fabric.logger.log_hyperparams(spec.hyperparameters)
+            except Exception as error:
+                raise _logger_failed(spec, error) from error
+        stop = held.enter_context(StopRequest())
         try:
-            with StopRequest() as stop:
-                fit(fabric, spec, state, plan, metrics, tracker, stop)
-                broke_off = bool(stop) and state.step_count < spec.max_steps
-                name = f"step-{state.step_count:08d}" if broke_off else "final"
-                folder = save(spec, state, plan, fabric, spec.out_dir / name)
-        except torch.OutOfMemoryError as error:
-            raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
+            fit(fabric, spec, state, plan, rows, tracker, stop)
+            broke_off = bool(stop) and state.step_count < spec.max_steps
+            name = step_folder(spec, state).name if broke_off else "final"
+            folder = save_whole(spec, state, plan, fabric, spec.out_dir / name, rows, tracker)
+        except Exception as error:
+            broke_off, folder = True, end_early(error, fabric, spec, state, plan, stop)
 
     if broke_off:
-        fabric.print(
-            f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
-            f"\n  {resume_command(spec)}"
-        )
+        with suppress(BrokeOff):  # a closed terminal
+            tell(
+                f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
+                f"\n  {resume_command(spec)}"
+            )
         raise SystemExit(stop.exit_status)
+    check_end(spec, [{"val_loss": loss} for loss in rows.val_losses], folder)
     fabric.print(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
     return folder
+
+
+def check_end(spec: RunSpec, rows: list[dict[str, float]], folder: Path) -> None:
+    """Raise :class:`Diverged` for a run that came to its end with a loss that is worth nothing.
+
+    Args:
+        spec: The run.
+        rows: Of metrics.csv.
+        folder: Where it is saved.
+    """
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    if losses and metrics.ended_diverged(losses[0], losses[-1], spec.config.padded_vocab_size):
+        raise Diverged(
+            f"training diverged: the last validation loss is {losses[-1]:.4g}, the first was {losses[0]:.4g}, and a"
+            f" uniform guess has {math.log(spec.config.padded_vocab_size):.4g}; {str(folder)!r} is saved all the same:"
+            f" lower --lr (now {spec.base_lr:g}) and start anew in another --out_dir"
+        )
+
+
+def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
+    return UserError(
+        f"--logger_name {spec.logger_name} failed ({type(error).__name__}: {one_line(error, 200)}): mend that, or"
+        " choose csv"
+    )
 
 
 def fit(
@@ -133,18 +173,18 @@ def fit(
     spec: RunSpec,
     state: State,
     plan: DataPlan,
-    metrics: MetricsFile,
+    rows: metrics.MetricsFile,
     tracker: Tracker,
     stop: StopRequest,
 ) -> None:
     """Train until the budget, ``max_time`` or a stop request, validating and saving at their intervals."""
     module, optimizer = state.loss, state.optimizer
     accumulation = spec.accumulation_iters
-    batches = next_batches(state.train_loader, fabric.device, ahead=plan.blocks is not None)
+    batches = guarded(next_batches(state.train_loader, fabric.device, ahead=plan.blocks is not None), "the data")
     drop_gradients = not uses_cuda_graphs(spec.compile, fabric.device)
     matmul_flops = matmul_flops_per_token(spec.config, spec.block_size)
     hoffmann_flops = hoffmann_flops_per_token(spec.config, spec.block_size)
-    started, seconds_before, step_before = time.perf_counter(), metrics.seconds, state.step_count
+    started, seconds_before = time.perf_counter(), rows.seconds
     validating_seconds = 0.0
 
     def seconds() -> float:
@@ -154,19 +194,21 @@ def fit(
         tokens = state.step_count * spec.tokens_per_step
         flops = {"matmul_flops": tokens * matmul_flops, "hoffmann_flops": tokens * hoffmann_flops}
         row = {"tokens": tokens, "seconds": seconds(), **flops, **values}
-        metrics.write(step=state.step_count, **row)
-        fabric.log_dict(row, step=state.step_count)
+        rows.write(step=state.step_count, **row)
+        with blaming(f"the logger {spec.logger_name}"):
+            fabric.log_dict(row, step=state.step_count)
 
-    def validate_now(bar: tqdm) -> None:
+    def validate_now() -> None:
         nonlocal validating_seconds
         running_loss.item()  # waits for the device: what it has queued is training's time
         t0 = time.perf_counter()
-        val_loss = validate(fabric, module, val_batches(plan, spec.eval.max_iters, fabric.device))
+        batches = guarded(val_batches(plan, spec.eval.max_iters, fabric.device), "the validation data")
+        val_loss = validate(fabric, module, batches)
         validating_seconds += time.perf_counter() - t0
         check_finite(val_loss, spec, state)
         log(val_loss=val_loss)
         tokens = state.step_count * spec.tokens_per_step
-        bar.write(f"step {state.step_count:>7,} of {spec.max_steps:,} | {tokens:,} tokens | val loss {val_loss:.4f}")
+        tell(f"step {state.step_count:>7,} of {spec.max_steps:,} | {tokens:,} tokens | val loss {val_loss:.4f}")
 
     bar = tqdm(
         total=spec.max_steps * spec.tokens_per_step,
@@ -182,19 +224,22 @@ def fit(
     tell_interval = spec.train.log_interval * max(1, spec.max_steps // (20 * spec.train.log_interval))
     running_loss = torch.zeros((), device=fabric.device)
     steps_since_log, logged_at = 0, seconds()
+    steady_from: tuple[int, float] | None = None
     with bar:
         if state.step_count == 0 and spec.eval.initial_validation:
-            validate_now(bar)
+            validate_now()
+        if state.step_count == spec.max_steps and spec.eval.final_validation:  # it broke off in its last step
+            validate_now()
         while state.step_count < spec.max_steps and not stop:
             if spec.train.max_time and time.perf_counter() - started >= spec.train.max_time:
-                bar.write(f"Stopping after --train.max_time {spec.train.max_time:g} s")
+                tell(f"Stopping after --train.max_time {spec.train.max_time:g} s")
                 break
             lr_multiplier = spec.schedule(state.step_count)
             parametrization.set_learning_rate(optimizer, spec.base_lr, lr_multiplier)
             for micro in range(accumulation):
                 try:
                     batch = next(batches, None)
-                except Exception:
+                except BrokeOff:
                     if not stop:  # the signal may have reached the loader's workers too
                         raise
                     optimizer.zero_grad(set_to_none=drop_gradients)
@@ -209,11 +254,15 @@ def fit(
             if spec.train.max_norm is not None:
                 # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
                 fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.train.max_norm, error_if_nonfinite=False)
+            state.whole = False
             optimizer.step()
             optimizer.zero_grad(set_to_none=drop_gradients)
             state.step_count += 1
             state.loader_state = plan.loader_state(state.train_loader)
+            state.whole = True
             steps_since_log += 1
+            if steady_from is None:  # what the first step takes, compiling, is no measure of the others
+                steady_from = state.step_count, time.perf_counter()
             bar.update(spec.tokens_per_step)
             tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
 
@@ -225,26 +274,25 @@ def fit(
                 log(loss=loss_value, learning_rate=spec.base_lr * lr_multiplier, tokens_per_sec=tokens_per_sec)
                 bar.set_postfix_str(f"loss {loss_value:.3f}")
                 if bar.disable and state.step_count % tell_interval == 0:
-                    left = (
-                        (spec.max_steps - state.step_count)
-                        * (time.perf_counter() - started)
-                        / (state.step_count - step_before)
-                    )
-                    fabric.print(
+                    left = ""
+                    if steady_from and state.step_count > steady_from[0]:
+                        rate = (time.perf_counter() - steady_from[1]) / (state.step_count - steady_from[0])
+                        left = f" | {(spec.max_steps - state.step_count) * rate:,.0f} s left"
+                    tell(
                         f"step {state.step_count:>7,} of {spec.max_steps:,} | loss {loss_value:.4f} |"
-                        f" {tokens_per_sec:,.0f} tokens/s | {left:,.0f} s left"
+                        f" {tokens_per_sec:,.0f} tokens/s{left}"
                     )
                 running_loss.zero_()
                 steps_since_log, logged_at = 0, now
             last = state.step_count == spec.max_steps
             if spec.eval.final_validation if last else state.step_count % spec.eval.interval == 0:
-                validate_now(bar)
+                validate_now()
             interval = spec.train.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
             if due and not last:
                 running_loss.item()
                 save_start = seconds()
-                save(spec, state, plan, fabric, spec.out_dir / f"step-{state.step_count:08d}")
+                save_whole(spec, state, plan, fabric, step_folder(spec, state), rows, tracker)
                 logged_at += seconds() - save_start
 
 
@@ -271,16 +319,12 @@ def validate(fabric: L.Fabric, module: nn.Module, batches: Iterator[tuple[torch.
 def check_finite(loss: float, spec: RunSpec, state: State) -> None:
     """Raise :class:`Diverged` if the loss is not finite; the last checkpoint is left as it is."""
     if not math.isfinite(loss):
-        last = checkpoint.latest_checkpoint(spec.out_dir)
-        kept = f"the last good checkpoint is {str(last)!r}" if last else "no checkpoint was saved"
-        raise Diverged(
-            f"the loss is {loss} at step {state.step_count}: lower --lr (now {spec.base_lr:g}) or --shrink; {kept}"
-        )
+        raise Diverged(f"training diverged: the loss is {loss} at step {state.step_count}. {remedy(spec)}")
 
 
 def data_ended(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> None:
     """Save and raise: a DataModule without a known length had fewer tokens than the budget."""
-    folder = save(spec, state, plan, fabric, spec.out_dir / f"step-{state.step_count:08d}")
+    folder = save(spec, state, plan, fabric, step_folder(spec, state))
     tokens = state.step_count * spec.tokens_per_step
     raise UserError(
         f"the data ended after {tokens:,} of {spec.max_steps * spec.tokens_per_step:,} tokens; saved {str(folder)!r}:"

@@ -7,12 +7,12 @@ out_dir/
   norms.csv         sizes of activations and weights, with --track
   logs/             the logger's own files
   outcome.json      how it ended, where an experiment carried it out
+  .run.json         what of this the run has written (see ownership.py)
   .lock             keeps a second process out
 """
 
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -26,15 +26,12 @@ from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from torch import nn
 
-from litgpt_warmstart import checkpoint, norms, parametrization, record
+from litgpt_warmstart import checkpoint, norms, ownership, parametrization, record
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.loaders import DataPlan, data_arguments
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
-from litgpt_warmstart.metrics import FILE_NAME
 from litgpt_warmstart.schedule import Schedule
-
-OUTCOME = "outcome.json"
 
 
 @dataclass
@@ -50,6 +47,8 @@ class State:
     growth: record.GrowthRecord | None
     step_count: int = 0
     """Optimizer updates."""
+    whole: bool = True
+    """False in the middle of an update, which is then not worth saving."""
     train_loader: Iterable[torch.Tensor] | None = None
     loader_state: dict[str, Any] | None = None
     """The loader's own word for its position after the last optimizer step."""
@@ -59,11 +58,13 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
     """The checkpoint folder to go on from, or None to start.
 
     Raises:
-        UserError: ``out_dir`` cannot be written, it holds a run and neither --resume nor --overwrite is given, or there
-            is nothing to resume.
+        UserError: ``out_dir`` cannot be written, it holds a run and neither --resume nor --overwrite is given, it holds
+            something of a user's where the run would write, or there is nothing to resume.
     """
     check_writable(spec.out_dir)
-    found = checkpoint.latest_checkpoint(spec.out_dir)
+    found, unread = checkpoint.newest_checkpoint(spec.out_dir)
+    if spec.resume and spec.track:
+        ownership.check_file(spec.out_dir / norms.FILE_NAME)
     if isinstance(spec.resume, Path):
         folder = spec.resume if spec.resume.is_dir() else spec.resume.parent
         if not (folder / checkpoint.STATE).is_file():
@@ -72,18 +73,27 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
             raise UserError(
                 f"--resume {str(folder)!r} is no part of the run in {str(spec.out_dir)!r}: change --out_dir"
             )
+        if not found:
+            ownership.check_free(spec.out_dir)
         return folder
     if spec.resume:
+        if found is None and unread:
+            folder, reason = unread[-1]
+            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r} can be read, {folder.name}: {reason}")
         if found is None and spec.resume is True:
             raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: pass --resume auto to start there")
+        if found is None:
+            ownership.check_free(spec.out_dir)
         return found
-    holds_run = found is not None or (spec.out_dir / FILE_NAME).exists() or (spec.out_dir / "final").exists()
     for needed in (spec.growth and spec.growth.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
         if spec.overwrite and needed and spec.out_dir.resolve() in needed.resolve().parents:
             raise UserError(
                 f"--overwrite would delete {str(needed)!r}, which this run starts from: choose another --out_dir"
             )
-    if holds_run and not spec.overwrite:
+    ownership.check_free(spec.out_dir)
+    if spec.overwrite:
+        ownership.check_replaceable(ownership.checkpoints(spec.out_dir))
+    elif ownership.holds_run(spec.out_dir):
         raise UserError(
             f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume auto to go on, --overwrite true to"
             " replace it, or another --out_dir"
@@ -102,7 +112,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         if not torch.isfinite(weight).all():
             raise Diverged(
                 f"training diverged: {name} is not finite at step {state.step_count}; nothing was saved there."
-                f" Lower --lr (now {spec.base_lr:g}) or --shrink, or go on from an earlier step-*/ folder"
+                f" {remedy(spec)}"
             )
     if folder.name == "final":
         _keep_milestone(spec, state, folder)
@@ -145,12 +155,29 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
     return folder
 
 
+def remedy(spec: RunSpec) -> str:
+    """What to do after a divergence: --resume would refuse another learning rate."""
+    last, _ = checkpoint.newest_checkpoint(spec.out_dir)
+    lower = f"lower --lr (now {spec.base_lr:g})"
+    if spec.growth:
+        lower += f" or --shrink (now {spec.growth.shrink:g})"
+    if last is None:
+        return f"No checkpoint was saved: {lower} and start anew in another --out_dir"
+    return (
+        f"The last good checkpoint is {str(last)!r}: to go on from it, {lower.partition(' or')[0]} and pass litgpt"
+        f" warmstart_scratch --initial_checkpoint_dir {last} --out_dir NEW; or {lower} and start anew"
+    )
+
+
 def _keep_milestone(spec: RunSpec, state: State, final: Path) -> None:
     """Keep the end of a wsd-s run that was lengthened as a step-*/ folder: it is one of the run's results."""
-    if (final / checkpoint.RECORD).is_file():
-        steps = record.Record.load(final / checkpoint.RECORD).step_count
+    if ownership.is_checkpoint(final):
+        try:
+            steps = record.Record.load(final / checkpoint.RECORD).step_count
+        except UserError:  # damaged: it is replaced
+            return
         kept = final.with_name(f"step-{steps:08d}")
-        if steps < state.step_count and steps in spec.schedule.milestones and not kept.exists():
+        if steps < state.step_count and steps in spec.schedule.milestones and not os.path.lexists(kept):
             final.rename(kept)
 
 
@@ -196,14 +223,16 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
     if step is None:
         return
     remedy = "pass the schedule that the run was started with, or another --out_dir"
-    agreeing = [f for f in path.parent.glob("step-*") if (f / checkpoint.STATE).is_file() and int(f.name[5:]) <= step]
+    agreeing = [
+        f for f in checkpoint.step_folders(path.parent) if (f / checkpoint.STATE).is_file() and int(f.name[5:]) <= step
+    ]
     ends = {end for _, end in now.cooldowns}
     dropped = {end for _, end in before.cooldowns if end <= step_count} - ends
     if before.name == now.name == "wsd-s" and dropped:
         named = ",".join(map(str, sorted((ends | dropped) - {now.total_steps})))
         remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
     elif agreeing:
-        remedy = f"pass --resume {max(agreeing)} to go on from where they agree, or another --out_dir"
+        remedy = f"pass --resume {agreeing[-1]} to go on from where they agree, or another --out_dir"
     raise UserError(
         f"--resume: schedule was {before.words}, now {now.words}, with other learning rates from step {step:,} on:"
         f" {remedy}"
@@ -300,11 +329,3 @@ def check_writable(out_dir: Path) -> None:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
     if not writable:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: choose another")
-
-
-def remove_run(out_dir: Path) -> None:
-    """Delete what an earlier run left in ``out_dir``, and nothing else."""
-    for folder in (*out_dir.glob("step-*"), out_dir / "final", out_dir / "logs"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for name in (FILE_NAME, norms.FILE_NAME, OUTCOME):
-        (out_dir / name).unlink(missing_ok=True)

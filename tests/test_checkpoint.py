@@ -145,9 +145,17 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         1 / 0  # noqa: B018
     assert list(tmp_path.iterdir()) == []
     for content in ("old", "new"):
-        with files.atomic_folder(tmp_path / "c") as partial:
+        with files.atomic_folder(tmp_path / "c", lambda folder: files.others(folder, ["file"])) as partial:
             (partial / "file").write_text(content)
     assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_foreign_in_a_folder_that_is_replaced_is_kept_aside(tmp_path, capsys):
+    for content in ("old", "new"):
+        with files.atomic_folder(tmp_path / "c") as partial:
+            (partial / "file").write_text(content)
+    assert (tmp_path / "c/file").read_text() == "new" and (tmp_path / "c-before-1/file").read_text() == "old"
+    assert f"kept as {str(tmp_path / 'c-before-1')!r}" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
@@ -170,7 +178,7 @@ def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", program], env=os.environ)
     assert result.returncode == -signal.SIGKILL and not final.exists()
-    assert checkpoint.latest_checkpoint(tmp_path) == final and (final / "lit_model.pth").is_file()
+    assert checkpoint.newest_checkpoint(tmp_path)[0] == final and (final / "lit_model.pth").is_file()
 
 
 FULL_DISK = """

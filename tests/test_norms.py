@@ -173,7 +173,7 @@ def test_the_probe_is_the_first_validation_block_and_draws_no_random_number(stdl
 def test_a_file_cut_off_anywhere_gives_the_rows_before(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / "norms.csv"
     rows = [Norm(2 * i, 1024 * i, "weight", f"w{i}", 0.125 * i + 0.01, 1.5e-7 * (i + 1)) for i in range(9)]
-    file = RowFile(path, COLUMNS)
+    file = RowFile(path, COLUMNS, Norm.read)
     file.append(map(vars, rows))
     file.close()
     content = path.read_bytes()[:cut]

@@ -16,8 +16,9 @@ from litgpt_warmstart.args import EvalArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.files import LOCK, locked
+from litgpt_warmstart.ownership import OUTCOME
 from litgpt_warmstart.record import DataUse, Record
-from litgpt_warmstart.run_folder import OUTCOME, _data
+from litgpt_warmstart.run_folder import _data
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
 
 
@@ -63,7 +64,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, numbe
     assert "Traceback" not in result.stdout
     told = result.stdout.split("Go on with:")[1].strip().splitlines()[0]
     assert told.endswith("--resume true") and "warmstart_scratch --target" in told
-    saved = checkpoint.latest_checkpoint(tmp_path)
+    saved = checkpoint.newest_checkpoint(tmp_path)[0]
     assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [LOCK]
 
@@ -89,7 +90,7 @@ def test_ctrl_c_reaches_the_loaders_workers_too_and_the_run_still_saves(tiny, st
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output and output.count("stopping after this optimizer step") == 1
-    saved = Record.load(checkpoint.latest_checkpoint(tmp_path / "run") / "warmstart.yaml")
+    saved = Record.load(checkpoint.newest_checkpoint(tmp_path / "run")[0] / "warmstart.yaml")
     assert 5 <= saved.step_count < 150 and "Go on with:" in output
 
 
@@ -146,7 +147,7 @@ def test_two_processes_do_not_train_the_same_run_at_once(tiny, tiny_settings, tm
         " choose another --out_dir\n"
     )
     assert (tmp_path / "metrics.csv").read_text() == before and (tmp_path / "final").is_dir()
-    (tmp_path / OUTCOME).write_text("of the run before")
+    (tmp_path / OUTCOME).write_text('{"status": "finished", "step_count": 6, "settings": {}}')
     warmstart_scratch.setup(**settings, overwrite=True)
     assert not (tmp_path / OUTCOME).exists()
 

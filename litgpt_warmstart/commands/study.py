@@ -1,13 +1,17 @@
 """What the commands of the study share: lists as typed, and options that a single run has but a study has not."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.experiments.runner import Run
+from litgpt_warmstart.files import locked
 from litgpt_warmstart.metrics import FILE_NAME
+from litgpt_warmstart.run_folder import check_writable
 
 T = TypeVar("T")
 Plan = Literal["tokens", "time"]
@@ -51,6 +55,42 @@ def check_out_dir(out_dir: Path) -> None:
     """Raise a UserError for the folder of a run: a study has folders of runs in its own."""
     if (out_dir / FILE_NAME).exists() or (out_dir / "final").exists():
         raise UserError(f"--out_dir {str(out_dir)!r} is the folder of a run: choose another for the study")
+
+
+def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
+    """Raise a UserError where a study would write its results over something that is not an earlier study's.
+
+    Args:
+        table: The CSV file of the results; an earlier study's begins with ``columns``.
+        columns: Its first ones.
+        beside: Names of what is written beside it, after it.
+    """
+    if os.path.lexists(table):
+        told = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
+        theirs = [] if told.startswith(",".join(columns) + ",") else [table]
+    else:
+        theirs = [table.parent / name for name in beside if os.path.lexists(table.parent / name)]
+    if theirs:
+        raise UserError(
+            f"{str(theirs[0])!r} was not written by this command, which would write there: move it, or choose another"
+            " --out_dir"
+        )
+
+
+@contextmanager
+def study_folder(out_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a study's folder.
+
+    Raises:
+        UserError: One is there already, or the folder cannot be written.
+    """
+    check_writable(out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
+    with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
+        yield
 
 
 def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:

@@ -10,7 +10,16 @@ from litgpt.utils import extend_checkpoint_dir
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import (
+    Plan,
+    as_list,
+    check_eval,
+    check_out_dir,
+    check_results,
+    refuse,
+    study_folder,
+    tell_costs,
+)
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.schedule import ScheduleName
@@ -95,6 +104,7 @@ def setup(
         expanded = ablations.expand(arms, defaults)
         out_dir = Path(out_dir)
         check_out_dir(out_dir)
+        check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
 
         def spec_of(command: str, arm: ablations.Arm, folder: str, own: dict[str, Any], seed: int, tuned_at: str):
             return resolve(
@@ -144,12 +154,13 @@ def setup(
         )
         if plan:
             return tell_costs(runs, plan)
-        outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
-        found = ablations.rows(runs, outcomes)
-        write_csv(out_dir / f"{name}.csv", found)
-        told = ablations.summaries(expanded, found)
-        ablations.plot(told, out_dir / f"{name}.png")
-        print(f"\n{ablations.table(told)}\nWrote {name}.csv and {name}.png to {str(out_dir)!r}")
+        with study_folder(out_dir):
+            outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
+            found = ablations.rows(runs, outcomes)
+            write_csv(out_dir / f"{name}.csv", found)
+            told = ablations.summaries(expanded, found)
+            ablations.plot(told, out_dir / f"{name}.png")
+            print(f"\n{ablations.table(told)}\nWrote {name}.csv and {name}.png to {str(out_dir)!r}")
 
 
 def is_checkpoint(base: str) -> bool:

@@ -12,7 +12,7 @@ from litgpt_warmstart.args import Alignment, Growth, TrainArgs
 from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
 from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import as_list
+from litgpt_warmstart.commands.study import as_list, check_results
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.scales import resolve_config
@@ -223,7 +223,7 @@ def _check_seeds(start: Header, narrowest: Config, seed: int, num_seeds: int) ->
 
 
 def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
-    from litgpt_warmstart.experiments.coord_check import FILE_NAME
+    from litgpt_warmstart.experiments.coord_check import FILE_NAME, PICTURE, SLOPES
     from litgpt_warmstart.run_folder import check_writable
 
     if (out_dir / FILE_NAME).exists() and not overwrite:
@@ -231,6 +231,7 @@ def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
             f"--out_dir {str(out_dir)!r} holds a coordinate check: pass --overwrite true, or another folder"
         )
     check_writable(out_dir)
+    check_results(out_dir / FILE_NAME, ("t", "width"), SLOPES, PICTURE, HYPERPARAMETERS)
 
 
 def _tell_alignment(source: Config, configs: tuple[Config, ...], alignment: Alignment) -> None:

@@ -26,7 +26,7 @@ def setup(
         overwrite: Replace a folder of either kind that ``out_dir`` already is.
     """
     with told_in_one_line("litgpt warmstart_export"):
-        from litgpt_warmstart.export import export, holds_export
+        from litgpt_warmstart.export import export, foreign_to_export
 
         source = read_base(checkpoint_dir, "--checkpoint_dir")
         if out_dir is None:
@@ -35,8 +35,9 @@ def setup(
         if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
             raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if not holds_export(out_dir):
-                raise UserError(f"--out_dir {str(out_dir)!r} exists and is no model's folder: choose another")
+            if out_dir.is_symlink() or not out_dir.is_dir() or (theirs := foreign_to_export(out_dir)):
+                named = f", {', '.join(theirs[:3])} in it" if out_dir.is_dir() and not out_dir.is_symlink() else ""
+                raise UserError(f"--out_dir {str(out_dir)!r} is no export alone{named}: choose another")
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         made = export(source.path, out_dir, format)

@@ -9,7 +9,16 @@ from litgpt.config import Config
 
 from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import (
+    Plan,
+    as_list,
+    check_eval,
+    check_out_dir,
+    check_results,
+    refuse,
+    study_folder,
+    tell_costs,
+)
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
 from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
@@ -53,8 +62,10 @@ def setup(
         gpus_per_run: GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any.
     """
     with told_in_one_line("litgpt warmstart_grid_search"):
+        from litgpt_warmstart.experiments.grid_search import BEST
         from litgpt_warmstart.experiments.runner import Run, carry_out
-        from litgpt_warmstart.report.grids import CELLS
+        from litgpt_warmstart.report.grids import CELLS, COLUMNS
+        from litgpt_warmstart.report.runs import GRID_SEARCH
 
         lr_list = as_list(lrs, float, "--lrs")
         batch_list = as_list(batch_sizes, int, "--batch_sizes")
@@ -82,6 +93,7 @@ def setup(
         for target in targets:
             scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
             folder = out_dir / scale
+            check_results(folder / GRID_SEARCH, COLUMNS[:3], "grid_search.png", BEST)
             single = cell(target, folder / CELLS, lr_list[0], seed_list[0], global_batch_size=1, micro_batch_size=1)
             budget = equal_budget(single, batch_list)
             runs = []
@@ -98,9 +110,10 @@ def setup(
         cells = [run for *_, runs in searches for run in runs]
         if plan:
             return tell_costs(cells, plan)
-        outcomes = carry_out(cells, executor, ray_address, cpus_per_run, gpus_per_run)
-        for folder, budget, runs in searches:
-            _tell(runs, outcomes, budget, len(seed_list), folder)
+        with study_folder(out_dir):
+            outcomes = carry_out(cells, executor, ray_address, cpus_per_run, gpus_per_run)
+            for folder, budget, runs in searches:
+                _tell(runs, outcomes, budget, len(seed_list), folder)
 
 
 def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, Gains, Growth
-from litgpt_warmstart.checkpoint import WEIGHTS
+from litgpt_warmstart.checkpoint import foreign_entries
 from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
@@ -48,8 +48,9 @@ def setup(
             raise UserError("--out_dir is missing: give the checkpoint folder to write")
         out_dir = Path(out_dir)
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if not (out_dir / WEIGHTS).is_file():
-                raise UserError(f"--out_dir {str(out_dir)!r} exists and is no checkpoint folder: choose another")
+            if out_dir.is_symlink() or not out_dir.is_dir() or (theirs := foreign_entries(out_dir)):
+                named = f", {', '.join(theirs[:3])} in it" if out_dir.is_dir() and not out_dir.is_symlink() else ""
+                raise UserError(f"--out_dir {str(out_dir)!r} is no checkpoint of ours alone{named}: choose another")
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         start = read_base(base)

@@ -6,7 +6,16 @@ from pathlib import Path
 from litgpt_warmstart.args import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
 from litgpt_warmstart.commands.models import read_base, resolve_models
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.commands.study import (
+    Plan,
+    as_list,
+    check_eval,
+    check_out_dir,
+    check_results,
+    refuse,
+    study_folder,
+    tell_costs,
+)
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
@@ -80,6 +89,7 @@ def setup(
             raise UserError(f"--max_flops must be above 0, got {max_flops}")
         out_dir = Path(out_dir)
         check_out_dir(out_dir)
+        check_results(out_dir / "successive.csv", ("stage", "step"), "successive.png")
         if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
             tuned_at = str(start.path)
         else:
@@ -126,25 +136,26 @@ def setup(
         print(f"Successive warmstart {' -> '.join(names)}: {len(runs)} runs in {str(out_dir)!r}")
         if plan:
             return tell_costs(runs, plan)
-        outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
-        successive.check_finished(chain, outcomes)
-        stages = [read for read in (successive.base_stage(start) if start else None,) if read]
-        for run in chain:
-            stages.append(successive.stage(run.name, run.spec.out_dir / "final", before))
-            before = stages[-1].after
-        beside = None
-        if scratch and outcomes[runs[-1].name].status == "finished":
-            beside = successive.stage(successive.SCRATCH, runs[-1].spec.out_dir / "final", successive.Spent())
-        shown = [*stages, *([beside] if beside else [])]
-        successive.write_results(shown, out_dir / "successive.csv")
-        title = " -> ".join(spec.config.name for spec in specs)
-        successive.plot(stages, beside, title, out_dir / "successive.png")
-        print(f"\n{successive.table(shown)}")
-        if beside:
-            print(f"\n{successive.verdict(stages[-1], beside)}")
-        elif scratch:
-            print("\nThe run from scratch diverged.")
-        print(f"Wrote successive.csv and successive.png to {str(out_dir)!r}")
+        with study_folder(out_dir):
+            outcomes = carry_out(runs, executor, ray_address, cpus_per_run, gpus_per_run)
+            successive.check_finished(chain, outcomes)
+            stages = [read for read in (successive.base_stage(start) if start else None,) if read]
+            for run in chain:
+                stages.append(successive.stage(run.name, run.spec.out_dir / "final", before))
+                before = stages[-1].after
+            beside = None
+            if scratch and outcomes[runs[-1].name].status == "finished":
+                beside = successive.stage(successive.SCRATCH, runs[-1].spec.out_dir / "final", successive.Spent())
+            shown = [*stages, *([beside] if beside else [])]
+            successive.write_results(shown, out_dir / "successive.csv")
+            title = " -> ".join(spec.config.name for spec in specs)
+            successive.plot(stages, beside, title, out_dir / "successive.png")
+            print(f"\n{successive.table(shown)}")
+            if beside:
+                print(f"\n{successive.verdict(stages[-1], beside)}")
+            elif scratch:
+                print("\nThe run from scratch diverged.")
+            print(f"Wrote successive.csv and successive.png to {str(out_dir)!r}")
 
 
 def as_shares(compute_split: str | list[float]) -> list[float]:

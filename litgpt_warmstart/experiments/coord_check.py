@@ -12,7 +12,6 @@ and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds,
 """
 
 import math
-import os
 import re
 import time
 from collections.abc import Callable
@@ -29,9 +28,8 @@ from litgpt_warmstart.args import Alignment, RunSpec
 from litgpt_warmstart.checkpoint import Checkpoint
 from litgpt_warmstart.data.loaders import next_batches, plan_data
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import flush_to_disk
 from litgpt_warmstart.model import MuGPT
-from litgpt_warmstart.report.tables import write_csv
+from litgpt_warmstart.report.tables import write_csv, write_picture
 
 ArmName = Literal["sp", "mup", "warmstart"]
 
@@ -289,10 +287,7 @@ def table(slopes: list[Slope]) -> str:
 
 def save(coordinates: list[Coordinate], slopes: list[Slope], title: str, out_dir: Path) -> None:
     """Write the picture, the slopes and, last, the coordinates; each file whole or not at all."""
-    partial = out_dir / f"{PICTURE}.partial"
-    plot(coordinates, title, partial)
-    flush_to_disk(partial)
-    os.replace(partial, out_dir / PICTURE)
+    plot(coordinates, title, out_dir / PICTURE)
     write_csv(out_dir / SLOPES, [asdict(slope) for slope in slopes])
     write_csv(out_dir / FILE_NAME, [asdict(coordinate) for coordinate in coordinates])
 
@@ -361,5 +356,5 @@ def plot(coordinates: list[Coordinate], title: str, path: Path) -> None:
     bar.ax.tick_params(labelsize=7, length=0)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, format="png", dpi=150)
+    write_picture(figure, path, dpi=150)
     plt.close(figure)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.checkpoint import RECORD
+from litgpt_warmstart.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.experiments.runner import Outcome, Run
 from litgpt_warmstart.experiments.tables import picture
 from litgpt_warmstart.files import atomic_folder
+from litgpt_warmstart.metrics import ended_diverged
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.report.grids import Cell, draw_cells
 
@@ -17,11 +18,11 @@ BEST = "best"
 """Folder of the winner's checkpoint, which ``warmstart --base`` reads."""
 
 
-def diverged(outcome: Outcome) -> bool:
-    """Whether a run's loss was not finite, or ended above its start."""
+def diverged(run: Run, outcome: Outcome) -> bool:
+    """Whether a run's loss was not finite, or ended above its start, also where an older version called it finished."""
     if outcome.status != "finished":
         return True
-    return outcome.first_val_loss is not None and outcome.val_loss > outcome.first_val_loss
+    return ended_diverged(outcome.first_val_loss, outcome.val_loss, run.spec.config.padded_vocab_size)
 
 
 def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str,
     return [
         {
             **run.factors,
-            "status": "diverged" if diverged(outcome) else outcome.status,
+            "status": "diverged" if diverged(run, outcome) else outcome.status,
             "first_val_loss": outcome.first_val_loss,
             "val_loss": outcome.val_loss,
             "steps": outcome.step_count,
@@ -78,8 +79,10 @@ def write_winner(best: Cell, found: Sequence[Cell], runs: Sequence[Run], out_dir
         "val_loss": best.val_loss,
         "run": run.name,
     }
-    with atomic_folder(folder) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
+    with atomic_folder(folder, foreign_entries) as partial:
+        for name in FILES:
+            if (source / name).is_file():
+                shutil.copy(source / name, partial)
         replace(record, training={**record.training, "grid_search": grid}).save(partial / RECORD)
     return folder
 

@@ -22,8 +22,8 @@ from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args,
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.ownership import OUTCOME
 from litgpt_warmstart.record import DataUse
-from litgpt_warmstart.run_folder import OUTCOME
 
 Status = Literal["finished", "diverged", "skipped"]
 Executor = Literal["here", "ray"]

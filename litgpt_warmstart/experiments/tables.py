@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from litgpt_warmstart.report.tables import write_picture
+
 
 @contextmanager
 def picture(path: Path, width: float = 7.0, height: float = 4.5, panels: int = 1) -> Iterator[Any]:
@@ -29,8 +31,6 @@ def picture(path: Path, width: float = 7.0, height: float = 4.5, panels: int = 1
         yield axes
         for ax in figure.axes:
             ax.spines[["top", "right"]].set_visible(False)
-        partial = path.with_name(f".{path.name}")
-        figure.savefig(partial, dpi=150, format=path.suffix[1:])
-        partial.replace(path)
+        write_picture(figure, path, dpi=150)
     finally:
         plt.close(figure)

@@ -12,7 +12,7 @@ from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import MIN_VALIDATIONS, check_comparable
 from litgpt_warmstart.report.runs import Run
-from litgpt_warmstart.report.tables import COLORS
+from litgpt_warmstart.report.tables import COLORS, write_picture
 
 ROWS = 9
 
@@ -79,7 +79,7 @@ def plot(scratch: Run, warmstart: Run, title: str, path: Path) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.legend(title="validation; training faint", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    write_picture(figure, path, dpi=150)
     plt.close(figure)
 
 

@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.report.chains import Chain
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, smoothed
 from litgpt_warmstart.report.gains import Gain
@@ -41,24 +40,24 @@ class Figure:
     caption: str
     svg: str
     """For the page: no prolog, its ids its own, text and axes in the page's text colour."""
+    svg_file: str
+    png: bytes
 
 
 @contextmanager
 def drawn(
     slug: str,
     caption: str,
-    out_dir: Path,
     height: float = 3.9,
     rows: int = 1,
     columns: int = 1,
     sharey: bool = True,
 ) -> Iterator[Any]:
-    """A figure to draw on, whose SVG and PNG files are written at the end.
+    """A figure to draw on, made into SVG and PNG at the end.
 
     Args:
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
         height: Inches.
         rows: Of panels.
         columns: Of panels.
@@ -78,14 +77,13 @@ def drawn(
         made: list[Figure] = []
         try:
             yield axes, made
-            out_dir.mkdir(parents=True, exist_ok=True)
-            text = StringIO()
+            text, png = StringIO(), BytesIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            figure.savefig(out_dir / f"{slug}.png", dpi=200, facecolor="white")
+            figure.savefig(png, format="png", dpi=200, facecolor="white")
         finally:
             plt.close(figure)
-        write_whole(out_dir / f"{slug}.svg", text.getvalue().replace(INK, "#000000"))
-        made.append(Figure(slug, caption, inline(text.getvalue(), slug)))
+        svg = text.getvalue()
+        made.append(Figure(slug, caption, inline(svg, slug), svg.replace(INK, "#000000"), png.getvalue()))
 
 
 def inline(svg: str, slug: str) -> str:
@@ -128,9 +126,7 @@ def _draw_band(axes: Any, x: Sequence[float], found: Band, label: str, look: Map
         axes.fill_between(x, found.low, found.high, color=look["color"], alpha=0.2, linewidth=0)
 
 
-def loss_curves(
-    comparison: Comparison, ids: Mapping[Path, str], what: str, slug: str, caption: str, out_dir: Path
-) -> Figure:
+def loss_curves(comparison: Comparison, ids: Mapping[Path, str], what: str, slug: str, caption: str) -> Figure:
     """Losses of a comparison's runs over tokens or FLOPs: means over seeds, validation's with their spread.
 
     Args:
@@ -139,7 +135,6 @@ def loss_curves(
         what: ``tokens``, ``flops``, or ``flops_with_base``, where curves begin at the compute of their base.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -151,7 +146,7 @@ def loss_curves(
     most = [(run.base_flops or 0.0) * (run.warmstarted and what == "flops_with_base") + run.tokens * run.flops_per_token
             for run in comparison.runs]  # fmt: skip
     unit, named_unit = _flops_unit(max(most))
-    with drawn(slug, caption, out_dir, height=3.4 + 0.2 * len(groups)) as (axes, made):
+    with drawn(slug, caption, height=3.4 + 0.2 * len(groups)) as (axes, made):
         for label, runs, look in groups:
             run = runs[0]
             scale = run.flops_per_token / unit if what != "tokens" else 1.0
@@ -178,9 +173,7 @@ def loss_curves(
     return made[0]
 
 
-def gain_curves(
-    comparison: Comparison, gains: Sequence[Sequence[Gain]], what: str, slug: str, caption: str, out_dir: Path
-) -> Figure:
+def gain_curves(comparison: Comparison, gains: Sequence[Sequence[Gain]], what: str, slug: str, caption: str) -> Figure:
     """Validation loss less scratch's along the budget, a line an arm, with its spread over seeds.
 
     Args:
@@ -189,12 +182,11 @@ def gain_curves(
         what: ``tokens`` or ``flops``, the places of the gains.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
     """
     parameters = comparison.scratch[0].record.parameters
     unit, named_unit = _flops_unit(max((gain.at for found in gains for gain in found), default=1.0))
     budget = f"{comparison.tokens_per_param:.3g} tokens per parameter"
-    with drawn(slug, caption, out_dir, height=3.4 + 0.2 * len(gains)) as (axes, made):
+    with drawn(slug, caption, height=3.4 + 0.2 * len(gains)) as (axes, made):
         for number, (arm, found) in enumerate(zip(comparison.arms, gains, strict=True)):
             x = [gain.at / (parameters if what == "tokens" else unit) for gain in found]
             values = [gain.values for gain in found]
@@ -214,7 +206,7 @@ def gain_curves(
 
 
 def scale_pairs(
-    comparisons: Sequence[Comparison], ids: Mapping[Path, str], place: int, slug: str, caption: str, out_dir: Path
+    comparisons: Sequence[Comparison], ids: Mapping[Path, str], place: int, slug: str, caption: str
 ) -> Figure:
     """Validation loss before the first step (place 0) or after the last (-1), a row a comparison."""
     arms = list(dict.fromkeys(arm.label for c in comparisons for arm in c.arms))
@@ -226,7 +218,7 @@ def scale_pairs(
             series.setdefault(label, []).append((row, values, ", ".join(ids[run.out_dir] for run in runs)))
     step = 0.7 / (len(arms) + 1)
     rows = len(comparisons) * max(len(arms) + 1, 4)
-    with drawn(slug, caption, out_dir, height=1.3 + 0.2 * (len(series) + rows)) as (axes, made):
+    with drawn(slug, caption, height=1.3 + 0.2 * (len(series) + rows)) as (axes, made):
         for label, points in series.items():
             number = arms.index(label) if label in arms else -1
             look = style(number)
@@ -255,7 +247,6 @@ def lineage_curves(
     what: str,
     slug: str,
     caption: str,
-    out_dir: Path,
 ) -> Figure:
     """Loss, or tokens, of a chain against the compute of its lineage; a growth is a dotted line.
 
@@ -265,13 +256,12 @@ def lineage_curves(
         what: ``loss`` or ``tokens``.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
     """
     from matplotlib.ticker import EngFormatter
 
     stages, scratch, before = chain.stages, chain.scratch, chain.before or 0.0
     runs = [*stages, *([scratch] if scratch else [])]
-    with drawn(slug, caption, out_dir, height=3.4 + 0.2 * len(runs)) as (axes, made):
+    with drawn(slug, caption, height=3.4 + 0.2 * len(runs)) as (axes, made):
         spent = [run.tokens * run.flops_per_token for run in runs]
         unit, named_unit = _flops_unit(max(before + sum(spent[: len(stages)]), spent[-1]))
         flops, tokens = before / unit, float(sum(a.tokens or 0 for a in stages[0].record.lineage))

@@ -111,14 +111,13 @@ def draw_cells(axes: Any, found: Sequence[Cell], best: Cell) -> None:
     axes.figure.colorbar(mesh, ax=axes, label="validation loss (nats per token)")
 
 
-def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, out_dir: Path) -> Section:
+def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names) -> Section:
     """A heat map for each folder of ``warmstart_grid_search``.
 
     Args:
         folders: With a grid_search.csv.
         runs: All that were found; those of a grid's cells tell its model.
         names: What runs are called.
-        out_dir: Where the figures go.
     """
     section = Section("Grid searches")
     section.words.append(
@@ -146,7 +145,7 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names, ou
         listed = f" Runs {', '.join(names[run.out_dir] for run in own)}." if own else ""
         caption = f"{called[folder]}: last validation loss by learning rate and batch. {told}.{listed}"
         height = 1.6 + 0.5 * len({cell.lr for cell in found})
-        with drawn(f"grid-search-{len(section.figures) + 1}", caption, out_dir, height=height) as (axes, made):
+        with drawn(f"grid-search-{len(section.figures) + 1}", caption, height=height) as (axes, made):
             draw_cells(axes, found, best)
             axes.set_title(told, fontsize="small")
         section.figures += made

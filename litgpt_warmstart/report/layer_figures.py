@@ -1,15 +1,12 @@
 """Figures of sizes by layer: norms at moments and over training, coordinate checks."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from litgpt_warmstart.report.figures import Figure, drawn, legend, style
 
 
-def layer_sizes(
-    moments: Mapping[str, Mapping[str, float]], unit: str, slug: str, caption: str, out_dir: Path, title: str
-) -> Figure:
+def layer_sizes(moments: Mapping[str, Mapping[str, float]], unit: str, slug: str, caption: str, title: str) -> Figure:
     """Sizes of layers at several moments, a row a layer (figure 10 of arXiv 2411.07340).
 
     Args:
@@ -17,13 +14,12 @@ def layer_sizes(
         unit: What a size is.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
         title: Tells tokens per parameter.
     """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     layers = list(dict.fromkeys(layer for sizes in moments.values() for layer in sizes))
-    with drawn(slug, caption, out_dir, height=1.6 + 0.17 * len(layers) + 0.2 * len(moments)) as (axes, made):
+    with drawn(slug, caption, height=1.6 + 0.17 * len(layers) + 0.2 * len(moments)) as (axes, made):
         for number, (moment, sizes) in enumerate(moments.items()):
             look = {k: v for k, v in style(number - 1).items() if k != "linestyle"}
             known = [layer for layer in layers if sizes.get(layer, 0) > 0]
@@ -48,7 +44,6 @@ def norm_curves(
     unit: str,
     slug: str,
     caption: str,
-    out_dir: Path,
 ) -> Figure:
     """Sizes of layers over training, a panel a layer (figure 8 of arXiv 2411.07340).
 
@@ -58,11 +53,10 @@ def norm_curves(
         unit: What a size is.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
     """
     layers = list(dict.fromkeys(layer for sizes in series.values() for layer in sizes))
     rows = -(-len(layers) // 2)
-    with drawn(slug, caption, out_dir, height=0.8 + 1.4 * rows + 0.2 * len(series), rows=rows, columns=2,
+    with drawn(slug, caption, height=0.8 + 1.4 * rows + 0.2 * len(series), rows=rows, columns=2,
                sharey=False) as (grid, made):  # fmt: skip
         panels = list(grid.flat)
         for number, (label, sizes) in enumerate(series.items()):
@@ -82,9 +76,7 @@ def norm_curves(
     return made[0]
 
 
-def coordinates(
-    sizes: Mapping[str, Mapping[str, Mapping[int, float]]], title: str, slug: str, caption: str, out_dir: Path
-) -> Figure:
+def coordinates(sizes: Mapping[str, Mapping[str, Mapping[int, float]]], title: str, slug: str, caption: str) -> Figure:
     """Mean |activation| against width, a panel an arm (figures 3 and 7 of arXiv 2411.07340).
 
     Args:
@@ -92,14 +84,13 @@ def coordinates(
         title: Tells what was run.
         slug: Name of its files.
         caption: For the page.
-        out_dir: Where the files go.
     """
     from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
     columns = 2 if len(sizes) > 1 else 1
     rows = -(-len(sizes) // columns)
     kinds = {"embedding": -1, "attn": 0, "mlp": 1, "block": 2, "ln_f": 3, "lm_head": 4}
-    with drawn(slug, caption, out_dir, height=1.4 + 2.0 * rows, rows=rows, columns=columns) as (grid, made):
+    with drawn(slug, caption, height=1.4 + 2.0 * rows, rows=rows, columns=columns) as (grid, made):
         panels = list(grid.flat) if hasattr(grid, "flat") else [grid]
         for number, (panel, (arm, layers)) in enumerate(zip(panels, sizes.items(), strict=False)):
             told = set()

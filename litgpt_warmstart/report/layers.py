@@ -78,7 +78,7 @@ def moments(run: Run, runs: Sequence[Run], kind: str, names: Names) -> dict[str,
     return found
 
 
-def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> tuple[list[Figure], list[dict]]:
+def over_training(runs: Sequence[Run], names: Names) -> tuple[list[Figure], list[dict]]:
     """Figure 8: tracked warmstarts beside their run from scratch, of one seed; figures and the rows of their table."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -111,7 +111,7 @@ def over_training(runs: Sequence[Run], names: Names, out_dir: Path) -> tuple[lis
             )
             slug = f"norms-over-training-{kind}s-{len(told)}"
             unit = f"root mean square of {what}"
-            found.append(layer_figures.norm_curves(series, bool(cold), unit, slug, caption, out_dir))
+            found.append(layer_figures.norm_curves(series, bool(cold), unit, slug, caption))
     return found, rows
 
 
@@ -133,7 +133,7 @@ def _over_tokens(run: Run, kind: str) -> dict[str, list[tuple[float, float]]]:
     return {layer: by_layer[layer] for layer in sorted(kept, key=_place)}
 
 
-def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
+def norms(runs: Sequence[Run], names: Names) -> Section | None:
     """Figures 10 and 8 for warmstarts that were tracked, the first seed of each kind; None without any."""
     section = Section("Norms: base, at the warmstart, trained")
     rows = []
@@ -152,7 +152,7 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
             title = f"{tokens_per_param:.3g} tokens per parameter"
             caption = f"{label}, {title}: root mean square of {what}. Run: {names[run.out_dir]}, seed {run.seed}."
             section.figures.append(
-                layer_figures.layer_sizes(found, f"root mean square of {what}", slug, caption, out_dir, title)
+                layer_figures.layer_sizes(found, f"root mean square of {what}", slug, caption, title)
             )
             rows += [
                 {"warmstart": label, "tokens_per_param": tokens_per_param, "kind": kind, "moment": moment,
@@ -161,7 +161,7 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
             ]  # fmt: skip
         if not any(moment.startswith("base") for moment in found):
             section.notes.append(f"{label}: its base has no norms here: train it with --track, and give its folder too")
-    over, rows_over = over_training(runs, names, out_dir)
+    over, rows_over = over_training(runs, names)
     section.figures += over
     if not section.figures:
         return None
@@ -170,7 +170,7 @@ def norms(runs: Sequence[Run], names: Names, out_dir: Path) -> Section | None:
     return section
 
 
-def coordinate_checks(folders: Sequence[Path], out_dir: Path) -> Section:
+def coordinate_checks(folders: Sequence[Path]) -> Section:
     """Mean |activation| over width, and its log-log slopes, for each folder of ``warmstart_coord_check``."""
     section = Section("Coordinate checks")
     section.words.append(
@@ -189,7 +189,7 @@ def coordinate_checks(folders: Sequence[Path], out_dir: Path) -> Section:
             section.notes.append(f"Left out: {called[folder]}: damaged or half-written: {one_line(error, 100)}")
             continue
         caption = f"{called[folder]}: mean |activation| against width, mean over seeds. {title}"
-        section.figures.append(layer_figures.coordinates(sizes, title, f"coordinates-{number}", caption, out_dir))
+        section.figures.append(layer_figures.coordinates(sizes, title, f"coordinates-{number}", caption))
         section.tables.append(table)
     return section
 

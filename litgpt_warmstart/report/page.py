@@ -1,8 +1,10 @@
 """One HTML page that needs nothing else: text, tables, and figures as SVG, legible light and dark, on a phone too."""
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 
 from litgpt_warmstart.report.figures import Figure
 
@@ -42,6 +44,11 @@ td.short { white-space: nowrap; }
 td.long { min-width: 12rem; overflow-wrap: anywhere; }
 """
 
+FIGURES, TABLES = "figures", "tables"
+_FILES = "litgpt-warmstart-files"
+_FILE = re.compile(rf"{FIGURES}/[A-Za-z0-9_-]+\.(svg|png)|{TABLES}/[A-Za-z0-9_-]+\.csv", re.ASCII)
+_UNLINKED = ("gains", "grid_searches", "layer_norms", "norms_over_training", "pairs", "validation_losses")
+"""Tables that a page of the first landing did not link to."""
 GROUP = "comparison"
 """Heading of the column that becomes a line above its rows."""
 
@@ -72,19 +79,22 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
-def render(title: str, sections: Sequence[Section], below: str) -> str:
+def render(title: str, sections: Sequence[Section], below: str, files: Sequence[str] = ()) -> str:
     """The page.
 
     Args:
         title: Its heading.
         sections: In reading order.
         below: A last line, on what made it.
+        files: What lies beside it, for the report that replaces this one.
     """
+    listed = escape(json.dumps(list(files)), quote=True)
     links = " · ".join(f'<a href="#s{n}">{escape(s.heading)}</a>' for n, s in enumerate(sections))
     parts = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"{MARK}\n<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
+        f'{MARK}\n<meta name="{_FILES}" content="{listed}">',
+        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
         f"<h1>{escape(title)}</h1>\n<nav>{links}</nav>",
     ]
     for number, section in enumerate(sections):
@@ -103,10 +113,27 @@ def render(title: str, sections: Sequence[Section], below: str) -> str:
     return "\n".join(parts)
 
 
+def listed_files(page: str) -> set[str]:
+    """The files that a page of ours says it has written: figures/NAME.svg, figures/NAME.png, tables/NAME.csv.
+
+    A page of the first landing, which has no list, links to most of them.
+    """
+    found = re.search(rf'<meta name="{_FILES}" content="([^"]*)">', page)
+    try:
+        named = json.loads(unescape(found[1])) if found else re.findall(r'<a href="([^"]*)">', page)
+    except ValueError:
+        named = []
+    if not found:
+        named += [f"{TABLES}/{name}.csv" for name in _UNLINKED]
+    kept = named if isinstance(named, list) else []
+    return {name for name in kept if isinstance(name, str) and _FILE.fullmatch(name)}
+
+
 def _figure(figure: Figure) -> str:
     label = escape(figure.caption, quote=True)
     svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    files = f'<a href="figures/{figure.slug}.png">PNG</a>, <a href="figures/{figure.slug}.svg">SVG</a>'
+    path = f"{FIGURES}/{figure.slug}"
+    files = f'<a href="{path}.png">PNG</a>, <a href="{path}.svg">SVG</a>'
     return f"<figure>{svg}<figcaption>{escape(figure.caption)} {files}</figcaption></figure>"
 
 
@@ -121,7 +148,7 @@ def _table(table: Table) -> str:
             title = f"<span>{escape(group)}</span>"
             body.append(f'<tr><th class="group" scope="rowgroup" colspan="{len(headings)}">{title}</th></tr>')
         body.append("<tr>" + "".join(_cell(row.get(heading, "")) for heading in headings) + "</tr>")
-    caption = f'<p class="soft above">{escape(table.caption)} <a href="tables/{table.name}.csv">CSV</a></p>'
+    caption = f'<p class="soft above">{escape(table.caption)} <a href="{TABLES}/{table.name}.csv">CSV</a></p>'
     return (
         f'{caption}<div class="table"><table aria-label="{escape(table.name, quote=True)}">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"

@@ -17,9 +17,9 @@ from litgpt_warmstart.flops import hoffmann_flops_per_token
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.norms import FILE_NAME as NORMS
 from litgpt_warmstart.norms import Norm, read_norms
+from litgpt_warmstart.ownership import OUTCOME
 from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.report.event_files import has_events, read_events
-from litgpt_warmstart.run_folder import OUTCOME
 from litgpt_warmstart.scales import read_config
 
 COORD_CHECK, GRID_SEARCH = "coord_check.csv", "grid_search.csv"

@@ -1,7 +1,6 @@
 """The sections of the page, in reading order; each takes runs and makes its words, figures and tables."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 
 from litgpt_warmstart.report import figures
@@ -46,7 +45,7 @@ def answer(compared: Compared, chains: Sequence[Chain], unread: Sequence[Unread]
     return section
 
 
-def losses(compared: Compared, names: Names, out_dir: Path) -> Section:
+def losses(compared: Compared, names: Names) -> Section:
     """Loss against tokens and FLOPs."""
     section = Section("Loss against compute and tokens")
     section.words.append(
@@ -63,7 +62,7 @@ def losses(compared: Compared, names: Names, out_dir: Path) -> Section:
                 continue
             caption = f"{comparison.title}: loss against {named}. {_listed(drawn, names)}"
             slug = f"loss-{what.replace('_', '-')}-{number}"
-            section.figures.append(figures.loss_curves(comparison, names, what, slug, caption, out_dir))
+            section.figures.append(figures.loss_curves(comparison, names, what, slug, caption))
         for run in dict.fromkeys(map(id, comparison.runs)):
             run = next(r for r in comparison.runs if id(r) == run)
             rows += [
@@ -88,7 +87,7 @@ def _listed(runs: Sequence[Run], names: Names) -> str:
     return f"Runs {', '.join(dict.fromkeys(names[run.out_dir] for run in runs))}, whose folders stand under Runs."
 
 
-def gains(compared: Compared, out_dir: Path) -> Section:
+def gains(compared: Compared) -> Section:
     """Where along the budget the gain is, and where it ends."""
     section = Section("Where along the budget the gain is")
     section.words.append(
@@ -114,7 +113,7 @@ def gains(compared: Compared, out_dir: Path) -> Section:
             caption = f"{c.title}: validation loss less scratch's after as many {equal}, mean and spread over seeds."
             slug = f"gain-{what}-{number}"
             section.figures.append(
-                figures.gain_curves(c, found, what, slug, caption.replace("many compute", "much compute"), out_dir)
+                figures.gain_curves(c, found, what, slug, caption.replace("many compute", "much compute"))
             )
             for arm, along in zip(c.arms, found, strict=True):
                 rows += [
@@ -168,7 +167,7 @@ def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
     return f"ahead {' and '.join(told)}; {end}"
 
 
-def scale_pairs(compared: Compared, names: Names, out_dir: Path) -> Section:
+def scale_pairs(compared: Compared, names: Names) -> Section:
     """Initial and final loss over pairs of scales."""
     section = Section("Initial and final loss over scale pairs")
     rows, shown = [], []
@@ -200,9 +199,9 @@ def scale_pairs(compared: Compared, names: Names, out_dir: Path) -> Section:
     spread = f"a line from least to greatest over seeds. {_listed(everything, names)}"
     if all(run.val_losses[0][0] == 0 for run in everything):
         caption = f"Validation loss before the first step; {spread}"
-        section.figures.append(figures.scale_pairs(compared.comparisons, names, 0, "loss-initial", caption, out_dir))
+        section.figures.append(figures.scale_pairs(compared.comparisons, names, 0, "loss-initial", caption))
     caption = f"Validation loss after the last step; {spread}"
-    section.figures.append(figures.scale_pairs(compared.comparisons, names, -1, "loss-final", caption, out_dir))
+    section.figures.append(figures.scale_pairs(compared.comparisons, names, -1, "loss-final", caption))
     caption = "Validation loss: mean, least and greatest over seeds; tokens per parameter stand in the lines above."
     section.tables.append(Table("losses", caption, rows, shown))
     return section
@@ -286,7 +285,7 @@ def _over(seeds: Sequence) -> str:
     return "" if len(seeds) == 1 else f", means over {len(seeds)} seeds"
 
 
-def successive(chains: Sequence[Chain], names: Names, out_dir: Path) -> Section:
+def successive(chains: Sequence[Chain], names: Names) -> Section:
     """Chains of warmstarts against the compute of their lineage."""
     section = Section("Successive warmstarts")
     rows, shown = [], []
@@ -294,9 +293,7 @@ def successive(chains: Sequence[Chain], names: Names, out_dir: Path) -> Section:
         runs = [*chain.stages, *([chain.scratch] if chain.scratch else [])]
         for what, told in (("loss", "loss"), ("tokens", "tokens")):
             caption = f"{chain_title(chain)}: {told} against the compute of the lineage. {_listed(runs, names)}"
-            section.figures.append(
-                figures.lineage_curves(chain, names, what, f"successive-{what}-{number}", caption, out_dir)
-            )
+            section.figures.append(figures.lineage_curves(chain, names, what, f"successive-{what}-{number}", caption))
         flops = chain.before or 0.0
         for run in runs:
             flops = run.tokens * run.flops_per_token + (0.0 if run is chain.scratch else flops)

@@ -13,18 +13,30 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Okabe and Ito's, told apart by the colour-blind."""
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under the columns of the first, whole or not at all; ``None`` is an empty cell.
+def write_picture(figure: Any, path: Path, dpi: int) -> None:
+    """Write a matplotlib figure, whole or not at all and never through a link, in the format that its name says."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:].lower(), dpi=dpi)
+    write_whole(path, drawn.getvalue())
 
-    Raises:
-        UserError: The file cannot be written.
-    """
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows under the columns of the first; ``None`` is an empty cell."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as :func:`as_csv` has them, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.getvalue())
+        write_whole(path, as_csv(rows))
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror}: choose another --out_dir") from error

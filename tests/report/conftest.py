@@ -11,7 +11,7 @@ from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.flops import hoffmann_flops_per_token
 from litgpt_warmstart.metrics import MetricsFile, RowFile
-from litgpt_warmstart.norms import COLUMNS, FILE_NAME
+from litgpt_warmstart.norms import COLUMNS, FILE_NAME, Norm
 from litgpt_warmstart.record import Ancestor, DataUse, GrowthRecord, Record
 from litgpt_warmstart.schedule import Schedule
 from tests.conftest import neox
@@ -108,7 +108,7 @@ class Maker:
         replace(record, **changes).save(final / RECORD)
         self.metrics(out_dir, val_losses, steps, FLOPS_PER_TOKEN[width] if hoffmann else None)
         if norms:
-            file = RowFile(out_dir / FILE_NAME, COLUMNS)
+            file = RowFile(out_dir / FILE_NAME, COLUMNS, Norm.read)
             for step in norms:
                 for kind, names in (("activation", ("transformer.wte", "transformer.h.0.attn", "lm_head")),
                                     ("weight", ("lm_head.weight", "transformer.h.0.attn.qkv.weight"))):  # fmt: skip

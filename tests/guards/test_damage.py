@@ -1,0 +1,125 @@
+"""Damaged files: what can be read is kept, what cannot is named in one line and blocks nothing else."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.guards.conftest import contents, training
+
+
+@pytest.fixture
+def words(models, from_text):
+    """Options that go on with the run of :func:`folder`."""
+    return lambda out_dir, *more, steps=7: training(
+        models[16], out_dir, "--lr", 0.02, "--train.save_interval", 3, *from_text, *more, steps=steps
+    )
+
+
+@pytest.fixture
+def folder(base_run, tmp_path) -> Path:
+    """A run of 6 steps, a checkpoint at 3."""
+    return shutil.copytree(base_run, tmp_path / "run")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def line_of(path: Path, number: int, change) -> None:
+    lines = path.read_bytes().split(b"\n")
+    lines[number] = change(lines[number])
+    path.write_bytes(b"\n".join(lines))
+
+
+DAMAGE = {
+    "a bad byte": lambda line: b"\xff" + line[1:],
+    "NULs": lambda line: b"\0" * len(line),
+    "cut in the middle": lambda line: line[: len(line) // 2],
+    "a cell too many": lambda line: line.rstrip(b"\r") + b",1\r",
+    "text for a number": lambda line: line.replace(b",", b",many,", 1)[: line.rindex(b",")],
+    "a step that is NaN": lambda line: b"nan" + line[line.index(b",") :],
+    "a step below 0": lambda line: b"-" + line,
+    "a quote": lambda line: b'"' + line,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_metrics_file_keeps_the_rows_that_can_be_read_and_is_told(command, words, folder, damage):
+    path = folder / "metrics.csv"
+    before = rows(path)
+    line_of(path, 3, DAMAGE[damage])
+    told = command("warmstart_scratch", *words(folder, "--resume", "true"))
+    assert told.status == 0, told.err
+    assert [line for line in told.error_lines if "metrics.csv" in line] == [
+        f"{path}: 1 of {1 + len(before)} lines could not be read and are left out"
+    ]
+    after = rows(path)
+    assert after[: len(before) - 1] == before[:2] + before[3:] and after[-1]["step"] == "7"
+
+
+def test_a_metrics_file_with_a_damaged_header_keeps_its_rows(command, words, folder):
+    path = folder / "metrics.csv"
+    before = rows(path)
+    line_of(path, 0, lambda line: b"\xfe\xfe" + line[2:])
+    assert command("warmstart_scratch", *words(folder, "--resume", "true")).status == 0
+    assert rows(path)[: len(before)] == before
+
+
+def test_damaged_metrics_do_not_stop_a_report(command, folder, tmp_path):
+    line_of(folder / "metrics.csv", 2, DAMAGE["a bad byte"])
+    told = command("warmstart_report", folder, "--out_dir", tmp_path / "report")
+    assert told.status == 0 and "could not be read" in told.err
+
+
+def test_damaged_norms_keep_the_rows_that_can_be_read(command, words, tmp_path):
+    assert command("warmstart_scratch", *words(tmp_path, "--track", 1, steps=3)).status == 0
+    path = tmp_path / "norms.csv"
+    before = rows(path)
+    line_of(path, 5, DAMAGE["NULs"])
+    line_of(path, 7, lambda line: line.replace(b"activation", b"actuation"))
+    told = command("warmstart_scratch", *words(tmp_path, "--track", 1, "--resume", "true", steps=4))
+    assert told.status == 0 and f"{path}: 2 of {1 + len(before)} lines" in told.err
+    assert rows(path)[: len(before) - 2] == before[:4] + before[5:6] + before[7:]
+
+
+@pytest.mark.parametrize("text", ["", "{", "command: 1\n", "\x00"])
+def test_a_damaged_record_is_passed_over_and_named(command, words, folder, text):
+    (folder / "final/warmstart.yaml").write_text(text)
+    told = command("warmstart_scratch", *words(folder, "--resume", "true"))
+    assert told.status == 0, told.err
+    warned = [line for line in told.out.splitlines() if "passing over" in line]
+    assert len(warned) == 1 and repr(str(folder / "final")) in warned[0]
+    assert f"Resuming {str(folder / 'step-00000003')!r} at step 3" in told.out
+    assert rows(folder / "metrics.csv")[-1]["step"] == "7"
+
+
+def test_a_damaged_record_does_not_block_another_checkpoint_or_overwrite(command, words, folder):
+    (folder / "step-00000003/warmstart.yaml").write_text("{")
+    told = command("warmstart_scratch", *words(folder, "--resume", folder / "final"))
+    assert told.status == 0, told.err
+    (folder / "step-00000003/warmstart.yaml").write_text("{")
+    assert command("warmstart_scratch", *words(folder, "--overwrite", "true", steps=2)).status == 0
+    assert not (folder / "step-00000003").exists()
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_begun_anew(command, words, folder):
+    for name in ("final", "step-00000003"):
+        (folder / name / "warmstart.yaml").write_text("{")
+    before = contents(folder)
+    for resume in ("true", "auto"):
+        told = command("warmstart_scratch", *words(folder, "--resume", resume))
+        assert told.status == 1 and len(told.error_lines) == 1 and "can be read" in told.err
+    assert contents(folder) == before
+
+
+def test_a_users_step_folder_that_is_no_number_is_left_alone(command, words, folder):
+    shutil.copytree(folder / "step-00000003", folder / "step-best")
+    before = contents(folder / "step-best")
+    changed = ("--schedule", "linear", "--train.max_steps", 9)
+    told = command("warmstart_scratch", *words(folder, "--resume", "true", *changed))
+    assert told.status == 1 and len(told.error_lines) == 1 and "--resume: schedule was" in told.err
+    assert command("warmstart_scratch", *words(folder, "--resume", "true")).status == 0
+    assert command("warmstart_scratch", *words(folder, "--overwrite", "true", steps=2)).status == 0
+    assert contents(folder / "step-best") == before
