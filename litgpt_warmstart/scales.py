@@ -4,12 +4,15 @@ All five are LitGPT's pythia block (GPT-NeoX: parallel residual, LayerNorm, bias
 with 6 layers, block size 1024 and GPT-2's 50,257 tokens padded to 50,304. Only the width differs.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from litgpt.config import Config, configs, name_to_config
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,100 @@ def read_config(path: Path) -> Config:
     """Read a ``model_config.yaml``.
 
     Raises:
-        UserError: There is no such file, or it holds no LitGPT config.
+        UserError: There is no such file, it cannot be read, or it holds no LitGPT config.
     """
-    if not path.is_file():
-        raise UserError(f"no model config at {str(path)!r}: give a LitGPT name or an existing model_config.yaml")
+    where = repr(str(path))
     try:
-        return Config.from_file(path)
-    except Exception as error:  # yaml, TypeError of an unknown key, assertions of Config
-        raise UserError(f"{str(path)!r} is not a LitGPT model_config.yaml: {type(error).__name__}: {error}") from error
+        if not path.is_file():
+            raise UserError(f"no model config at {where}: give a LitGPT name or an existing model_config.yaml")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{where} is unreadable: {error.strerror}: give another model_config.yaml") from error
+    # ValueError: bytes that are no UTF-8, a date that is none; RecursionError: brackets a thousand deep.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where} is not a LitGPT model_config.yaml: {type(error).__name__}: {one_line(error, 200)}"
+        ) from error
+    return checked_config(content, where)
+
+
+LARGEST_SIZE = 2**31 - 1
+ABOVE_ZERO = {
+    "block_size", "n_layer", "n_embd", "vocab_size", "padding_multiple", "padded_vocab_size", "norm_eps", "n_head",
+    "head_size", "n_query_groups", "attention_scores_scalar", "sliding_window_size", "attention_logit_softcapping",
+    "rope_base", "rope_condense_ratio", "intermediate_size", "moe_intermediate_size", "final_logit_softcapping",
+    "rope_local_base_freq",
+}  # fmt: skip
+"""Fields of a config that may not be 0; no other number in it may be negative either."""
+OTHER_TYPES = {
+    "attention_scores_scalar": int | float | None,  # muP's may be a fraction, for which LitGPT's own hint is too narrow
+    "gelu_approximate": Literal["none", "tanh"],
+}
+
+
+def checked_config(content: object, where: str) -> Config:
+    """Make a LitGPT config of what a file holds, every field of the type that LitGPT declares, and of a possible size.
+
+    Args:
+        content: What was read; anything.
+        where: The file, for messages.
+
+    Raises:
+        UserError: It is no mapping, has a key or a value that a config has not, or its sizes contradict one another.
+    """
+    told = f"{where} is not a LitGPT model_config.yaml"
+    if not isinstance(content, dict):
+        raise UserError(f"{told}: it holds {_shown(content)}, not names and values")
+    hints = get_type_hints(Config) | OTHER_TYPES
+    for name, value in content.items():
+        if name not in hints:
+            raise UserError(f"{told}: it has no field {_shown(name)}")
+        if not _is_a(value, hints[name]):
+            raise UserError(f"{told}: {name} is {_shown(value)}: give {_described(hints[name])}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if value < 0 or (value == 0 and name in ABOVE_ZERO):
+                raise UserError(f"{told}: {name} is {value}: give a number above 0")
+            if value > LARGEST_SIZE:
+                raise UserError(f"{told}: {name} is {_shown(value)}: no model is that large")
+    if not content.get("rotary_percentage", 0) <= 1:
+        raise UserError(f"{told}: rotary_percentage is {content['rotary_percentage']}: give a part, at most 1")
+    given = {field.name: field.default for field in fields(Config)} | content
+    for whole, part, needed in (
+        ("n_embd", "n_head", given["head_size"] is None),
+        ("n_head", "n_query_groups", given["n_query_groups"] is not None),
+    ):
+        if needed and given[whole] % given[part]:
+            raise UserError(f"{told}: {whole} {given[whole]} is no multiple of {part} {given[part]}: change one")
+    try:
+        return Config(**content)
+    except Exception as error:  # assertions, and what rarer families demand
+        raise UserError(f"{told}: {type(error).__name__}: {one_line(error, 120)}") from error
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a plain value has the type that a field declares; a bool is no number."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(element, parts[0]) for element in value)
+    if parts:
+        return any(_is_a(value, part) for part in parts)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _described(hint: Any) -> str:
+    """A declared type in a user's words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    if get_origin(hint) is not list and (parts := get_args(hint)):
+        return " or ".join(_described(part) for part in parts)
+    named = {int: "a whole number", float: "a number (1.0e-05 has a dot)", str: "a word", bool: "true or false",
+             dict: "names and values", type(None): "null"}  # fmt: skip
+    return named.get(hint, "a list of whole numbers")
+
+
+def _shown(value: object) -> str:
+    return one_line(repr(value), 60)
