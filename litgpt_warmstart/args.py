@@ -10,6 +10,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.optimizer import ChosenOptimizer
 from litgpt_warmstart.record import DataUse
 from litgpt_warmstart.schedule import (
     COOLDOWNS,
@@ -221,7 +222,7 @@ class RunSpec:
     train: TrainArgs
     eval: EvalArgs
     log: litgpt.args.LogArgs
-    optimizer: str | dict
+    optimizer: ChosenOptimizer
     precision: str
     out_dir: Path
     max_steps: int

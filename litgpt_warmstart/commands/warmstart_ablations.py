@@ -11,8 +11,10 @@ from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
+from litgpt_warmstart.optimizer import named
 from litgpt_warmstart.schedule import ScheduleName
 
 
@@ -31,6 +33,7 @@ class Source:
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
 
 
+@checked
 def setup(
     base: str | list[str] = "5M",
     target: str | list[str] = "22M",
@@ -163,9 +166,9 @@ def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
     Raises:
         UserError: The optimizer brings one of its own.
     """
-    if isinstance(optimizer, dict) and "weight_decay" in (optimizer.get("init_args") or {}):
+    path, init_args = named(optimizer)
+    if "weight_decay" in init_args:
         raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")
     if not weight_decay:
         return optimizer
-    given = {"class_path": optimizer} if isinstance(optimizer, str) else optimizer
-    return {**given, "init_args": {**(given.get("init_args") or {}), "weight_decay": weight_decay}}
+    return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}

@@ -13,6 +13,7 @@ from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
 from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import as_list
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.scales import resolve_config
@@ -21,6 +22,7 @@ DEFAULT_MULTIPLES = (1, 2, 4, 8)
 DEFAULT_BLOCK_SIZE = 256
 
 
+@checked
 def setup(
     base: Path | None = None,
     target: str | None = None,

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from litgpt_warmstart.commands.models import read_base
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.export import Format
 
 
+@checked
 def setup(
     checkpoint_dir: Path | None = None,
     out_dir: Path | None = None,

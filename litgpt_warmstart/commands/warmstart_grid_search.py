@@ -10,11 +10,13 @@ from litgpt.config import Config
 from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
 from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
 
 
+@checked
 def setup(
     target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",

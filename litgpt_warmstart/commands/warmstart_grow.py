@@ -6,9 +6,11 @@ from pathlib import Path
 from litgpt_warmstart.args import Alignment, Gains, Growth
 from litgpt_warmstart.checkpoint import WEIGHTS
 from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
 
+@checked
 def setup(
     base: Path | None = None,
     target: str | None = None,

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import told_in_one_line
 
 
+@checked
 def setup(runs: list[Path], out_dir: Path = Path("out/report")) -> None:
     """Write a page on finished runs: whether warmstarting paid, the curves, norms and coordinate checks behind it.
 

@@ -8,11 +8,13 @@ from litgpt_warmstart.commands.models import read_base, resolve_models
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.data.loaders import recorded_data
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.scales import resolve_config, short_name
 
 
+@checked
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,
