@@ -1,9 +1,11 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
+import os
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -52,7 +54,7 @@ def _main() -> None:
         from jsonargparse.typing import register_type
 
         from litgpt_warmstart.commands import COMMANDS
-        from litgpt_warmstart.errors import one_line
+        from litgpt_warmstart.errors import DEBUG_VARIABLE, UserError, one_line
     except Exception as error:  # of what kind depends on the two versions
         if not any("torchvision" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
             raise
@@ -64,12 +66,24 @@ def _main() -> None:
     script = Path(sys.argv[0]).name
     program = script if script.startswith("litgpt") else "litgpt-warmstart"
 
+    def in_one_line(parser: ArgumentParser, parse: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a parser's method; what jsonargparse 4.41, or a user's class, does not expect is one line, too."""
+        try:
+            return parse(*args, **kwargs)
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE) == "1":
+                raise
+            parser.error(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+
     class OneLineParser(ArgumentParser):
         """jsonargparse's parser without the usage, which for a command of ours is 50 lines, before each error.
 
         A positional argument that is a list takes all words (``warmstart_report out/a out/b``); jsonargparse 4.41 takes
         one, ``[out/a, out/b]``.
         """
+
+        config_file: Any = None
+        """The file that is being read, for messages."""
 
         def add_function_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
             added = super().add_function_arguments(*args, **kwargs)
@@ -81,9 +95,23 @@ def _main() -> None:
                     action.nargs, (action._typehint,) = "+", get_args(kind)
             return added
 
+        def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+            self.config_file = cfg_path
+            parsed = in_one_line(self, super().parse_path, cfg_path, *args, **kwargs)
+            self.config_file = None
+            return parsed
+
+        def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+            return in_one_line(self, super().parse_args, *args, **kwargs)
+
+        def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+            return in_one_line(self, super().instantiate_classes, *args, **kwargs)
+
         def error(self, message: str, ex: Exception | None = None) -> None:
             if not self.exit_on_error:
                 super().error(message, ex)
+            if self.config_file is not None:
+                message = f"--config {self.config_file}: {message}"
             if NO_PATH in message:
                 option = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
                 message = f"--{option} {NO_PATH}"

@@ -17,6 +17,7 @@ from litgpt_warmstart.checkpoint import Header
 from litgpt_warmstart.commands.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.data import SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args, recorded_data
+from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.micro_batch import default_size
 from litgpt_warmstart.optimizer import ChosenOptimizer, resolve_optimizer
@@ -247,6 +248,8 @@ def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
 
 
 def _resolve_steps(train: TrainArgs, default_tokens: float, block_size: int) -> int:
+    if default_tokens > LARGEST_INT:
+        raise UserError("--tokens_per_param comes to more tokens than there are: lower it")
     tokens = train.max_tokens or int(default_tokens)
     steps = tokens // (train.global_batch_size * block_size)
     if steps == 0:

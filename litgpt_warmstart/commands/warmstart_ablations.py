@@ -1,5 +1,6 @@
 """litgpt warmstart_ablations: arms over growth and training, over seeds, beside the runs from scratch."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from litgpt.utils import extend_checkpoint_dir
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
-from litgpt_warmstart.edge import checked
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, check_shares, refuse, tell_costs
+from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.optimizer import named
@@ -91,8 +92,14 @@ def setup(
         from litgpt_warmstart.report.tables import write_csv
 
         seed_list = as_list(seeds, int, "--seeds")
+        check_seeds("seeds", *seed_list)
         check_eval(eval)
+        check_shares(cpus_per_run, gpus_per_run)
         refuse(train, ["max_tokens", "max_steps", "max_time"], "give --tokens_per_param")
+        if not 0 < base_tokens_per_param < math.inf:
+            raise UserError(f"--base_tokens_per_param must be above 0, got {base_tokens_per_param}")
+        if Path(name).name != name:
+            raise UserError(f"--name {name!r} is no file's name: the table and the picture lie in --out_dir")
         bases, targets = as_list(base, str, "--base"), as_list(target, str, "--target")
         defaults = dict(base=bases, target=targets, tokens_per_param=tokens_per_param, schedule=schedule)
         expanded = ablations.expand(arms, defaults)

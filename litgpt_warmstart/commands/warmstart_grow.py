@@ -45,10 +45,12 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_grow"):
         from litgpt_warmstart.grow_folder import grow_folder
+        from litgpt_warmstart.run_folder import check_writable
 
         if out_dir is None:
             raise UserError("--out_dir is missing: give the checkpoint folder to write")
         out_dir = Path(out_dir)
+        check_writable(out_dir)
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             if not (out_dir / WEIGHTS).is_file():
                 raise UserError(f"--out_dir {str(out_dir)!r} exists and is no checkpoint folder: choose another")

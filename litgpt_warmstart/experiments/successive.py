@@ -60,7 +60,7 @@ def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: f
     """
     if len(shares) != len(specs):
         raise UserError(f"--compute_split has {len(shares)} shares for {len(specs)} stages: give one for each")
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    if not (all(share > 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):  # NaN is neither
         listed = ", ".join(f"{share:g}" for share in shares)
         raise UserError(f"--compute_split {listed}: give shares above 0 that add up to 1")
     whole = max_flops or sum(run_flops(spec) for spec in specs)

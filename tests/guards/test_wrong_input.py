@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.guards.conftest import STEP, Command, contents, shell, write_model
+from tests.guards.conftest import STEP, Command, contents, shell
 
 BATCH = ("--train.global_batch_size", "8", "--train.micro_batch_size", "4", "--train.max_steps", "2")
 WARM = ("warmstart", "--base", "BASE", "--target", "WIDE", "--out_dir", "out", *BATCH, *STEP)
@@ -38,7 +38,7 @@ NUMBERS: list[Row] = [
     ((*CHECK, "--seed", "4294967295", "--num_seeds", "2"), "4294967296: seeds lie in"),
     ((*CHECK, "--seed", "-1"), "--seed -1"),
     ((*CHAIN, "--seed", "-1"), "--seed -1"),
-    ((*WARM, "--data.seed", "-1"), "--data.seed -1"),
+    ((*WARM, "--data", "StdlibText", "--data.seed", "-1"), "seed"),
     ((*WARM, "--data", "TinyLlama", "--data.seed", "-1"), "--data.seed -1"),
     (("warmstart_prepare_data", "--text_dir", "TEXTS", "--data_path", "made", "--seed", "-1"), "--seed -1"),
     ((*WARM, "--shrink", "nan"), "shrink"),
@@ -152,13 +152,11 @@ def test_a_number_out_of_bounds_is_one_line(refused, words, said):
 
 
 @pytest.mark.parametrize(("content", "said"), CONFIGS, ids=lambda part: str(part)[:40])
-def test_a_model_config_that_is_none_is_one_line_as_target_and_as_mup_base(refused, tmp_path, content, said):
-    path = tmp_path / "wrong" / "model_config.yaml"
+def test_a_model_config_that_is_none_is_one_line_as_target_and_as_mup_base(refused, models, tmp_path, content, said):
+    path = tmp_path / "wrong.yaml"
     if isinstance(content, dict):
-        write_model(path.parent, 48, 4, **content)
-    else:
-        path.parent.mkdir()
-        path.write_bytes(content)
+        content = yaml.safe_dump(yaml.safe_load(models[48].read_text()) | content).encode()
+    path.write_bytes(content)
     assert said in refused(*GROW, "--target", path)
     assert said in refused(*GROW, "--mup_base", path)
 
@@ -192,6 +190,7 @@ def test_files_that_are_none_are_one_line(refused, tmp_path):
         ((*GROW, "--config", folder), str(folder)),
         ((*GROW, "--config", "no/such.yaml"), "no/such.yaml"),
         ((*GROW, "--config", ""), "config"),
+        ((*GROW, "--config", "/dev/zero"), "/dev/zero"),
         ((*GROW, "--base", file), "--base"),
         ((*GROW, "--out_dir", file), "--out_dir"),
         ((*GROW, "--out_dir", file / "below"), "--out_dir"),
@@ -210,9 +209,10 @@ def test_files_that_are_none_are_one_line(refused, tmp_path):
         assert said in refused(*words), words
 
 
-def test_five_of_them_in_processes_of_their_own(refused, tmp_path):
-    wrong = write_model(tmp_path / "wrong", 48, 4, n_head=0)
-    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({"seed": -1})[:-1] + ": [")
+def test_five_of_them_in_processes_of_their_own(refused, models, tmp_path):
+    wrong = tmp_path / "model_config.yaml"
+    wrong.write_text(models[48].read_text().replace("n_head: 4", "n_head: 0"))
+    (tmp_path / "wrong.yaml").write_text("seed: [")
     for words, said in (
         ((*WARM, "--seed", "-1"), "seeds lie in"),
         ((*GROW, "--target", wrong), "n_head is 0"),

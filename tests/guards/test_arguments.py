@@ -1,0 +1,276 @@
+"""A command's arguments mean the same from every place they come from, and reach local files only."""
+
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litgpt_warmstart.commands import COMMANDS
+from tests.guards.conftest import Command, Told, contents, training
+
+PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
+"""Options that take a path without saying so in their type."""
+
+
+@pytest.fixture
+def server():
+    """A web server of this machine: its address, and every path that was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"max_steps: 3\nseed: 3\n")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", asked
+        running.shutdown()
+
+
+def path_options() -> list[tuple[str, str]]:
+    """(command, option) of every option that takes a path; those of --data stand under it."""
+    found = []
+    for name, setup in COMMANDS.items():
+        from jsonargparse import ArgumentParser
+
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_function_arguments(setup)
+        for action in parser._actions:
+            typed = str(getattr(action, "_typehint", ""))
+            if "Path" in typed or action.dest in PATHS:
+                found.append((name, action.dest))
+            if "DataModule" in typed and action.dest == "data":
+                found += [(name, f"data.{inner}") for inner in ("data_path", "text_dir", "tokenizer")]
+    return found
+
+
+def the_words(command: str, option: str, value: str) -> list[str]:
+    """A command with an option, which for the report has no name."""
+    if option == "runs":
+        return [command, value]
+    data = ["--data", "PreparedText"] if option.startswith("data.") else []
+    return [command, *data, f"--{option}", value]
+
+
+def test_every_command_has_a_path_option_here():
+    assert {command for command, _ in path_options()} == set(COMMANDS)
+    assert len(path_options()) >= 50
+
+
+@pytest.mark.parametrize(("name", "option"), path_options(), ids=lambda part: part)
+def test_an_empty_path_is_refused_from_flag_and_file(command: Command, tmp_path, name, option):
+    here = tmp_path / "here"
+    here.mkdir()
+    file = tmp_path / "config.yaml"
+    group, _, inner = option.partition(".")
+    content = {group: {"class_path": "PreparedText", "init_args": {inner: ""}}} if inner else {option: ""}
+    content = {"runs": [""]} if option == "runs" else content
+    file.write_text(yaml.safe_dump(content))
+    for words in (the_words(name, option, ""), [name, "--config", file]):
+        if name == "warmstart_report" and words[1] == "--config":
+            continue  # its runs are positional, and no config file gives those
+        told = command(*words, cwd=here)
+        assert told.status != 0 and len(told.error_lines) == 1, told.err
+        assert "empty" in told.error_lines[0] and option.rpartition(".")[2] in told.error_lines[0], told.err
+        assert contents(here) == {}
+
+
+def test_blanks_are_as_empty_as_nothing(command: Command, tmp_path):
+    told = command("warmstart_grow", "--out_dir", "  ", cwd=tmp_path)
+    assert told.status != 0 and "--out_dir is empty" in told.err
+
+
+def test_a_home_folder_is_expanded_once_in_flags_and_config_files(
+    command: Command, base, models, data, tmp_path, monkeypatch
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name, where in (("base", base), ("data", data), ("wide", models[48].parent), ("narrow", models[16].parent)):
+        (home / name).symlink_to(where)
+    here = tmp_path / "here"
+    here.mkdir()
+    words = training("~/wide/model_config.yaml", "~/run", "--base", "~/base", "--data", "PreparedText",
+                     "--data.data_path", "~/data", steps=2)  # fmt: skip
+    told = command("warmstart", *words, cwd=here)
+    assert told.status == 0, told.err
+    content = yaml.safe_load((home / "run/final/hyperparameters.yaml").read_text())
+    assert content["out_dir"] == str(home / "run") and content["target"] == str(home / "wide/model_config.yaml")
+    assert content["data"]["init_args"]["data_path"] == str(home / "data")
+
+    file = tmp_path / "config.yaml"
+    data_module = {"class_path": "PreparedText", "init_args": {"data_path": "~/data"}}
+    given = dict(base="~/base", target="~/wide/model_config.yaml", out_dir="~/again", mup_base="~/base",
+                 tokenizer_dir="~/data", data=data_module, resume="~/again/step-00000001")  # fmt: skip
+    (home / "again").symlink_to(home / "run")
+    file.write_text(yaml.safe_dump(given))
+    told = command(
+        "warmstart", "--config", file, *training("~/wide/model_config.yaml", "~/again", steps=2)[4:], cwd=here
+    )
+    assert told.status != 0 and str(home / "again/step-00000001") in told.err, told.err
+
+    plan = ("--measure", "false", "--json", "~/plan.json", "--data.data_path", "~/data", "--data", "PreparedText")
+    told = command("warmstart_plan", "--base", "~/base", "--target", "~/wide", "--train.max_steps", 2, *plan, cwd=here)
+    assert told.status == 0, told.err
+    assert (home / "plan.json").is_file()
+    chain = ("--scales", "~/narrow,~/wide", "--lr", 0.01, "--plan", "tokens", "--out_dir", "~/chain",
+             "--train.global_batch_size", 8, "--tokens_per_param", 1, "--data", "PreparedText", "--data.data_path",
+             "~/data")  # fmt: skip
+    told = command("warmstart_successive", *chain, cwd=here)
+    assert told.status == 0 and str(home / "chain") in told.out, told.err
+    told = command("warmstart", "--base", "~/base", "--target", "~/wide", "--data", "TinyLlama", "--data.data_path",
+                   "~/nothing", "--train.max_steps", 2, cwd=here)  # fmt: skip
+    assert told.status != 0 and str(home / "nothing/slimpajama/train") in told.err, told.err
+    assert contents(here) == {}
+
+
+def test_python_expands_and_refuses_as_the_command_line_does(base, models, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    grow = COMMANDS["warmstart_grow"]
+    grow(base=base, target=str(models[48]), out_dir="~/grown")
+    assert (tmp_path / "grown/lit_model.pth").is_file()
+    before = contents(tmp_path)
+    for wrong in (dict(out_dir=""), dict(target=""), dict(seed=-1), dict(perturb=float("nan"))):
+        with pytest.raises(SystemExit):
+            grow(**(dict(base=base, target=str(models[48]), out_dir="~/more") | wrong))
+        assert len(capfd.readouterr().err.splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_a_command_without_a_home_folder_goes_on_or_says_so(data, models, tmp_path):
+    """No HOME, and a user id that /etc/passwd does not know."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    _open_to_all(data, models[16].parent, tmp_path)
+    words = training(models[16], tmp_path / "out/run", "--lr", 0.01, "--data", "PreparedText", "--data.data_path", data,
+                     steps=700, batch=8)  # fmt: skip
+    words = [word for pair in zip(words[::2], words[1::2], strict=True)
+             if pair[0] != "--train.micro_batch_size" for word in pair]  # fmt: skip
+    told = _as_user(54321, "warmstart_scratch", *words, "--train.max_time", 1)
+    assert told.status == 0, told.err
+    told = _as_user(54321, "warmstart_scratch", *training(models[16], "~/out", "--lr", 0.01))
+    assert told.status == 1 and told.error_lines[-1].endswith("no home folder is known: give the whole path"), told.err
+
+
+def test_a_folder_without_permission_is_unreadable_or_cannot_be_written(base, data, models, tmp_path):
+    """Not damaged, and no traceback, for a user who is not root."""
+    import shutil
+
+    locked = tmp_path / "locked"
+    shutil.copytree(base, locked / "base")
+    (tmp_path / "closed").mkdir()
+    _open_to_all(data, models[48].parent, base, tmp_path)
+    (locked / "base").chmod(0)
+    (tmp_path / "closed").chmod(0o555)
+    (tmp_path / "wrong.yaml").write_text(models[48].read_text())
+    (tmp_path / "wrong.yaml").chmod(0)
+    out = tmp_path / "closed/out"
+    for words, said in (
+        (("warmstart", *training(models[48], tmp_path / "a", "--base", locked / "base")), "unreadable"),
+        (("warmstart_grow", "--base", locked / "base", "--target", models[48], "--out_dir", out), "cannot write"),
+        (("warmstart_grow", "--base", base, "--target", tmp_path / "wrong.yaml", "--out_dir", "/tmp/x"), "unreadable"),
+        (("warmstart_export", "--checkpoint_dir", base, "--out_dir", out), "cannot write"),
+        (("warmstart_report", locked / "base", "--out_dir", out), "locked"),
+        (("warmstart_grid_search", "--target", models[16], "--lrs", "0.01", "--batch_sizes", 8, "--out_dir", out,
+          "--train.max_tokens", 2048, "--data", "PreparedText", "--data.data_path", data), "cannot write"),
+        (("warmstart_grow", "--config", tmp_path / "wrong.yaml"), "wrong.yaml"),
+    ):  # fmt: skip
+        told = _as_user(65534, *words)
+        assert told.status != 0 and len(told.error_lines) == 1, (words, told.err)
+        assert said in told.error_lines[0] and "damaged" not in told.error_lines[0], (words, told.err)
+
+
+def _open_to_all(*folders: Path) -> None:
+    """Let every user read folders that pytest made for one."""
+    for folder in folders:
+        for above in folder.parents:
+            if above.stat().st_uid == os.getuid() and above != Path("/"):
+                above.chmod(above.stat().st_mode | 0o755)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o755)
+
+
+def _as_user(uid: int, *words: object) -> Told:
+    """Run a command as another user, without HOME."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-m", "litgpt_warmstart", *map(str, words)], env=environment, cwd="/tmp",
+                          capture_output=True, text=True, user=uid, group=uid, extra_groups=(), timeout=120)  # fmt: skip
+    return Told(done.returncode, done.stdout, done.stderr)
+
+
+def test_no_command_fetches_a_config_file(command: Command, server, tmp_path, monkeypatch):
+    address, asked = server
+    nested = tmp_path / "nested.yaml"
+    for name in COMMANDS:
+        if name == "warmstart_report":
+            continue
+        told = command(name, "--config", f"{address}/whole.yaml", cwd=tmp_path)
+        assert told.status != 0 and len(told.error_lines) == 1, told.err
+        assert address in told.error_lines[0]
+        for group in ("train", "eval", "log", "data", "optimizer"):
+            if group not in inspect.signature(COMMANDS[name]).parameters and name != "warmstart":
+                continue
+            nested.write_text(f"{group}: {address}/{group}.yaml\n")
+            for words in ((name, "--config", nested), (name, f"--{group}", f"{address}/{group}.yaml")):
+                told = command(*words, cwd=tmp_path)
+                assert told.status != 0 and len(told.error_lines) == 1, told.err
+    assert asked == []
+
+
+def test_no_command_of_ours_fetches_a_config_file_as_litgpts_either(server, tmp_path):
+    """LitGPT's own script, whose hook hands our commands over to our parser; its own commands stay as they are."""
+    address, asked = server
+    script = Path(sys.executable).with_name("litgpt")
+    (tmp_path / "nested.yaml").write_text(f"train: {address}/train.yaml\n")
+    for words in (("--config", f"{address}/whole.yaml"), ("--config", tmp_path / "nested.yaml")):
+        done = subprocess.run([script, "warmstart", *map(str, words)], capture_output=True, text=True, timeout=120)
+        assert done.returncode != 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert asked == []
+
+
+def test_a_config_file_of_this_machine_is_read_whole_and_in_parts(command: Command, models, from_text, tmp_path):
+    (tmp_path / "train.yaml").write_text("max_steps: 2\nglobal_batch_size: 8\nmicro_batch_size: 4\n")
+    config = dict(target=str(models[16]), lr=0.01, out_dir=str(tmp_path / "out"), train="train.yaml", compile=False)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    told = command("warmstart_scratch", "--config", tmp_path / "config.yaml", *from_text, cwd=tmp_path)
+    assert told.status == 0, told.err
+    written = yaml.safe_load((tmp_path / "out/final/hyperparameters.yaml").read_text())
+    assert written["train"]["max_steps"] == 2
+
+
+def test_a_table_holds_no_formula(command: Command, models, from_text, tmp_path):
+    """A run's folder may be called anything; a spreadsheet runs what begins with one of these."""
+    import csv
+
+    names = ["=cmd|' -C calc'!A0", "@SUM(1)", "-2+3", "+1", "\tx", "plain"]
+    for name in names:
+        words = training(models[16], tmp_path / "runs" / name, "--lr", 0.01, *from_text, steps=1)
+        assert command("warmstart_scratch", *words).status == 0
+    told = command("warmstart_report", tmp_path / "runs", "--out_dir", tmp_path / "page")
+    assert told.status == 0, told.err
+    cells = []
+    for path in (tmp_path / "page/tables").glob("*.csv"):
+        with path.open(newline="") as file:
+            cells += [cell for row in csv.reader(file) for cell in row]
+    shown = [cell for cell in cells if any(cell.endswith(name) for name in names)]
+    assert len(shown) >= len(names)
+    for cell in cells:
+        try:
+            float(cell)
+        except ValueError:
+            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")), cell
