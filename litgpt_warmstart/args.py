@@ -252,6 +252,13 @@ class RunSpec:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """The command's arguments with every default filled in, for hyperparameters.yaml."""
 
+    def __post_init__(self) -> None:
+        batch, micro = self.train.global_batch_size, self.train.micro_batch_size
+        if batch % micro:  # or another batch would be trained than recorded
+            raise UserError(
+                f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one"
+            )
+
     @property
     def accumulation_iters(self) -> int:
         """Micro-batches per optimizer step."""

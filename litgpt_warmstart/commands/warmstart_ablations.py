@@ -79,7 +79,7 @@ def setup(
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
         schedule: Of bases, and of targets where an arm says nothing else; each takes of ``train`` what it has a use
             for.
-        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
+        plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.

@@ -48,7 +48,7 @@ def setup(
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
-        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
+        plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
