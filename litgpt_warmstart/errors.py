@@ -37,6 +37,11 @@ def told_in_one_line(command: str) -> Iterator[None]:
             raise
         print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except PermissionError as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        print(f"{command}: error: {error.filename!r}: {error.strerror}: choose another", file=sys.stderr)
+        raise SystemExit(1) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise

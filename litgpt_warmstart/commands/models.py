@@ -43,7 +43,19 @@ def read_base(base: Path | None, option: str = "--base") -> Header:
     """
     if base is None:
         raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
-    return read_header(extend_checkpoint_dir(Path(base)), option)
+    return _read_header(base, option)
+
+
+def _read_header(path: Path | str, option: str) -> Header:
+    """What a checkpoint folder tells of itself.
+
+    Raises:
+        UserError: It is no checkpoint folder, or may not be read.
+    """
+    try:
+        return read_header(extend_checkpoint_dir(Path(path)), option)
+    except OSError as error:
+        raise UserError(f"{option} {str(path)!r} is unreadable: {error.strerror}: give another folder") from error
 
 
 def resolve_models(
@@ -119,8 +131,10 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
     if mup_base is None:
         return None
-    folder = extend_checkpoint_dir(Path(mup_base))
-    if not (folder / WEIGHTS).is_file():
-        return None
-    header = read_header(folder, "--mup_base")
+    try:
+        if not (extend_checkpoint_dir(Path(mup_base)) / WEIGHTS).is_file():
+            return None
+    except OSError as error:
+        raise UserError(f"--mup_base {mup_base!r} is unreadable: {error.strerror}: give another") from error
+    header = _read_header(mup_base, "--mup_base")
     return Tuned(header.mup_base_config, header)

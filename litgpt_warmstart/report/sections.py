@@ -140,7 +140,8 @@ def _why_no_compute(arm: Arm) -> str:
         return "what the base took is not known"
     return (
         f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} Hoffmann FLOPs and the whole"
-        f" run from scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of both"
+        f" run from scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of"
+        " both"
     )
 
 

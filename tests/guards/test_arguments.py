@@ -3,6 +3,7 @@
 import csv
 import ctypes
 import inspect
+import json
 import pwd
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from litgpt_warmstart.commands import COMMANDS
-from tests.guards.conftest import Command, Told, contents, training
+from tests.guards.conftest import STEP, Command, contents, training
 
 PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
 """Options that take a path without saying so in their type."""
@@ -164,7 +165,7 @@ def test_a_command_without_a_home_folder_goes_on_or_says_so(command: Command, mo
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    long = ("--train.global_batch_size", 4, "--train.max_steps", 2000, "--train.max_tokens", 2000 * 4 * 64)
+    long = ("--train.global_batch_size", 4, "--train.max_tokens", 400 * 4 * 64)
     words = ("--target", models[16], "--out_dir", tmp_path / "out", "--lr", 0.01, *long, *STEP, *from_text)
     told = command("warmstart_scratch", *words, "--train.max_time", 0.5, cwd=tmp_path)
     assert told.status == 0 and "tokens/s by size" in told.out, told.err + told.out
@@ -185,35 +186,58 @@ def test_a_folder_without_permission_is_unreadable_or_cannot_be_written(base, fr
     wrong.chmod(0)
     locked, out = tmp_path / "locked/base", tmp_path / "closed/out"
     grid = ("--target", models[16], "--lrs", "0.01", "--batch_sizes", 8, "--train.max_tokens", 2048, *from_text)
+    rows = (
+        (("warmstart", *training(models[48], tmp_path / "a", "--base", locked)), "unreadable"),
+        (("warmstart_grow", "--base", base, "--target", models[48], "--mup_base", locked, "--out_dir", tmp_path / "a"),
+         "unreadable"),
+        (("warmstart_grow", "--base", base, "--target", models[48], "--out_dir", out), "cannot write"),
+        (("warmstart_grow", "--base", base, "--target", wrong, "--out_dir", tmp_path / "b"), "unreadable"),
+        (("warmstart_export", "--checkpoint_dir", base, "--out_dir", out), "cannot write"),
+        (("warmstart_report", locked, "--out_dir", tmp_path / "c"), "locked"),
+        (("warmstart_report", base.parent, "--out_dir", out), "cannot write"),
+        (("warmstart_grid_search", *grid, "--out_dir", out), "cannot write"),
+        (("warmstart_plan", "--base", base, "--target", models[48], "--measure", "false", "--train.max_steps", 2,
+          *from_text, "--json", out), "cannot write"),
+        (("warmstart_grow", "--config", wrong), "wrong.yaml"),
+    )  # fmt: skip
     try:
-        for words, said in (
-            (("warmstart", *training(models[48], tmp_path / "a", "--base", locked)), "unreadable"),
-            (("warmstart_grow", "--base", base, "--target", models[48], "--out_dir", out), "cannot write"),
-            (("warmstart_grow", "--base", base, "--target", wrong, "--out_dir", tmp_path / "b"), "unreadable"),
-            (("warmstart_export", "--checkpoint_dir", base, "--out_dir", out), "cannot write"),
-            (("warmstart_report", locked, "--out_dir", tmp_path / "c"), "locked"),
-            (("warmstart_report", base.parent, "--out_dir", out), "cannot write"),
-            (("warmstart_grid_search", *grid, "--out_dir", out), "cannot write"),
-            (("warmstart_grow", "--config", wrong), "wrong.yaml"),
-        ):
-            told = bound_by_permissions(*words)
-            assert told.status != 0 and len(told.error_lines) == 1, (words, told.err)
-            assert said in told.error_lines[0] and "damaged" not in told.error_lines[0], (words, told.err)
+        for (words, said), (status, lines) in zip(rows, bound_by_permissions([row[0] for row in rows]), strict=True):
+            assert status not in (0, None) and len(lines) == 1, (words, lines)
+            assert said in lines[0] and "damaged" not in lines[0], (words, lines)
         assert {path.name for path in tmp_path.iterdir()} == {"locked", "closed", "wrong.yaml"}
+        assert not list((tmp_path / "closed").iterdir())
     finally:
         locked.chmod(0o755)
 
 
-def bound_by_permissions(*words: object) -> Told:
-    """Run a command in a process that cannot overlook a file's permissions, as root's can."""
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, sys
+from litgpt_warmstart.__main__ import main
+for words in json.loads(sys.stdin.read()):
+    sys.argv, told, status = ["litgpt-warmstart", *words], io.StringIO(), 0
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code
+    print(json.dumps([status, told.getvalue().splitlines()]))
+"""
+
+
+def bound_by_permissions(commands: list[tuple[object, ...]]) -> list[tuple[int, list[str]]]:
+    """Run commands in a process that cannot overlook a file's permissions, as root's can: statuses and error lines."""
 
     def drop() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
             libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; who is not root has none to drop
 
-    done = subprocess.run([*MAIN, *map(str, words)], capture_output=True, text=True, timeout=120, preexec_fn=drop)
-    return Told(done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER], input=json.dumps([[str(w) for w in words] for words in commands]),
+        capture_output=True, text=True, timeout=120, preexec_fn=drop,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_no_command_fetches_a_config_file(command: Command, server, tmp_path, monkeypatch):

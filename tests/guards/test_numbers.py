@@ -176,7 +176,7 @@ def measured(command: Command, models, from_text, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(name: str) -> tuple[dict, str]:
-        sized = ("--train.global_batch_size", 12, "--train.max_steps", 700, "--train.max_tokens", 700 * 12 * 64)
+        sized = ("--train.global_batch_size", 12, "--train.max_tokens", 120 * 12 * 64)
         words = ("--target", models[16], "--out_dir", tmp_path / name, "--lr", 0.01, *sized, *STEP, *from_text)
         told = command("warmstart_scratch", *words, "--train.max_time", 0.2)
         assert told.status == 0, told.err
