@@ -60,14 +60,6 @@ def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:
             raise UserError(f"--train.{name} is not for a study of several runs: {remedy}")
 
 
-def check_shares(cpus_per_run: int | None, gpus_per_run: float | None) -> None:
-    """Raise a UserError for a part of a machine that no run can have."""
-    if cpus_per_run is not None and cpus_per_run < 1:
-        raise UserError(f"--cpus_per_run must be above 0, got {cpus_per_run}")
-    if gpus_per_run is not None and gpus_per_run < 0:
-        raise UserError(f"--gpus_per_run must not be negative, got {gpus_per_run}")
-
-
 def tell_costs(runs: Sequence[Run], plan: Plan) -> None:
     """Print what runs take."""
     from litgpt_warmstart.experiments.cost import costs, table

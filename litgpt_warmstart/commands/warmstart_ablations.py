@@ -11,7 +11,7 @@ from litgpt.utils import extend_checkpoint_dir
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, check_shares, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
@@ -94,7 +94,6 @@ def setup(
         seed_list = as_list(seeds, int, "--seeds")
         check_seeds("seeds", *seed_list)
         check_eval(eval)
-        check_shares(cpus_per_run, gpus_per_run)
         refuse(train, ["max_tokens", "max_steps", "max_time"], "give --tokens_per_param")
         if not 0 < base_tokens_per_param < math.inf:
             raise UserError(f"--base_tokens_per_param must be above 0, got {base_tokens_per_param}")

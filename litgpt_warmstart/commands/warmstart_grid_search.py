@@ -9,7 +9,7 @@ from litgpt.config import Config
 
 from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, check_shares, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
@@ -65,7 +65,6 @@ def setup(
         if not all(0 < value < math.inf for value in (*lr_list, *batch_list)):
             raise UserError("--lrs and --batch_sizes must be above 0")
         check_eval(eval)
-        check_shares(cpus_per_run, gpus_per_run)
         refuse(train, ["global_batch_size"], "give --batch_sizes")
         refuse(train, ["max_steps", "max_time"], "give --train.max_tokens, the same for every cell")
         if target is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from litgpt_warmstart.args import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
 from litgpt_warmstart.commands.models import read_base, resolve_models
 from litgpt_warmstart.commands.resolution import resolve
-from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, check_shares, refuse, tell_costs
+from litgpt_warmstart.commands.study import Plan, as_list, check_eval, check_out_dir, refuse, tell_costs
 from litgpt_warmstart.data.loaders import recorded_data
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
@@ -75,7 +75,6 @@ def setup(
         if len(names) + bool(start) < 2:
             raise UserError(f"--scales {names[0]} is a chain of one: give at least two scales, or a --base")
         check_eval(eval)
-        check_shares(cpus_per_run, gpus_per_run)
         refuse(train, ["max_tokens", "max_steps", "max_time"], "give --tokens_per_param, or --max_flops")
         if max_flops is not None and compute_split is None:
             raise UserError("--max_flops is divided by --compute_split: give that too")
