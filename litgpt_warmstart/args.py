@@ -10,6 +10,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.optimizer import ChosenOptimizer
 from litgpt_warmstart.record import DataUse
 from litgpt_warmstart.schedule import (
     COOLDOWNS,
@@ -221,7 +222,7 @@ class RunSpec:
     train: TrainArgs
     eval: EvalArgs
     log: litgpt.args.LogArgs
-    optimizer: str | dict
+    optimizer: ChosenOptimizer
     precision: str
     out_dir: Path
     max_steps: int
@@ -250,6 +251,13 @@ class RunSpec:
     compile: bool | CompileMode = True
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """The command's arguments with every default filled in, for hyperparameters.yaml."""
+
+    def __post_init__(self) -> None:
+        batch, micro = self.train.global_batch_size, self.train.micro_batch_size
+        if batch % micro:  # or another batch would be trained than recorded
+            raise UserError(
+                f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one"
+            )
 
     @property
     def accumulation_iters(self) -> int:

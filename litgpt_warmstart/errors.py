@@ -60,6 +60,18 @@ def told_in_one_line(command: str) -> Iterator[None]:
         with suppress(OSError):  # the terminal may have been closed
             print(f"{command}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except PermissionError as error:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        print(f"{command}: error: {error.filename!r}: {error.strerror}: choose another", file=sys.stderr)
+        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise
+        print(f"{command}: error: this machine's memory is too small: take a smaller model or batch", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             raise

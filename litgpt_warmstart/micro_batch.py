@@ -58,8 +58,9 @@ def find(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss) -> tuple[int, str
     if spec.max_steps * batch < WORTH * trial:
         return default_size(batch), "the run is too short to measure"
     key, known = _key(fabric, spec, loss), _read_cache()
-    if key in known:
-        return known[key], f"measured before, {_cache_file()}"
+    before = known.get(key)
+    if type(before) is int and before in sizes:  # the file is anybody's to change, and true is no 1
+        return before, f"measured before, {_cache_file()}"
     fabric.print(f"Trying micro-batches of {', '.join(map(str, sizes))}; --train.micro_batch_size leaves this out")
     seconds = _seconds_per_sequence(fabric, spec, loss, sizes)
     fastest = min(seconds.values())
@@ -131,7 +132,7 @@ def _cache_file() -> Path:
 def _read_cache() -> dict[str, int]:
     try:
         known = json.loads(_cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # measured anew
+    except (OSError, ValueError, RuntimeError):  # damaged, or no home folder is known: measured anew
         return {}
     return known if isinstance(known, dict) else {}
 
@@ -140,5 +141,5 @@ def _write_cache(sizes: dict[str, int]) -> None:
     try:
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         write_whole(_cache_file(), json.dumps(sizes, indent=1))
-    except OSError:  # no home folder to write to: measured anew next time
+    except (OSError, RuntimeError):  # no home folder, or none to write to: measured anew next time
         pass

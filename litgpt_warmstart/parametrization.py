@@ -15,7 +15,6 @@ Standard parametrization is the same with the target itself as muP base: every m
 """
 
 import hashlib
-import importlib
 import inspect
 import math
 from collections import deque
@@ -29,13 +28,12 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from torch import nn
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.folding import Folding
 from litgpt_warmstart.growth import is_gain
 from litgpt_warmstart.model import MuGPT
+from litgpt_warmstart.optimizer import ChosenOptimizer
 
-BETAS = (0.9, 0.95)
-WEIGHT_DECAY = 0.0
 DRAWING_THREADS = 4
 
 
@@ -185,52 +183,22 @@ def load_weights(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> Non
         raise UserError(f"the weights lack {sorted(parameters)[0]!r} of {model.config.name!r}")
 
 
-def resolve_optimizer(optimizer: str | dict) -> tuple[type[torch.optim.Optimizer], dict]:
-    """The optimizer's class and its own arguments, from LitGPT's ``--optimizer``.
-
-    Raises:
-        UserError: No such class, or it is not Adam-like: muP's learning rates here hold for optimizers that normalize
-            the gradient entry by entry.
-    """
-    path = optimizer if isinstance(optimizer, str) else optimizer.get("class_path", "")
-    init_args = {} if isinstance(optimizer, str) else dict(optimizer.get("init_args") or {})
-    module_name, _, class_name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module_name or "torch.optim"), class_name)
-    except (ImportError, AttributeError, ValueError):
-        raise UserError(
-            f"no optimizer {path!r}: give a class of torch.optim such as AdamW, or a full import path"
-        ) from None
-    adam_like = inspect.isclass(cls) and (
-        "betas" in inspect.signature(cls).parameters or issubclass(cls, (torch.optim.Adagrad, torch.optim.RMSprop))
-    )
-    if not adam_like:
-        raise UserError(f"--optimizer {path}: muP's learning rates hold for Adam-like optimizers; choose AdamW or Adam")
-    return cls, init_args
-
-
-def build_optimizer(model: GPT, optimizer: str | dict, base_lr: float, fused: bool = True) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: GPT, optimizer: ChosenOptimizer, base_lr: float, fused: bool = True
+) -> torch.optim.Optimizer:
     """mup's grouping of a MuGPT's parameters under an Adam-like optimizer.
 
     Each group carries ``lr_scale`` beside ``lr``: the schedule writes ``base_lr * lr_scale * lr_multiplier``.
 
     Args:
         model: The bare model with base shapes.
-        optimizer: LitGPT's ``--optimizer``: a name, or class_path with init_args.
-        base_lr: The learning rate that was tuned; goes before one in ``init_args``.
-        fused: Use the fused implementation where the optimizer has one.
-
-    Raises:
-        UserError: The optimizer is refused (:func:`resolve_optimizer`) or does not take its ``init_args``.
+        optimizer: The class and its arguments.
+        base_lr: The learning rate that was tuned.
+        fused: Use the fused implementation where the optimizer has one and its arguments say nothing of it.
     """
-    cls, init_args = resolve_optimizer(optimizer)
-    known = inspect.signature(cls).parameters
-    defaults = {"betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": fused or None}
-    kwargs = {k: v for k, v in defaults.items() if k in known} | init_args | {"lr": base_lr}
-    try:
-        built = mup.MuAdam(model.parameters(), impl=cls, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--optimizer {cls.__name__}: {one_line(error)}") from error
+    faster = {"fused": True} if fused and "fused" in inspect.signature(optimizer.cls).parameters else {}
+    init_args = {name: tuple(v) if isinstance(v, list) else v for name, v in optimizer.init_args.items()}
+    built = mup.MuAdam(model.parameters(), impl=optimizer.cls, **(faster | init_args), lr=base_lr)
     for group in built.param_groups:
         group["lr_scale"] = group["lr"] / base_lr
     return built

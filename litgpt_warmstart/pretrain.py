@@ -349,7 +349,7 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choi
     if grown:
         instead = f" instead of {grown.asked_alignment} ({grown.alignment_reason})" if grown.alignment_reason else ""
         fabric.print(f"Grown from {grown.source_dir}: shrink {grown.shrink:g}, alignment {grown.alignment}{instead}")
-    fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.words}")
+    fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.words}; {spec.optimizer}")
     fabric.print(
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
         f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}"

@@ -31,6 +31,7 @@ from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.loaders import DataPlan, data_arguments
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.optimizer import recorded_optimizer
 from litgpt_warmstart.schedule import Schedule
 
 
@@ -186,7 +187,7 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     return {
         "command_line": command_line(),
         "schedule": asdict(spec.schedule),
-        "optimizer": spec.optimizer,
+        "optimizer": spec.optimizer.plain,
         "max_norm": spec.train.max_norm,
         "block_size": spec.block_size,
         "micro_batch_size": spec.train.micro_batch_size,
@@ -273,7 +274,7 @@ class Resumed:
             "train.max_norm": (was.training["max_norm"], spec.train.max_norm),
             "lr": (was.base_lr, spec.base_lr),
             "train.global_batch_size": (was.global_batch_size, spec.train.global_batch_size),
-            "optimizer": (was.training["optimizer"], spec.optimizer),
+            "optimizer": (recorded_optimizer(was.training["optimizer"]), spec.optimizer),
             "seed": (was.training["seed"], spec.seed),
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
             "data": (_data(was.data, use), _data(use, was.data)),

@@ -1,4 +1,4 @@
-"""What a warmstart takes, told before it is begun: tokens, FLOPs, memory, time, and whether growth that large pays.
+"""What a warmstart takes, told before it is begun: tokens, Hoffmann FLOPs, memory, time, whether such growth pays.
 
 Nothing is downloaded, prepared or written.
 """
@@ -75,9 +75,8 @@ class RunPlan:
             f" ({self.parameter_growth:.2f}x), n_embd {base.n_embd} -> {target.n_embd} ({self.width_growth:.2f}x)",
             f"Budget: {target.tokens:,} tokens ({self.tokens_per_param:.2f} per parameter) in {self.steps:,} steps of"
             f" {self.tokens_per_step:,}; the base's lineage has read {_count(base.tokens)}",
-            f"Matmul FLOPs: target {target.matmul_flops:.3g}, the base's lineage {_count(base.matmul_flops)}",
-            f"FLOPs by Hoffmann et al., with embedding and softmax: target {target.hoffmann_flops:.3g}, the base's"
-            f" lineage {_count(base.hoffmann_flops)}",
+            f"Hoffmann FLOPs, with embedding and softmax: target {target.hoffmann_flops:.3g}, the base's lineage"
+            f" {_count(base.hoffmann_flops)}",
             f"Data: {self.data}",
         ]
         state = f"Memory: {self.state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments"

@@ -28,7 +28,7 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("checkpoint",),
     ("flops",),
     ("args",),
-    ("schedule", "record", "scales"),
+    ("schedule", "record", "scales", "optimizer", "edge"),
     ("families",),
     ("folding", "parsing", "tokenizer_files"),
     ("files",),

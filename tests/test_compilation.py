@@ -13,6 +13,7 @@ from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.compilation import uses_cuda_graphs
 from litgpt_warmstart.loss import NextTokenLoss
+from litgpt_warmstart.optimizer import resolve_optimizer
 from tests.conftest import build, losses, neox
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
@@ -63,7 +64,7 @@ def test_a_step_does_not_wait_for_the_gpu(impl):
     fabric = L.Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
     model = build(neox()).to(fabric.device)
     parametrization.set_base_shapes(model, neox())
-    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, "AdamW", 0.01))
+    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01))
     module = fabric.setup(NextTokenLoss(model, impl))
     tokens = torch.randint(0, 96, (2, 65), device=fabric.device)
     try:

@@ -8,6 +8,7 @@ import torch
 
 from litgpt_warmstart import parametrization
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.optimizer import resolve_optimizer
 from litgpt_warmstart.scales import resolve_config
 from litgpt_warmstart.schedule import Schedule
 from tests.conftest import FAMILIES, build, llama, neox
@@ -45,7 +46,7 @@ def lr_by_name(model, optimizer) -> dict[str, float]:
 
 def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1_elsewhere():
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, "AdamW", 0.02)
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
     assert {n: lr / 0.02 for n, lr in lr_by_name(model, optimizer).items()} == pytest.approx(LR_SCALE)
 
 
@@ -54,7 +55,7 @@ def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1
 )
 def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, "AdamW", 0.02)
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
     for step in range(10):
         parametrization.set_learning_rate(optimizer, 0.02, schedule(step))
         expected = {name: scale * 0.02 * schedule(step) for name, scale in LR_SCALE.items()}
@@ -64,14 +65,14 @@ def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_in_exactly_one_group(family):
     model = build(FAMILIES[family](48, 8), FAMILIES[family](16, 4))
-    optimizer = parametrization.build_optimizer(model, "AdamW", 0.01)
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01)
     assert lr_by_name(model, optimizer).keys() == dict(model.named_parameters()).keys()
 
 
 def test_each_matrix_is_scaled_by_its_own_fan_in():
     base, target = llama(16, 4, intermediate_size=32), llama(32, 4, head_size=12, intermediate_size=128)
     model = build(target, base)
-    lrs = lr_by_name(model, parametrization.build_optimizer(model, "AdamW", 1.0))
+    lrs = lr_by_name(model, parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 1.0))
     assert lrs["transformer.h.0.mlp.fc_1.weight"] == pytest.approx(16 / 32)
     assert lrs["transformer.h.0.mlp.proj.weight"] == pytest.approx(32 / 128)
     assert lrs["transformer.h.0.attn.proj.weight"] == pytest.approx(16 / 48)
@@ -104,7 +105,7 @@ def test_a_parameters_draw_depends_on_seed_name_and_widths_but_not_on_depth():
 def test_standard_parametrization_is_the_target_as_its_own_mup_base():
     model = build(neox(48, 6))
     assert all(p.infshape.width_mult() == 1 for p in model.parameters())
-    optimizer = parametrization.build_optimizer(model, "AdamW", 0.02)
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
     assert {group["lr"] for group in optimizer.param_groups} == {0.02}
 
 
@@ -129,7 +130,9 @@ def test_mup_base_of_another_depth_is_refused():
 def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
     model = build(neox())
     optimizer = parametrization.build_optimizer(
-        model, {"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}}, base_lr=0.01
+        model,
+        resolve_optimizer({"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}}),
+        base_lr=0.01,
     )
     assert type(optimizer) is torch.optim.Adam
     group = optimizer.param_groups[0]
@@ -138,19 +141,21 @@ def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"])
 def test_adam_like_optimizers_are_taken(name):
-    parametrization.build_optimizer(build(neox()), name, 0.01)
+    parametrization.build_optimizer(build(neox()), resolve_optimizer(name), 0.01)
 
 
-@pytest.mark.parametrize("name", ["SGD", "LBFGS", "NoSuch", "no.such.Optimizer", "math.pi", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["SGD", "LBFGS", "SparseAdam", "Adafactor", "Muon", "Rprop", "ASGD", "NoSuch", "no.such.Optimizer", "math.pi", ""],
+)
 def test_other_optimizers_are_refused_by_name(name):
     with pytest.raises(UserError, match=name or "AdamW"):
-        parametrization.resolve_optimizer(name)
+        resolve_optimizer(name)
 
 
 def test_arguments_that_the_optimizer_does_not_take_are_refused():
     with pytest.raises(UserError, match="AdamW.*no_such"):
-        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}}
-        parametrization.build_optimizer(build(neox()), optimizer, 0.01)
+        resolve_optimizer({"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}})
 
 
 def test_weights_that_do_not_fit_are_refused():

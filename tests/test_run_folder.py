@@ -120,7 +120,7 @@ def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(tiny, tiny_set
         (dict(lr=0.01), "lr was 0.02, now 0.01"),
         (dict(seed=1), "seed was 42, now 1"),
         (dict(train=replace(TRAIN, global_batch_size=4)), "global_batch_size was 8, now 4"),
-        (dict(optimizer="Adam"), "optimizer was AdamW, now Adam"),
+        (dict(optimizer="Adam"), "optimizer was AdamW, betas [0.9, 0.95], weight_decay 0.0, now Adam, betas"),
         (dict(precision="bf16-true"), "precision was 32-true, now bf16-true"),
         (dict(parametrization="sp"), "parametrization was mup, now sp"),
         (dict(schedule="cosine"), "schedule was constant, now cosine"),

@@ -43,7 +43,11 @@ def read_base(base: Path | None, option: str = "--base") -> Header:
     """
     if base is None:
         raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
-    header = read_header(extend_checkpoint_dir(Path(base)), option)
+    try:
+        folder = extend_checkpoint_dir(Path(base))
+    except OSError as error:
+        raise UserError(f"{option} {str(base)!r} is unreadable: {error.strerror}: give another folder") from error
+    header = read_header(folder, option)
     header.check_files()
     return header
 
@@ -121,8 +125,10 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
     if mup_base is None:
         return None
-    folder = extend_checkpoint_dir(Path(mup_base))
-    if not (folder / WEIGHTS).is_file():
-        return None
-    header = read_base(folder, "--mup_base")
+    try:
+        if not (extend_checkpoint_dir(Path(mup_base)) / WEIGHTS).is_file():
+            return None
+    except OSError as error:
+        raise UserError(f"--mup_base {mup_base!r} is unreadable: {error.strerror}: give another") from error
+    header = read_base(mup_base, "--mup_base")
     return Tuned(header.mup_base_config, header)

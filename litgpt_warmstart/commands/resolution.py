@@ -17,8 +17,10 @@ from litgpt_warmstart.commands.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.data import SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.micro_batch import default_size
+from litgpt_warmstart.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.scales import SCALES
 from litgpt_warmstart.schedule import Schedule, ScheduleName, make_schedule
@@ -115,7 +117,7 @@ def resolve(
         raise UserError(f"--track must be above 0, got {track}: leave it out to record nothing")
     if parametrization == "sp" and mup_base is not None:
         raise UserError("--mup_base has no meaning with --parametrization sp: leave one of them out")
-    mup.resolve_optimizer(optimizer)
+    chosen = resolve_optimizer(optimizer)
 
     config, tuned = resolve_models(target, start, growth, mup_base, data)
     if parametrization == "sp":
@@ -132,7 +134,7 @@ def resolve(
         raise UserError(
             f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
         )
-    base_lr = resolve_lr(lr, optimizer, tuned)
+    base_lr = resolve_lr(lr, chosen, tuned)
     if not 0 < base_lr < math.inf:
         raise UserError(f"--lr must be above 0, got {base_lr}")
     find_micro_batch = train.micro_batch_size is None
@@ -144,14 +146,14 @@ def resolve(
     eval = replace(eval, interval=eval.interval or math.ceil(max_steps / 10))
     tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else _recorded_tokenizer(start, tuned)
     precision = precision or _default_precision()
-    if precision == "16-mixed" and isinstance(optimizer, dict) and (optimizer.get("init_args") or {}).get("fused"):
+    if precision == "16-mixed" and chosen.init_args.get("fused"):
         raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
     out_dir = init_out_dir(out_dir)
 
     shared = dict(
         tokens_per_param=tokens_per_param, lr=base_lr, schedule=schedule, mup_base=mup_base, precision=precision,
         data={"class_path": class_path(data), "init_args": init_args(data)}, train=asdict(train), eval=asdict(eval),
-        log=asdict(log), optimizer=optimizer, devices=devices, num_nodes=num_nodes,
+        log=asdict(log), optimizer=chosen.plain, devices=devices, num_nodes=num_nodes,
         tokenizer_dir=tokenizer_dir and str(tokenizer_dir), logger_name=logger_name, seed=seed, compile=compile,
         loss_impl=loss_impl, track=track,
     )  # fmt: skip
@@ -166,7 +168,7 @@ def resolve(
         train=train,
         eval=eval,
         log=log,
-        optimizer=optimizer,
+        optimizer=chosen,
         precision=precision,
         out_dir=out_dir,
         max_steps=max_steps,
@@ -189,7 +191,7 @@ def resolve(
     )
 
 
-def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
+def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> float:
     """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base.
 
     Raises:
@@ -197,8 +199,8 @@ def resolve_lr(lr: float | None, optimizer: str | dict, tuned: Tuned) -> float:
     """
     if lr is not None:
         return lr
-    if isinstance(optimizer, dict) and "lr" in (optimizer.get("init_args") or {}):
-        return optimizer["init_args"]["lr"]
+    if optimizer.lr is not None:
+        return optimizer.lr
     if tuned.record and tuned.record.base_lr is not None:
         return tuned.record.base_lr
     scale = tuned.table_row
@@ -240,6 +242,8 @@ def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
 
 
 def _resolve_steps(train: TrainArgs, default_tokens: float, block_size: int) -> int:
+    if default_tokens > LARGEST_INT:
+        raise UserError("--tokens_per_param comes to more tokens than there are: lower it")
     tokens = train.max_tokens or int(default_tokens)
     steps = tokens // (train.global_batch_size * block_size)
     if steps == 0:

@@ -1,5 +1,6 @@
 """litgpt warmstart_ablations: arms over growth and training, over seeds, beside the runs from scratch."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from litgpt_warmstart.commands.study import (
     study_folder,
     tell_costs,
 )
+from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
+from litgpt_warmstart.optimizer import named
 from litgpt_warmstart.schedule import ScheduleName
 
 
@@ -40,6 +43,7 @@ class Source:
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
 
 
+@checked
 def setup(
     base: str | list[str] = "5M",
     target: str | list[str] = "22M",
@@ -84,7 +88,7 @@ def setup(
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
         schedule: Of bases, and of targets where an arm says nothing else; each takes of ``train`` what it has a use
             for.
-        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
+        plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
@@ -97,8 +101,13 @@ def setup(
         from litgpt_warmstart.report.tables import write_csv
 
         seed_list = as_list(seeds, int, "--seeds")
+        check_seeds("seeds", *seed_list)
         check_eval(eval)
         refuse(train, ["max_tokens", "max_steps", "max_time"], "give --tokens_per_param")
+        if not 0 < base_tokens_per_param < math.inf:
+            raise UserError(f"--base_tokens_per_param must be above 0, got {base_tokens_per_param}")
+        if Path(name).name != name:
+            raise UserError(f"--name {name!r} is no file's name: the table and the picture lie in --out_dir")
         bases, targets = as_list(base, str, "--base"), as_list(target, str, "--target")
         defaults = dict(base=bases, target=targets, tokens_per_param=tokens_per_param, schedule=schedule)
         expanded = ablations.expand(arms, defaults)
@@ -174,9 +183,9 @@ def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
     Raises:
         UserError: The optimizer brings one of its own.
     """
-    if isinstance(optimizer, dict) and "weight_decay" in (optimizer.get("init_args") or {}):
+    path, init_args = named(optimizer)
+    if "weight_decay" in init_args:
         raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")
     if not weight_decay:
         return optimizer
-    given = {"class_path": optimizer} if isinstance(optimizer, str) else optimizer
-    return {**given, "init_args": {**(given.get("init_args") or {}), "weight_decay": weight_decay}}
+    return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}

@@ -13,14 +13,17 @@ from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
 from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
 from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import as_list, check_results
+from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.scales import resolve_config
+from litgpt_warmstart.scales import LARGEST_SIZE, resolve_config
 
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 DEFAULT_BLOCK_SIZE = 256
+MOST_SEEDS = 1000
 
 
+@checked
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -79,6 +82,9 @@ def setup(
 
         for option, value in (("steps", steps), ("num_seeds", num_seeds), ("batch_size", batch_size)):
             _check_positive(option, value)
+        if num_seeds > MOST_SEEDS:
+            raise UserError(f"--num_seeds {num_seeds:,} is above {MOST_SEEDS:,}")
+        check_seeds("seed", seed, seed + num_seeds - 1)
         if base is not None and target is not None:
             raise UserError("--base and --target exclude each other: the base's own shapes are the narrowest ones")
         start = read_base(base) if base is not None else None
@@ -206,6 +212,8 @@ def _configs(config: Config, widths: Any, scales: Any) -> tuple[Config, ...]:
         raise UserError(
             f"--{option} begins with n_embd {given[0]}, below the {config.n_embd} of {config.name!r}: leave that out"
         )
+    if given[-1] > LARGEST_SIZE:
+        raise UserError(f"--{option} ends with n_embd {given[-1]}: no model is that large")
     configs = configs or [widened(config, n_embd) for n_embd in given]
     for wider in configs:
         check_growable(config, wider)

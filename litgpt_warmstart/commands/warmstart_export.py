@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from litgpt_warmstart.commands.models import read_base
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.export import Format
 
 
+@checked
 def setup(
     checkpoint_dir: Path | None = None,
     out_dir: Path | None = None,
@@ -27,11 +29,13 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_export"):
         from litgpt_warmstart.export import export, foreign_to_export
+        from litgpt_warmstart.run_folder import check_writable
 
         source = read_base(checkpoint_dir, "--checkpoint_dir")
         if out_dir is None:
             raise UserError("--out_dir is missing: give the folder to write")
         out_dir = Path(out_dir)
+        check_writable(out_dir)
         if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
             raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):

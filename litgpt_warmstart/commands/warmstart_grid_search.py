@@ -19,11 +19,13 @@ from litgpt_warmstart.commands.study import (
     study_folder,
     tell_costs,
 )
+from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
 from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
 
 
+@checked
 def setup(
     target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
@@ -55,7 +57,7 @@ def setup(
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
-        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
+        plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.
@@ -70,6 +72,7 @@ def setup(
         lr_list = as_list(lrs, float, "--lrs")
         batch_list = as_list(batch_sizes, int, "--batch_sizes")
         seed_list = as_list(seeds, int, "--seeds")
+        check_seeds("seeds", *seed_list)
         if not all(0 < value < math.inf for value in (*lr_list, *batch_list)):
             raise UserError("--lrs and --batch_sizes must be above 0")
         check_eval(eval)

@@ -6,9 +6,11 @@ from pathlib import Path
 from litgpt_warmstart.args import Alignment, Gains, Growth
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
 
+@checked
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -21,7 +23,7 @@ def setup(
     json: Path | None = None,
     **kwargs,
 ) -> None:
-    """Say what ``litgpt warmstart`` with the same arguments takes: tokens, FLOPs, memory, and time on this device.
+    """Say what ``litgpt warmstart`` with the same arguments takes: tokens, Hoffmann FLOPs, memory, and time here.
 
     Time and memory come from a few steps of the real target on random tokens. Nothing is downloaded or prepared, and
     nothing is written but ``--json``. A warmstart's ``--config`` file is a plan's, too. Warns where growth is larger

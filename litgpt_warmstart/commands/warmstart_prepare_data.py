@@ -15,9 +15,11 @@ from litgpt_warmstart.data.plan import (
     default_data_path,
 )
 from litgpt_warmstart.data.prepared_index import PREPARED
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
 
+@checked
 def setup(
     repo_id: str | None = None,
     revision: str | None = None,

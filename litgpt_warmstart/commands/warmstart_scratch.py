@@ -5,9 +5,11 @@ from pathlib import Path
 from litgpt_warmstart.args import Parametrization
 from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.commands.resolution import resolve
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import told_in_one_line
 
 
+@checked
 def setup(
     target: str | None = None,
     parametrization: Parametrization = "mup",

@@ -17,11 +17,13 @@ from litgpt_warmstart.commands.study import (
     tell_costs,
 )
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.experiments.runner import Executor
 from litgpt_warmstart.scales import resolve_config, short_name
 
 
+@checked
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,
@@ -65,7 +67,7 @@ def setup(
         out_dir: Directory for the runs, successive.csv and successive.png.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
-        plan: Train nothing, and say what the runs take: ``tokens`` and FLOPs, or also ``time`` on this device.
+        plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
         cpus_per_run: Cores that Ray gives a run. Default: 1.

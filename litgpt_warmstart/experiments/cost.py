@@ -70,7 +70,7 @@ def _from_scratch(spec: RunSpec) -> RunSpec:
 
 def table(found: Sequence[Cost]) -> str:
     """Costs in lines, and their sum."""
-    rows = [("model", "parameters", "batch", "runs", "finished", "tokens", "FLOPs", "tokens/s", "time")]
+    rows = [("model", "parameters", "batch", "runs", "finished", "tokens", "Hoffmann FLOPs", "tokens/s", "time")]
     for cost in found:
         timed = cost.measurement
         rows.append(

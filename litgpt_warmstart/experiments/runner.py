@@ -22,6 +22,7 @@ from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args,
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.optimizer import recorded_optimizer
 from litgpt_warmstart.ownership import OUTCOME
 from litgpt_warmstart.record import DataUse
 
@@ -227,7 +228,10 @@ def read_outcome(run: Run) -> Outcome | None:
     except (ValueError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged: delete it, and the run is looked at again") from error
     now = json.loads(json.dumps(settings(run), default=str))
-    if difference := first_difference(outcome.settings, now):
+    before = {**outcome.settings}
+    if "optimizer" in before:
+        before["optimizer"] = recorded_optimizer(before["optimizer"]).plain
+    if difference := first_difference(before, now):
         name, before, now = difference[0], *(one_line(str(value), 100) for value in difference[1:])
         raise UserError(
             f"{str(run.spec.out_dir)!r} holds a run with {name} {before}, now {now}: choose another --out_dir, or"
@@ -268,7 +272,7 @@ def settings(run: Run) -> dict[str, Any]:
         "growth": grown,
         "target": asdict(spec.config),
         "mup_base": asdict(spec.mup_base_config),
-        "optimizer": spec.optimizer,
+        "optimizer": spec.optimizer.plain,
         "precision": spec.precision,
         "block_size": spec.block_size,
         "train.max_norm": spec.train.max_norm,

@@ -60,7 +60,7 @@ def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: f
     """
     if len(shares) != len(specs):
         raise UserError(f"--compute_split has {len(shares)} shares for {len(specs)} stages: give one for each")
-    if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    if not (all(share > 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):  # NaN is neither
         listed = ", ".join(f"{share:g}" for share in shares)
         raise UserError(f"--compute_split {listed}: give shares above 0 that add up to 1")
     whole = max_flops or sum(run_flops(spec) for spec in specs)
@@ -148,13 +148,13 @@ def write_results(stages: Sequence[Stage], path: Path) -> None:
 
 def table(stages: Sequence[Stage]) -> str:
     """First and last validation loss of each stage, and what its lineage had spent by then, as text."""
-    lines = [f"{'stage':>16}  {'parameters':>12}  {'tokens':>14}  {'per param':>9}  {'FLOPs in all':>12}"
+    lines = [f"{'stage':>16}  {'parameters':>12}  {'tokens':>14}  {'per param':>9}  {'Hoffmann FLOPs in all':>21}"
              f"  {'first val':>9}  {'last val':>9}"]  # fmt: skip
     for s in stages:
         losses = [row["val_loss"] for row in s.rows if "val_loss" in row] or [float("nan")]
         lines.append(
             f"{s.name:>16}  {s.parameters:>12,}  {s.tokens:>14,}  {s.tokens / s.parameters:>9.2f}"
-            f"  {s.after.flops:>12.3g}  {losses[0]:>9.4f}  {losses[-1]:>9.4f}"
+            f"  {s.after.flops:>21.3g}  {losses[0]:>9.4f}  {losses[-1]:>9.4f}"
         )
     return "\n".join(lines)
 
@@ -164,8 +164,8 @@ def verdict(chain: Stage, scratch: Stage) -> str:
     ours, theirs = chain.last("val_loss"), scratch.last("val_loss")
     better = "lower" if ours < theirs else "not lower"
     told = (
-        f"At {chain.after.flops:.3g} FLOPs the chain's validation loss is {ours:.4f}, {better} than"
-        f" {theirs:.4f} from scratch at {scratch.after.flops:.3g} FLOPs."
+        f"At {chain.after.flops:.3g} Hoffmann FLOPs the chain's validation loss is {ours:.4f}, {better} than"
+        f" {theirs:.4f} from scratch at {scratch.after.flops:.3g} Hoffmann FLOPs."
     )
     return told if chain.before.known else f"{told} What the base took before is not known, and not in it."
 
@@ -186,8 +186,8 @@ def plot(chain: Sequence[Stage], scratch: Stage | None, title: str, path: Path) 
         for s in chain[1:]:
             for axes in (left, right):
                 axes.axvline(s.before.flops, color="0.5", linestyle=":", linewidth=1)
-        left.set(xlabel="compute of the lineage (FLOPs, Hoffmann et al.)", ylabel="tokens of the lineage")
-        right.set(xlabel="compute of the lineage (FLOPs, Hoffmann et al.)", ylabel="loss (nats per token)")
+        left.set(xlabel="compute of the lineage (Hoffmann FLOPs)", ylabel="tokens of the lineage")
+        right.set(xlabel="compute of the lineage (Hoffmann FLOPs)", ylabel="loss (nats per token)")
         left.yaxis.set_major_formatter(EngFormatter(sep=""))
         left.legend(frameon=False, fontsize="small")
         left.set_title(title, fontsize="medium", loc="left")

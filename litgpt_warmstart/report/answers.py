@@ -48,7 +48,7 @@ def _times(found: Estimate) -> str:
     if math.isinf(found.mean):
         return "before its first step"
     interval = "one seed: no interval" if found.interval is None else f"95% interval {_range(found.interval)}"
-    return f"at a speed-up in FLOPs of {found.mean:.2f} ({interval})"
+    return f"at a speed-up in Hoffmann FLOPs of {found.mean:.2f} ({interval})"
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -145,10 +145,10 @@ def answer_table(comparisons: Sequence[Comparison], names: Names) -> Table:
                 }
             )
     caption = (
-        "Speed-up in FLOPs until each run first is at the scratch run's last validation loss, over the seeds that"
-        " reached it (the mean is that of the compute they took, inverted), and differences in validation loss: mean"
-        " and 95% interval over seeds. Tokens per parameter stand in the lines above, runs as warmstart/scratch in the"
-        " last."
+        "Speed-up in Hoffmann FLOPs until each run first is at the scratch run's last validation loss, over the seeds"
+        " that reached it (the mean is that of the compute they took, inverted), and differences in validation loss:"
+        " mean and 95% interval over seeds. Tokens per parameter stand in the lines above, runs as warmstart/scratch"
+        " in the last."
     )
     return Table("speed_up", caption, rows, shown)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import CLI
 
+from litgpt_warmstart.edge import checked_value
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import MIN_VALIDATIONS, check_comparable
@@ -39,15 +40,15 @@ def verdict(scratch: Run, warmstart: Run) -> str:
     if reached is None:
         trained = warmstart.val_losses[-1][0]
         return f"The warmstart did not reach the scratch run's last loss, {loss:.4f}, in {trained:,.0f} tokens."
-    flops_per_token = warmstart.record.matmul_flops / warmstart.record.tokens
-    own, whole = reached * flops_per_token, tokens * flops_per_token
-    spent = [ancestor.matmul_flops for ancestor in warmstart.record.lineage]
+    own, whole = reached * warmstart.flops_per_token, tokens * scratch.flops_per_token
     with_base = "; what the base's own training took is not known."
-    if all(spent):
-        with_base = f", with the base's own training {own + sum(spent):.3g} ({(own + sum(spent)) / whole:.0%})."
+    if warmstart.base_flops is not None:
+        lineage = own + warmstart.base_flops
+        with_base = f", with the base's own training {lineage:.3g} ({lineage / whole:.0%})."
     return (
         f"The warmstart reached the scratch run's last loss, {loss:.4f}, after {reached:,.0f} of {tokens:,.0f} tokens:"
-        f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} FLOPs, warmstart {own:.3g}{with_base}"
+        f" {reached / tokens:.0%}.\nCompute to that loss: scratch {whole:.3g} Hoffmann FLOPs, warmstart"
+        f" {own:.3g}{with_base}"
     )
 
 
@@ -92,6 +93,8 @@ def compare(scratch: Path, warmstart: Path, picture: Path | None = None) -> None
         picture: Where to write the picture. Default: curves.png beside the warmstart's folder.
     """
     with told_in_one_line("comparison"):
+        scratch, warmstart = (checked_value(*pair) for pair in (("scratch", scratch), ("warmstart", warmstart)))
+        picture = checked_value("picture", picture)
         runs = Run.read(scratch), Run.read(warmstart)
         check_comparable(*runs)
         if runs[0].status != "finished":

@@ -6,6 +6,7 @@ from typing import Any
 
 from litgpt_warmstart.args import DECAY_OPTIONS
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.optimizer import recorded_optimizer
 from litgpt_warmstart.record import Ancestor
 from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.runs import Run
@@ -31,7 +32,7 @@ def settings(run: Run) -> dict[str, Any]:
         "learning rate": record.base_lr,
         "batch size": record.global_batch_size,
         "schedule": schedule,
-        "optimizer": training["optimizer"],
+        "optimizer": str(recorded_optimizer(training["optimizer"])),
         "gradient clipping": training["max_norm"],
         "precision": training["precision"],
     }
@@ -318,7 +319,4 @@ def _name(comparisons: Sequence[Comparison]) -> None:
 def _in_words(name: str, value: Any) -> str:
     if name == "schedule":
         return f"schedule {value['name']}"
-    if name == "optimizer" and isinstance(value, dict):
-        arguments = ", ".join(f"{k} {v}" for k, v in (value.get("init_args") or {}).items())
-        return f"{str(value.get('class_path', '')).rpartition('.')[2]} {arguments}".strip()
     return f"{name} {value}" if name != "optimizer" else str(value)

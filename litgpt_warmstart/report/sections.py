@@ -14,8 +14,8 @@ from litgpt_warmstart.report.runs import Run, Unread, display_names
 
 CURVES = (
     ("tokens", "tokens"),
-    ("flops", "FLOPs of the run's own"),
-    ("flops_with_base", "FLOPs with the base's in front"),
+    ("flops", "Hoffmann FLOPs of the run's own"),
+    ("flops_with_base", "Hoffmann FLOPs with the base's in front"),
 )
 
 
@@ -138,8 +138,9 @@ def _why_no_compute(arm: Arm) -> str:
     if pair.warmstart.base_flops is None:
         return "what the base took is not known"
     return (
-        f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} FLOPs and the whole run from"
-        f" scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of both"
+        f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} Hoffmann FLOPs and the whole"
+        f" run from scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of"
+        " both"
     )
 
 
@@ -148,7 +149,9 @@ def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
     parameters = comparison.scratch[0].record.parameters
 
     def place(gain: Gain) -> str:
-        return f"{gain.at / parameters:.3g} tokens per parameter" if what == "tokens" else f"{gain.at:.3g} FLOPs"
+        if what == "tokens":
+            return f"{gain.at / parameters:.3g} tokens per parameter"
+        return f"{gain.at:.3g} Hoffmann FLOPs"
 
     last = along[-1].difference
     interval = "one seed" if last.interval is None else f"{last.interval[0]:+.4f} to {last.interval[1]:+.4f}"
@@ -245,8 +248,8 @@ def chain_verdict(group: Sequence[Chain]) -> str:
     spent = chain.scratch.tokens * chain.scratch.flops_per_token
     other = "" if chain.paired else " with another seed"
     told = (
-        f"With the compute of the whole chain, {chain.flops:.3g} FLOPs, the last stage's validation loss is"
-        f" {fmean(ours):.4f}; from scratch{other} it is {fmean(theirs):.4f} at {spent:.3g} FLOPs"
+        f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
+        f" {fmean(ours):.4f}; from scratch{other} it is {fmean(theirs):.4f} at {spent:.3g} Hoffmann FLOPs"
         f" ({chain.scratch.tokens_per_param:.3g} tokens per parameter){_over(group)}. Difference:"
         f" {in_words(estimate([a - b for a, b in zip(ours, theirs, strict=True)]), 4, '+')}."
     )
@@ -256,7 +259,7 @@ def chain_verdict(group: Sequence[Chain]) -> str:
     flops = fmean(c.flops_to_scratch_loss for c in reached)
     counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
     return told + (
-        f" The chain reached that loss{counts} after {flops:.3g} FLOPs: a speed-up of"
+        f" The chain reached that loss{counts} after {flops:.3g} Hoffmann FLOPs: a speed-up of"
         f" {in_words(speed_up([c.share for c in reached]))}, all compute of its lineage counted."
     )
 
@@ -272,7 +275,7 @@ def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
     elif found.interval and found.interval[0] > 0:
         verdict = f"{ways[1]} is ahead"
     return (
-        f"At {a[0].flops:.3g} and {b[0].flops:.3g} FLOPs of the whole lineage the last validation losses are"
+        f"At {a[0].flops:.3g} and {b[0].flops:.3g} Hoffmann FLOPs of the whole lineage the last validation losses are"
         f" {fmean(first):.4f} and {fmean(second):.4f}{_over(pairs)}; difference {in_words(found, 4, '+')}: {verdict}."
     )
 
@@ -308,7 +311,8 @@ def successive(chains: Sequence[Chain], names: Names) -> Section:
             shown.append(
                 {
                     "chain": str(number), "stage": size(run), "kind": kind, "tokens": f"{run.tokens:,.0f}",
-                    "tokens per parameter": f"{run.tokens_per_param:.3g}", "FLOPs of the lineage": f"{flops:.3g}",
+                    "tokens per parameter": f"{run.tokens_per_param:.3g}",
+                    "Hoffmann FLOPs of the lineage": f"{flops:.3g}",
                     "first loss": f"{run.val_losses[0][1]:.4f}", "last loss": f"{run.val_losses[-1][1]:.4f}",
                     "status": run.status, "run": names[run.out_dir],
                 }

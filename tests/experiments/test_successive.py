@@ -107,7 +107,7 @@ def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, settings,
         assert record.base_lr == 0.02 and record.data.start_token == stop
     whole = spent + grown.record.hoffmann_flops
     assert whole - step < scratch.record.hoffmann_flops <= whole
-    assert f"At {whole:.3g} FLOPs the chain's validation loss is" in capsys.readouterr().out
+    assert f"At {whole:.3g} Hoffmann FLOPs the chain's validation loss is" in capsys.readouterr().out
     with (tmp_path / "chain" / "successive.csv").open() as file:
         first = next(row for row in csv.DictReader(file) if row["stage"] == "1-neox-192")
     assert float(first["lineage_flops"]) == pytest.approx(spent)

@@ -40,13 +40,13 @@ def test_the_verdict_counts_the_bases_compute_and_the_warmstarts_own_tokens(runs
     assert "Too few validations" in verdict(replace(scratch, val_losses=scratch.val_losses[:3]), warm)
     scratch.val_losses[:] = [(tokens * i / 4, 8.0 - i / 4) for i in range(5)]
     warm.val_losses[:] = [(tokens * i / 4, 8.0 - i / 2) for i in range(5)]
-    own, base_flops = scratch.record.matmul_flops / 2, warm.record.lineage[0].matmul_flops
+    own, base_flops = scratch.record.hoffmann_flops / 2, warm.record.lineage[0].hoffmann_flops
     told = verdict(scratch, warm)
     assert f"after {tokens / 2:,.0f} of {tokens:,} tokens: 50%" in told
-    assert f"({(own + base_flops) / scratch.record.matmul_flops:.0%})" in told
+    assert f"({(own + base_flops) / scratch.record.hoffmann_flops:.0%})" in told
     scratch.val_losses[:] = [(tokens * i / 4, loss) for i, loss in enumerate([8.0, 7.0, 6.5, 7.25, 7.0])]
     assert f"after {tokens / 2:,.0f} of {tokens / 4:,.0f} tokens: 200%" in verdict(scratch, warm)
-    unknown = replace(warm.record, lineage=(replace(warm.record.lineage[0], matmul_flops=0),))
+    unknown = replace(warm.record, lineage=(replace(warm.record.lineage[0], hoffmann_flops=0, tokens=0),))
     assert "what the base's own training took is not known" in verdict(scratch, replace(warm, record=unknown))
     warm.val_losses[:] = [(0, 8.0), (128, 7.9), (256, 7.8), (512, 7.5)]
     assert "did not reach" in verdict(scratch, warm) and "in 512 tokens" in verdict(scratch, warm)

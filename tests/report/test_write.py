@@ -148,7 +148,7 @@ def test_answers_and_tables_have_the_numbers(written, tables):
     about, sentences = written.answers[0]
     assert about == "neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter"
     assert "shrink 0.6, from neox-16 (0.001M) at 6.14 tokens/param has one seed" in " ".join(sentences)
-    assert "speed-up in FLOPs of 2.40 (95% interval 1.29 to 17.22): faster" in sentences[0]
+    assert "speed-up in Hoffmann FLOPs of 2.40 (95% interval 1.29 to 17.22): faster" in sentences[0]
     table = {row["warmstart"]: row for row in rows(tables / "speed_up.csv")}
     arm = next(row for label, row in table.items() if label.startswith("shrink 0.4"))
     assert float(arm["speed_up"]) == pytest.approx(12 / 5) and arm["seeds_that_reached_scratch_loss"] == "3"
@@ -325,7 +325,7 @@ def command(monkeypatch, *words: object) -> None:
 def test_folders_are_typed_one_after_the_other_or_named_in_a_file(study, tmp_path, monkeypatch, capsys):
     folders = [study.folder / name for name in ("base", "scratch-1", "warm-1")]
     command(monkeypatch, *folders, "--out_dir", tmp_path / "a")
-    assert "speed-up in FLOPs of 2.00 (one seed: no interval)" in capsys.readouterr().out
+    assert "speed-up in Hoffmann FLOPs of 2.00 (one seed: no interval)" in capsys.readouterr().out
     (tmp_path / "report.yaml").write_text(f"runs: [{folders[0]}, {folders[1]}]\nout_dir: {tmp_path / 'b'}\n")
     command(monkeypatch, "--config", tmp_path / "report.yaml")
     assert "no answer" in capsys.readouterr().out

@@ -1,0 +1,109 @@
+"""The edge of every command: arguments are looked at once, from flags, config files and Python alike, then trusted."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from litgpt.data import DataModule
+
+from litgpt_warmstart.errors import UserError, told_in_one_line
+
+LARGEST_SEED = 2**32 - 1
+LARGEST_INT = 2**63 - 1
+SEEDS = ("seed", "seeds", "base_seed")
+NAMES_OR_PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
+"""Options that name a model or a tokenizer, or the path of one; some take several, with commas."""
+
+
+def checked(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose arguments have passed :func:`checked_value`; what a user did wrong is told in one line."""
+    name = command.__module__.rpartition(".")[2]
+    signature = inspect.signature(command)
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        with told_in_one_line(f"litgpt {name}"):
+            for option, value in bound.arguments.items():
+                if signature.parameters[option].kind is inspect.Parameter.VAR_KEYWORD:
+                    bound.arguments[option] = {key: checked_value(key, inner) for key, inner in value.items()}
+                else:
+                    bound.arguments[option] = checked_value(option, value)
+        return command(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def checked_value(option: str, value: Any) -> Any:
+    """An argument, with ``~`` of its paths expanded.
+
+    Args:
+        option: Its name, with dots where it stands in a group.
+        value: What was given.
+
+    Raises:
+        UserError: It is empty, a number that is not finite or too large, or a seed that no generator takes.
+    """
+    name = option.rpartition(".")[2]
+    if isinstance(value, DataModule):
+        return _checked_data(option, value)
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {f.name: (getattr(value, f.name), f"{option}.{f.name}") for f in fields(value) if f.init}
+        changed = _changed(inner)
+        return replace(value, **changed) if changed else value
+    if isinstance(value, dict):
+        return {key: checked_value(f"{option}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(checked_value(option, inner) for inner in value)
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"--{option} is empty: give a value, or leave it out")
+    if isinstance(value, Path):
+        return Path(expanded(option, str(value)))
+    if isinstance(value, str) and (name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))):
+        return ",".join(expanded(option, part) for part in value.split(","))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"--{option} must be finite, got {value}")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise UserError(f"--{option} is too large: {str(value)[:20]}…")
+    if isinstance(value, int) and name in SEEDS:
+        check_seeds(option, value)
+    return value
+
+
+def check_seeds(option: str, *seeds: int) -> None:
+    """Raise a UserError for a seed that NumPy's and Lightning's generators refuse."""
+    for seed in seeds:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"--{option} {seed}: seeds lie in 0 … {LARGEST_SEED}")
+
+
+def expanded(option: str, path: str) -> str:
+    """A path without the ``~`` that it may begin with.
+
+    Raises:
+        UserError: Nobody's home folder is known.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"--{option} {path}: no home folder is known: give the whole path") from error
+
+
+def _checked_data(option: str, data: DataModule) -> DataModule:
+    """The DataModule, made again where a path of its arguments was expanded: some join paths as they are made."""
+    names = [name for name in inspect.signature(type(data).__init__).parameters if name != "self"]
+    given = {name: getattr(data, name) for name in names if hasattr(data, name)}
+    changed = _changed({name: (value, f"{option}.{name}") for name, value in given.items()})
+    return type(data)(**(given | changed)) if changed else data
+
+
+def _changed(values: dict[str, tuple[Any, str]]) -> dict[str, Any]:
+    """The new values, by name, of those that checking changes; each is given with its option."""
+    new = {name: (value, checked_value(option, value)) for name, (value, option) in values.items()}
+    return {name: after for name, (before, after) in new.items() if after != before}
