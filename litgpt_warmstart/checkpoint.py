@@ -84,15 +84,8 @@ class Header:
         Raises:
             UserError: One has changed since it was saved.
         """
-        for name, sha256 in (self.record.sha256 if self.record else {}).items():
-            path = self.path / name
-            if path.is_file() and _sha256(path) != sha256:
-                if path.suffix == ".pth":
-                    load_tensors(path)  # raises where it can tell more
-                raise UserError(
-                    f"{str(path)!r} is not as it was saved (its SHA-256 differs from {RECORD}'s): restore it, or delete"
-                    f" {RECORD} to use the folder as a plain LitGPT checkpoint"
-                )
+        if self.record:
+            _check_files(self.path, self.record)
 
 
 @dataclass(frozen=True)
@@ -127,6 +120,18 @@ class Checkpoint(Header):
             growth=self.record.growth if self.record else None,
         )
         return (*earlier, this)
+
+
+def _check_files(folder: Path, record: Record) -> None:
+    for name, sha256 in record.sha256.items():
+        path = folder / name
+        if name in DECISIVE and path.is_file() and _sha256(path) != sha256:
+            if path.suffix == ".pth":
+                load_tensors(path)  # raises where it can tell more
+            raise UserError(
+                f"{str(path)!r} is not as it was saved (its SHA-256 differs from {RECORD}'s): restore it, or delete"
+                f" {RECORD} to use the folder as a plain LitGPT checkpoint"
+            )
 
 
 def _sha256(path: Path) -> str:
@@ -338,7 +343,8 @@ def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]
     Folders without a record, and those that were only grown, are no part of a run.
 
     Returns:
-        The folder, and those that cannot be read, each with the reason.
+        The folder, and those that were passed over, with the reason: their record cannot be read, or, of those with
+        more steps, a file has changed since it was saved.
     """
     final = out_dir / "final"
     older = older_folder(final)
@@ -351,7 +357,13 @@ def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]
         try:
             record = Record.load(folder / RECORD)
             if record.training:
-                found.append((record.step_count, folder))
+                found.append((record.step_count, folder == final, folder, record))
         except (UserError, OSError) as error:
             unread.append((folder, one_line(error)))
-    return max(found, key=lambda one: (one[0], one[1] == final), default=(0, None))[1], unread
+    for _, _, folder, record in sorted(found, key=lambda one: one[:2], reverse=True):
+        try:
+            _check_files(folder, record)
+            return folder, unread
+        except (UserError, OSError) as error:
+            unread.append((folder, one_line(error)))
+    return None, unread

@@ -37,7 +37,11 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class Unreadable(UserError):
-    """A file from outside that does not hold what it should."""
+    """Something from outside that is not what it should be."""
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{where} is damaged: {reason}" if where else reason)
+        self.reason = reason
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -53,13 +57,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         found = yaml.load(content.decode("utf-8"), Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise UserError(f"{str(path)!r} is unreadable: {error.strerror}") from error
     except RecursionError as error:
-        raise Unreadable(f"{str(path)!r} is damaged: it is nested too deeply") from error
+        raise Unreadable("it is nested too deeply", repr(str(path))) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise Unreadable(f"{str(path)!r} is damaged: {one_line(error, 120)}") from error
+        raise Unreadable(one_line(error, 120), repr(str(path))) from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise Unreadable(f"{str(path)!r} is damaged: it holds no mapping of names")
+        raise Unreadable("it holds no names and values", repr(str(path)))
     return found
 
 

@@ -167,14 +167,10 @@ class Record:
             return record
         except Unreadable as error:
             raise UserError(
-                f"{str(path)!r} is damaged ({_reason(error)}): restore it, or delete it to use the folder as a plain"
+                f"{str(path)!r} is damaged ({error.reason}): restore it, or delete it to use the folder as a plain"
                 " LitGPT checkpoint"
             ) from error
 
 
 _NEEDED = {"schedule", "optimizer", "max_norm", "block_size", "micro_batch_size", "max_tokens", "precision", "seed"}
 """What the record of a run that has trained has said from the beginning."""
-
-
-def _reason(error: Unreadable) -> str:
-    return str(error).partition(" is damaged: ")[2] or str(error)

@@ -4,15 +4,14 @@ All five are LitGPT's pythia block (GPT-NeoX: parallel residual, LayerNorm, bias
 with 6 layers, block size 1024 and GPT-2's 50,257 tokens padded to 50,304. Only the width differs.
 """
 
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from litgpt.config import Config, configs, name_to_config
 
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.parsing import Unreadable, parse, read_yaml
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,11 @@ def read_config(path: Path) -> Config:
     try:
         if not path.is_file():
             raise UserError(f"no model config at {where}: give a LitGPT name or an existing model_config.yaml")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return checked_config(read_yaml(path), where)
     except OSError as error:
         raise UserError(f"{where} is unreadable: {error.strerror}: give another model_config.yaml") from error
-    # ValueError: bytes that are no UTF-8, a date that is none; RecursionError: brackets a thousand deep.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where} is not a LitGPT model_config.yaml: {type(error).__name__}: {one_line(error, 200)}"
-        ) from error
-    return checked_config(content, where)
+    except Unreadable as error:
+        raise UserError(f"{where} is not a LitGPT model_config.yaml: {error.reason}") from error
 
 
 LARGEST_SIZE = 2**31 - 1
@@ -159,8 +154,10 @@ def checked_config(content: object, where: str) -> Config:
     for name, value in content.items():
         if name not in hints:
             raise UserError(f"{told}: it has no field {_shown(name)}")
-        if not _is_a(value, hints[name]):
-            raise UserError(f"{told}: {name} is {_shown(value)}: give {_described(hints[name])}")
+        try:
+            parse(hints[name], value)
+        except Unreadable:
+            raise UserError(f"{told}: {name} is {_shown(value)}: give {_described(hints[name])}") from None
         if isinstance(value, int | float) and not isinstance(value, bool):
             if value < 0 or (value == 0 and name in ABOVE_ZERO):
                 raise UserError(f"{told}: {name} is {value}: give a number above 0")
@@ -179,20 +176,6 @@ def checked_config(content: object, where: str) -> Config:
         return Config(**content)
     except Exception as error:  # assertions, and what rarer families demand
         raise UserError(f"{told}: {type(error).__name__}: {one_line(error, 120)}") from error
-
-
-def _is_a(value: object, hint: Any) -> bool:
-    """Whether a plain value has the type that a field declares; a bool is no number."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return isinstance(value, str) and value in parts
-    if origin is list:
-        return isinstance(value, list) and all(_is_a(element, parts[0]) for element in value)
-    if parts:
-        return any(_is_a(value, part) for part in parts)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
 
 
 def _described(hint: Any) -> str:

@@ -103,12 +103,33 @@ def _cautions(comparison: Comparison) -> list[str]:
             f"Fewer than {MIN_VALIDATIONS} validations in a run: where it crosses a loss is a guess; set a smaller"
             " --eval.interval."
         )
+    if beyond := beyond_growth(comparison):
+        told.append(beyond)
     if comparison.tokens_per_param < 0.95 * PAPERS_BUDGET:  # which is cut to whole steps
         told.append(
             f"At {comparison.tokens_per_param:.2g} tokens per parameter this is the start of a training run, where"
             f" warmstarting helps most; the paper's budget is {PAPERS_BUDGET}."
         )
     return told
+
+
+def beyond_growth(comparison: Comparison) -> str | None:
+    """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth.
+
+    If growth carries all that the base has learnt from D_b tokens, the target needs D_b fewer of its D_t: a speed-up of
+    1 / (1 - D_b / D_t) at most, without the base's compute.
+    """
+    for arm in comparison.arms:
+        pair = arm.pairs[0]
+        share = sum(ancestor.tokens for ancestor in pair.warmstart.record.lineage) / pair.scratch.tokens
+        if arm.speed_up is None or share >= 1 or arm.speed_up.mean <= 1 / (1 - share):
+            continue
+        return (
+            f"More than growth can give: the base had {share:.0%} of the target's tokens, which are worth a speed-up of"
+            f" {1 / (1 - share):.2f} at most. Look at the curves: small models have one sudden drop, and where the run"
+            " from scratch has not had it by its end, a speed-up tells when it came and not what growth saves."
+        )
+    return None
 
 
 def answer_table(comparisons: Sequence[Comparison], names: Names) -> Table:

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-import yaml
-
 from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.norms import Norm
+from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.record import Record
 from litgpt_warmstart.report import layer_figures
 from litgpt_warmstart.report.answers import Names
@@ -181,11 +180,11 @@ def coordinate_checks(folders: Sequence[Path]) -> Section:
     for number, folder in enumerate(folders, start=1):
         try:
             sizes, step = _read_coordinates(folder / COORD_CHECK)
-            settings = yaml.safe_load((folder / HYPERPARAMETERS).read_text(encoding="utf-8"))
+            settings = read_yaml(folder / HYPERPARAMETERS)
             title = _told(settings, step)
             slopes = list(csv.DictReader((folder / SLOPES).read_text(encoding="utf-8").splitlines()))
             table = _slopes_table(slopes, f"coordinate_slopes_{number}", f"{called[folder]}: slopes. {title}")
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError) as error:
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             section.notes.append(f"Left out: {called[folder]}: damaged or half-written: {one_line(error, 100)}")
             continue
         caption = f"{called[folder]}: mean |activation| against width, mean over seeds. {title}"

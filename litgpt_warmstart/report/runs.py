@@ -6,24 +6,43 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-import yaml
 from litgpt.config import Config
+from typing_extensions import TypedDict
 
-from litgpt_warmstart.checkpoint import CONFIG, HYPERPARAMETERS, RECORD
+from litgpt_warmstart.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.flops import hoffmann_flops_per_token
-from litgpt_warmstart.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.metrics import FILE_NAME, ended_diverged, read_metrics
 from litgpt_warmstart.norms import FILE_NAME as NORMS
 from litgpt_warmstart.norms import Norm, read_norms
 from litgpt_warmstart.ownership import OUTCOME
+from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
 from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.report.event_files import has_events, read_events
 from litgpt_warmstart.scales import read_config
 
 COORD_CHECK, GRID_SEARCH = "coord_check.csv", "grid_search.csv"
 Status = Literal["finished", "not finished", "diverged"]
+
+
+class AskedEval(TypedDict):
+    """Of a hyperparameters.yaml, what a report has a use for."""
+
+    __pydantic_config__ = {"extra": "allow"}
+
+    max_iters: Size
+
+
+class Asked(TypedDict):
+    """A hyperparameters.yaml."""
+
+    __pydantic_config__ = {"extra": "allow"}
+
+    eval: AskedEval
+    schedule: NotRequired[str]
+    train: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,7 @@ class Run:
     record: Record
     """Of its newest checkpoint."""
     config: Config
-    hyperparameters: dict[str, Any]
+    hyperparameters: Asked
     val_losses: list[tuple[float, float]]
     """(tokens, validation loss), in the order of tokens."""
     losses: list[tuple[float, float]]
@@ -62,14 +81,19 @@ class Run:
             raise UserError(f"{str(out_dir / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
         config = read_config(folder / CONFIG)
         try:
-            hyperparameters = yaml.safe_load((folder / HYPERPARAMETERS).read_text(encoding="utf-8"))
+            hyperparameters = parse(Asked, read_yaml(folder / HYPERPARAMETERS))
             norms = read_norms(out_dir / NORMS)
-        except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        except Unreadable as error:
+            raise UserError(f"{str(folder / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
+        except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{str(out_dir)!r} is damaged: {one_line(error, 80)}") from error
         counted = [row["hoffmann_flops"] / row["tokens"] for row in rows if row.get("hoffmann_flops") and row["tokens"]]
         per_token = counted[-1] if counted else hoffmann_flops_per_token(config, record.training["block_size"])
         losses = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
         status, told = _status(out_dir, folder, record, int(rows[-1]["step"]))
+        first, last = val_losses[0][1], val_losses[-1][1]
+        if status == "finished" and ended_diverged(first, last, config.padded_vocab_size):
+            status, told = "diverged", f"its last validation loss is {last:.4g}, its first was {first:.4g}"
         return cls(out_dir, record, config, hyperparameters, val_losses, losses, per_token, status, told, norms)
 
     @property
@@ -213,10 +237,25 @@ def read_or_say(out_dir: Path) -> Run | Unread:
 
 
 def newest_record(out_dir: Path) -> tuple[Path, Record] | tuple[None, None]:
-    """The checkpoint folder of a run with the most optimizer steps, and its record; nothing is renamed or mended."""
-    found = {f: Record.load(f / RECORD) for f in (*out_dir.glob("step-*"), out_dir / "final") if (f / RECORD).is_file()}
-    trained = {folder: record for folder, record in found.items() if record.training}
+    """The checkpoint folder of a run with the most optimizer steps, and its record; nothing is renamed or mended.
+
+    Raises:
+        UserError: No record of the run can be read.
+    """
+    trained, failed = {}, []
+    for folder in (*step_folders(out_dir), out_dir / "final"):
+        if not (folder / RECORD).is_file():
+            continue
+        try:
+            record = Record.load(folder / RECORD)
+        except UserError as error:
+            failed.append(error)
+            continue
+        if record.training:
+            trained[folder] = record
     if not trained:
+        if failed:
+            raise failed[-1]
         return None, None
     folder = max(trained, key=lambda folder: (trained[folder].step_count, folder.name == "final"))
     return folder, trained[folder]
