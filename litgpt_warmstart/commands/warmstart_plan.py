@@ -44,6 +44,8 @@ def setup(
     with told_in_one_line("litgpt warmstart_plan"):
         from litgpt_warmstart.run_plan import make_plan
 
+        if json is not None and Path(json).is_dir():
+            raise UserError(f"--json {str(json)!r} is a folder: give a file")
         start = read_base(base)
         growth = Growth(start.path, shrink, alignment, perturb, gains)
         spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), {}, **kwargs)

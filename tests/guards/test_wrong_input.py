@@ -129,7 +129,7 @@ OPTIMIZERS: list[tuple[Sequence[str], str]] = [
 def refused(base: Path, models: dict[int, Path], texts: Path, from_text: tuple[str, ...], tmp_path: Path,
             command: Command):  # fmt: skip
     """Give a command in an empty folder and return the one line that it ends with; nothing is written."""
-    known = {"BASE": base, "NARROW": models[16], "WIDE": models[48], "TEXTS": texts,
+    known = {"BASE": base, "RUN": base.parent, "NARROW": models[16], "WIDE": models[48], "TEXTS": texts,
              "NARROW,WIDE": f"{models[16]},{models[48]}"}  # fmt: skip
     here = tmp_path / "here"
 
@@ -203,7 +203,7 @@ def test_files_that_are_none_are_one_line(refused, tmp_path):
         ((*CHECK, "--out_dir", file), "--out_dir"),
         ((*GRID, "--out_dir", file), "--out_dir"),
         (("warmstart_report", folder, "--out_dir", file), str(folder)),
-        (("warmstart_report", "BASE", "--out_dir", file), "file"),
+        (("warmstart_report", "RUN", "--out_dir", file), "--out_dir"),
         (("warmstart_report", file), str(file)),
     ):
         assert said in refused(*words), words
