@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
 """Environment variable: set to 1 to see the traceback behind a one-line error."""
 
+DIRECT_CAUSE = "\nThe above exception was the direct cause of the following exception:\n"
+"""What Python writes between the tracebacks of ``raise … from``."""
+
 
 class UserError(Exception):
     """Something a user can mend. The message names the thing and the remedy, in one line."""
@@ -33,13 +36,17 @@ def one_line(error: BaseException | str, limit: int = 300) -> str:
 
 
 def _cause(text: str) -> str:
-    _, found, traceback = text.rpartition("Traceback (most recent call last):\n")
-    if not found:
+    _, *tracebacks = text.split("Traceback (most recent call last):\n")
+    if not tracebacks:
         return text
-    lines = traceback.splitlines()
-    first = next((number for number, line in enumerate(lines) if line and not line[0].isspace()), len(lines) - 1)
-    cause = "\n".join(lines[first:])
-    return cause.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    ends = []
+    for traceback in reversed(tracebacks):
+        if ends and DIRECT_CAUSE not in traceback:
+            break
+        lines = traceback.partition(DIRECT_CAUSE)[0].splitlines()
+        first = next((number for number, line in enumerate(lines) if line and not line[0].isspace()), 0)
+        ends.append("\n".join(lines[first:]).removeprefix(f"{UserError.__module__}.{UserError.__name__}: "))
+    return ends[0] if len(ends) == 1 else f"{ends[0].rstrip(' .')}: {ends[-1]}"
 
 
 @contextmanager

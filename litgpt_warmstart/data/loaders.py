@@ -18,6 +18,7 @@ from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
 from litgpt_warmstart.data.reading import TrainLoader, val_rows
 from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
+from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.loss import IGNORE_INDEX
 from litgpt_warmstart.record import DataUse
@@ -141,7 +142,7 @@ def prepare_data(spec: RunSpec) -> None:
     if isinstance(data, BlockDataModule):
         check_vocabulary(spec, data)  # before a preparation that may take hours
     try:
-        with Randomness(spec.seed):
+        with Randomness(spec.seed), start_method_kept():
             _connect(spec, tokenizer)
             data.prepare_data()
             data.setup()

@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class WorkerStart:
     before: Callable[[int], Any] | None = None
     """The loader's own ``worker_init_fn``."""
     parent: int | None = None
-    """The process that forks the worker; None where another one does."""
+    """The process that starts the worker; None where a server does it for that process."""
 
     def __call__(self, worker_id: int) -> None:
         for name in LEFT_TO_THE_RUN:
@@ -47,5 +48,15 @@ def prepare_workers(loader: Iterable[Any]) -> None:
     if not isinstance(loader, DataLoader) or isinstance(loader.worker_init_fn, WorkerStart):
         return
     context = loader.multiprocessing_context or multiprocessing
-    forks = context.get_start_method() == "fork"
-    loader.worker_init_fn = WorkerStart(loader.worker_init_fn, os.getpid() if forks else None)
+    served = context.get_start_method() == "forkserver"
+    loader.worker_init_fn = WorkerStart(loader.worker_init_fn, None if served else os.getpid())
+
+
+@contextmanager
+def start_method_kept() -> Iterator[None]:
+    """Put back how processes are started: litdata's preparation leaves "spawn", and a worker takes seconds with it."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
