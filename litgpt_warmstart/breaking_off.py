@@ -48,7 +48,7 @@ def end_early(
         saved, note = last, "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
     if stop and saved and isinstance(error, BrokeOff | OSError):
         return saved
-    told = f"the last good checkpoint is {str(saved)!r}" if saved else "no checkpoint was saved"
+    told = f"the last good checkpoint is {str(saved)!r}" if saved else "no checkpoint was saved: give the command again"
     told += f"{note}. Go on with: {resume_command(spec)}" if saved else note
     if isinstance(error, UserError):
         raise UserError(f"{error}; {told}") from error

@@ -109,13 +109,18 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
         _give_up(older, path, foreign)
 
 
+def theirs_at(path: Path, foreign: Callable[[Path], list[str]]) -> list[str]:
+    """Names of what at a path is not ours: a link or a file is wholly somebody's, of a folder what is foreign."""
+    return [path.name] if path.is_symlink() or not path.is_dir() else foreign(path)
+
+
 def _give_up(older: Path, path: Path, foreign: Callable[[Path], list[str]]) -> None:
     """Put back a folder that was to be replaced by one that is not there, else remove it, or keep it aside and tell."""
     if not os.path.lexists(older):
         return
     if not os.path.lexists(path):
         older.rename(path)
-    elif older.is_symlink() or older.is_file() or foreign(older):
+    elif theirs_at(older, foreign):
         number = 1
         while os.path.lexists(kept := path.with_name(f"{path.name}-before-{number}")):
             number += 1

@@ -17,7 +17,7 @@ from litgpt.data import TextFiles
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart import checkpoint, files, parametrization, pretrain
+from litgpt_warmstart import breaking_off, checkpoint, files, parametrization, pretrain
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
@@ -274,7 +274,7 @@ def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, 
 
     monkeypatch.setattr(parametrization, "set_learning_rate", slow(0.05, parametrization.set_learning_rate))
     monkeypatch.setattr(pretrain, "validate", slow(0.25, pretrain.validate))
-    monkeypatch.setattr(pretrain, "save", slow(0.5, pretrain.save))
+    monkeypatch.setattr(breaking_off, "save", slow(0.5, breaking_off.save))
     settings = tiny_settings | {"eval": EvalArgs(max_iters=4, interval=1)}
     train = replace(TRAIN, max_steps=8, log_interval=4, save_interval=3)
     start = time.perf_counter()

@@ -6,6 +6,7 @@ from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.export import Format
+from litgpt_warmstart.files import theirs_at
 
 
 @checked
@@ -39,9 +40,11 @@ def setup(
         if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
             raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if out_dir.is_symlink() or not out_dir.is_dir() or (theirs := foreign_to_export(out_dir)):
-                named = f", {', '.join(theirs[:3])} in it" if out_dir.is_dir() and not out_dir.is_symlink() else ""
-                raise UserError(f"--out_dir {str(out_dir)!r} is no export alone{named}: choose another")
+            if theirs := theirs_at(out_dir, foreign_to_export):
+                raise UserError(
+                    f"--out_dir {str(out_dir)!r} exists and is no model's folder: {', '.join(theirs[:3])} is not of one;"
+                    " choose another"
+                )
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         made = export(source.path, out_dir, format)

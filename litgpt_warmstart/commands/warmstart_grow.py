@@ -8,6 +8,7 @@ from litgpt_warmstart.checkpoint import foreign_entries
 from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.files import theirs_at
 
 
 @checked
@@ -52,9 +53,11 @@ def setup(
         out_dir = Path(out_dir)
         check_writable(out_dir)
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if out_dir.is_symlink() or not out_dir.is_dir() or (theirs := foreign_entries(out_dir)):
-                named = f", {', '.join(theirs[:3])} in it" if out_dir.is_dir() and not out_dir.is_symlink() else ""
-                raise UserError(f"--out_dir {str(out_dir)!r} is no checkpoint of ours alone{named}: choose another")
+            if theirs := theirs_at(out_dir, foreign_entries):
+                raise UserError(
+                    f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: {', '.join(theirs[:3])} is not of one;"
+                    " choose another"
+                )
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         start = read_base(base)
