@@ -55,8 +55,8 @@ def setup(
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             if theirs := theirs_at(out_dir, foreign_entries):
                 raise UserError(
-                    f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: {', '.join(theirs[:3])} is not of one;"
-                    " choose another"
+                    f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: {', '.join(theirs[:3])} is"
+                    " not of one; choose another"
                 )
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
