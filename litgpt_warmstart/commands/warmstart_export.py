@@ -38,7 +38,7 @@ def setup(
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             if theirs := theirs_at(out_dir, foreign_to_export):
                 raise UserError(
-                    f"--out_dir {str(out_dir)!r} exists and is no model's folder: {', '.join(theirs[:3])} is not of one;"
+                    f"--out_dir {str(out_dir)!r} exists and is no model's folder: it holds {', '.join(theirs[:3])};"
                     " choose another"
                 )
             if not overwrite:
