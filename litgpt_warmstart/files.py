@@ -167,7 +167,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     with partial.open("xb") as file:  # x: never through a link that somebody has put there meanwhile
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     flush_to_disk(partial)
-    os.replace(partial, path)
+    try:
+        os.replace(partial, path)
+    except OSError:  # a folder of that name
+        partial.unlink()
+        raise
 
 
 def dump_yaml(content: dict[str, Any], path: Path) -> None:

@@ -10,14 +10,18 @@ from types import FrameType, TracebackType
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 """A second one of these acts at once, as ever."""
-ONCE = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+ONCE = tuple(
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)  # POSIX
+)
 """A closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
 
 
 @contextmanager
 def deaf_to_children() -> Iterator[None]:
     """Ignore that child processes end: torch's handler raises wherever the program is when a loader's worker dies."""
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
     try:
@@ -55,7 +59,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (*AT_ONCE, *ONCE):
-                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self

@@ -16,7 +16,7 @@ from litgpt_warmstart.args import EvalArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.files import LOCK, locked
-from litgpt_warmstart.ownership import OUTCOME
+from litgpt_warmstart.ownership import MANIFEST, OUTCOME
 from litgpt_warmstart.record import DataUse, Record
 from litgpt_warmstart.run_folder import _data
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
@@ -66,7 +66,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, numbe
     assert told.endswith("--resume true") and "warmstart_scratch --target" in told
     saved = checkpoint.newest_checkpoint(tmp_path)[0]
     assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [LOCK]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [LOCK, MANIFEST]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from litgpt_warmstart.report.answers import beyond_growth, sentences
 from litgpt_warmstart.report.groups import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
 from litgpt_warmstart.schedule import Schedule
@@ -152,3 +153,24 @@ def test_arms_are_told_apart_by_growth_and_source(study):
     labels = [arm.label for arm in compared(study).comparisons[0].arms]
     assert len(set(labels)) == 3 and labels[0].startswith("shrink 0.2")
     assert any("at 10.2 tokens/param" in label for label in labels), labels
+
+
+def test_a_run_that_ended_above_its_start_and_chance_diverged_and_counts_for_nothing(study):
+    study("lost", [8.0, 9.0, 9.5], seed=4, shrink=0.4, base=study.folder / "base")
+    study("bad_start", [3.0, 3.5, 3.6], seed=5, shrink=0.4, base=study.folder / "base")  # below ln 96: no divergence
+    result = compare_all(find([study.folder]).runs)
+    assert told(result)["lost"] == "diverged: its last validation loss is 9.5, its first was 8"
+    assert "bad_start" not in told(result) or "diverged" not in told(result)["bad_start"]
+
+
+def test_a_speed_up_beyond_what_the_bases_tokens_are_worth_is_told_beside_it(make_run):
+    """The base had a quarter of the target's tokens: 1 / (1 - 1/4) is all that they can save."""
+    base = make_run("base", [9.0, 8.0, 7.0], width=16, steps=10)
+    for seed in (1, 2, 3):
+        make_run(f"scratch-{seed}", [8.0, 7.0, 6.0, 5.0, 4.0], seed=seed)
+        make_run(f"warm-{seed}", [6.0, 5.0, 4.0, 3.5, 3.0], seed=seed, shrink=0.4, base=base)
+    (comparison,) = compare_all(find([make_run.folder]).runs).comparisons
+    told_beside = beyond_growth(comparison)
+    assert comparison.arms[0].speed_up.mean == pytest.approx(2.0)
+    assert "25% of the target's tokens" in told_beside and "1.33 at most" in told_beside
+    assert told_beside in sentences(comparison)
