@@ -101,7 +101,8 @@ class Maker:
             lineage=lineage,
             training={
                 "command_line": ["litgpt"], "schedule": asdict(Schedule("constant", planned or steps)),
-                "optimizer": "AdamW", "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4, "max_tokens": (planned or steps) * PER_STEP,
+                "optimizer": "AdamW", "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4,
+                "max_tokens": (planned or steps) * PER_STEP,
                 "precision": "32-true", "seed": seed,
             },
         )  # fmt: skip
