@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,12 +36,23 @@ class WorkerStart:
         for name in LEFT_TO_THE_RUN:
             if hasattr(signal, name):  # Windows lacks some
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if hasattr(signal, "sigwaitinfo"):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            threading.Thread(target=_end_for_the_loader, daemon=True).start()
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
             if self.parent is not None and os.getppid() != self.parent:  # gone before it was asked for
                 os.kill(os.getpid(), signal.SIGKILL)
         if self.before is not None:
             self.before(worker_id)
+
+
+def _end_for_the_loader() -> None:
+    """Obey a SIGTERM from the parent alone: a loader ends with it the workers that have raised an error."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def prepare_workers(loader: Iterable[Any]) -> None:

@@ -374,6 +374,7 @@ def test_the_cause_of_a_workers_error_is_told(command, models, mine, tmp_path):
     assert told.status == 1 and not (tmp_path / "out").exists()
     (line,) = told.error_lines
     assert line.endswith("--data Mine: ValueError: the file cannot be decoded")
+    assert shell(*scratch(models, tmp_path / "out", *mine(num_workers=2, broken="true"))).err == told.err  # and it ends
 
 
 def test_the_cause_of_a_preparations_error_is_told(
