@@ -180,7 +180,7 @@ class TokenStream:
 
     def _chunk(self, number: int) -> TokenFile:
         chunk = self._chunks[number]
-        return TokenFile(self.folder / chunk["filename"], self.dtype, chunk["dim"], HEADER_BYTES)
+        return TokenFile(self.folder / chunk["filename"], np.dtype(self.dtype), chunk["dim"], HEADER_BYTES)
 
     def check(self) -> None:
         """Raise a UserError where a chunk is missing or has another size than the index says."""

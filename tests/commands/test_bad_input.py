@@ -233,19 +233,30 @@ def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny
     assert "already holds a run" in told and "--resume auto" in told and "--overwrite true" in told
     (tmp_path / "out/notes.txt").write_text("mine")
     warmstart.setup(train=TrainArgs(max_steps=2), overwrite=True, **shared)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {LOCK, "final", "logs", "metrics.csv", "notes.txt"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        LOCK,
+        ".run.json",
+        "final",
+        "logs",
+        "metrics.csv",
+        "notes.txt",
+    }
 
 
 def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("1")
     for overwrite in (False, True):  # a folder of other things is never deleted
-        assert "is no checkpoint folder" in refused(warmstart_grow.setup, overwrite=overwrite)
+        assert "is no checkpoint of ours: it holds mine" in refused(warmstart_grow.setup, overwrite=overwrite)
     assert "--out_dir is missing" in refused(warmstart_grow.setup, out_dir=None)
-    (tmp_path / "out/lit_model.pth").write_text("old")
+    (tmp_path / "out/mine").unlink()
+    shared = dict(base=base, target=tiny[48], out_dir=tmp_path / "out")
+    warmstart_grow.setup(**shared)
     assert "exists: pass --overwrite true" in refused(warmstart_grow.setup)
-    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out/mine").exists() and (tmp_path / "out/warmstart.yaml").is_file()
+    warmstart_grow.setup(**shared, overwrite=True)
+    (tmp_path / "out/mine").write_text("1")
+    assert "mine" in refused(warmstart_grow.setup, overwrite=True)
+    assert (tmp_path / "out/mine").read_text() == "1" and (tmp_path / "out/warmstart.yaml").is_file()
     mine = copied(base, tmp_path / "copy")
     assert "holds the base" in refused(warmstart_grow.setup, base=mine, out_dir=mine, overwrite=True)
 
@@ -275,7 +286,7 @@ def test_resuming_a_checkpoint_of_another_run_or_one_that_was_only_grown(refused
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown/final")
     told = refused(resume=tmp_path / "grown/final", out_dir=tmp_path / "new")
     assert "was grown but not trained" in told
-    assert "already holds a run" in refused(out_dir=tmp_path / "grown")
+    assert "was not written by a run" in refused(out_dir=tmp_path / "grown")
 
 
 def test_initial_checkpoint_of_another_size(refused, base, tiny):
