@@ -49,11 +49,13 @@ study: text-given $(INSTALLED)
 text-given:
 	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
 
+# Two processes of one thread each; a file's tests stay together, since they share what takes long to make.
+WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 drill: $(INSTALLED)
-	$(BIN)/python -m pytest tests/guards -m "drill or not drill"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards -m "drill or not drill" -n $(WORKERS) -rA
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.guards.fuzz --seconds 600

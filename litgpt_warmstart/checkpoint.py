@@ -166,7 +166,7 @@ def read_header(path: Path, what: str = "base") -> Header:
         if not (path / RECORD).is_file():
             return Header(path, config, None)
     except OSError as error:  # a folder that may not be searched
-        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from error
+        raise UserError(f"{what} {str(path)!r} is unreadable: {error.strerror}") from error
     record = Record.load(path / RECORD)
     checked_config(record.mup_base_config, f"mup_base_config in {str(path / RECORD)!r}")
     scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
@@ -249,7 +249,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{str(path)!r} does not exist") from None
     except PermissionError as error:
-        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise UserError(f"{str(path)!r} is unreadable: {error.strerror}") from error
     except UnpicklingError as error:
         raise UserError(
             f"{str(path)!r} carries pickled code besides tensors, which is not run: if you trust it, load it yourself"

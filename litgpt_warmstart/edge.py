@@ -46,7 +46,7 @@ def checked_value(option: str, value: Any) -> Any:
         value: What was given.
 
     Raises:
-        UserError: It is empty, a number that is not finite or too large, or a seed that no generator takes.
+        UserError: It is empty (of a DataModule's own arguments a path), a number that is not finite or too large, or a seed that no generator takes.
     """
     name = option.rpartition(".")[2]
     if isinstance(value, DataModule):
@@ -59,11 +59,12 @@ def checked_value(option: str, value: Any) -> Any:
         return {key: checked_value(f"{option}.{key}", inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(checked_value(option, inner) for inner in value)
-    if isinstance(value, str) and not value.strip():
+    path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
+    if isinstance(value, str) and not value.strip() and (path or not option.startswith("data.")):
         raise UserError(f"--{option} is empty: give a value, or leave it out")
     if isinstance(value, Path):
         return Path(expanded(option, str(value)))
-    if isinstance(value, str) and (name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))):
+    if isinstance(value, str) and path:
         return ",".join(expanded(option, part) for part in value.split(","))
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{option} must be finite, got {value}")

@@ -199,8 +199,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [numbers(row) for row in read_rows(path, COLUMNS, numbers)]
 
 
+NOISE = 0.05
+"""Nats by which a validation loss may move without a cause."""
+
+
 def ended_diverged(first_val_loss: float | None, last_val_loss: float | None, classes: int) -> bool:
     """Whether a run that came to its end is worth nothing: its last loss is not finite, or above its first and chance.
+
+    Above by more than :data:`NOISE`: a run of one step, or one that has learnt nothing, has not diverged.
 
     Args:
         first_val_loss: The run's first; None where it has none.
@@ -211,7 +217,7 @@ def ended_diverged(first_val_loss: float | None, last_val_loss: float | None, cl
         return False
     if not math.isfinite(last_val_loss):
         return True
-    return last_val_loss > math.log(classes) and (first_val_loss is None or last_val_loss > first_val_loss)
+    return last_val_loss > NOISE + max(math.log(classes), -math.inf if first_val_loss is None else first_val_loss)
 
 
 def _format(value: float | str | None) -> str:

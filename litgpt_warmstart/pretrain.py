@@ -312,7 +312,7 @@ def validate(fabric: L.Fabric, module: nn.Module, batches: Iterator[tuple[torch.
         blocks += counted
     module.train()
     if blocks == 0:
-        raise UserError("the data has no validation batch: take a smaller --train.micro_batch_size or more data")
+        raise UserError("the data has no validation block: take more data")
     return total.item() / blocks
 
 

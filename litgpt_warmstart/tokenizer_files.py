@@ -41,7 +41,7 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
         files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
         tokenizer = Tokenizer(folder)
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer in {str(folder)!r}: {error.strerror}") from error
+        raise UserError(f"the tokenizer in {str(folder)!r} is unreadable: {error.strerror}") from error
     except Exception as error:  # tokenizers and sentencepiece raise their own kinds
         raise UserError(
             f"the tokenizer in {str(folder)!r} is damaged ({_reason(error)}): restore {JSON} and {CONFIG}"

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.experiments.runner import Run
-from litgpt_warmstart.files import locked
+from litgpt_warmstart.files import LOCK, entries, locked
 from litgpt_warmstart.metrics import FILE_NAME
 from litgpt_warmstart.run_folder import check_writable
 
@@ -79,18 +79,24 @@ def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
 
 @contextmanager
 def study_folder(out_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a study's folder.
+    """Keep other processes out of a study's folder; one that was made for nothing goes again.
 
     Raises:
         UserError: One is there already, or the folder cannot be written.
     """
     check_writable(out_dir)
+    made = not out_dir.exists()
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
     with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
-        yield
+        try:
+            yield
+        finally:
+            if made and entries(out_dir) == [LOCK]:
+                (out_dir / LOCK).unlink()
+                out_dir.rmdir()
 
 
 def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:

@@ -1,13 +1,15 @@
-"""litgpt warmstart_export: a checkpoint for tools that know nothing of muP's attention scale."""
+"""litgpt warmstart_export: a checkpoint for transformers."""
 
 from pathlib import Path
 
 from litgpt_warmstart.commands.models import read_base
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.export import Format
 from litgpt_warmstart.files import theirs_at
 
 
+@checked
 def setup(
     checkpoint_dir: Path | None = None,
     out_dir: Path | None = None,
@@ -16,23 +18,25 @@ def setup(
 ) -> None:
     """Write a checkpoint that transformers loads with the same logits.
 
-    muP's attention scale is folded into the queries, as its readout multiplier already is. ``litgpt
-    convert_from_litgpt`` does not do so: where heads are larger than the muP base's, its result has other logits.
+    Stock ``litgpt convert_from_litgpt`` does the same from a run's folder, but for OLMo 2, of which it dies, and for
+    folders of version 0.1 of this package, whose attention scale it does not know.
 
     Arguments:
         checkpoint_dir: A LitGPT checkpoint folder, such as a run's final/.
         out_dir: The folder to write.
-        format: ``transformers`` (GPT-NeoX and Llama: config.json, model.safetensors, tokenizer files), or ``litgpt``, a
-            plain LitGPT checkpoint of any family.
+        format: ``transformers`` (GPT-NeoX, Phi, Llama, Qwen 2 and 3, OLMo 2: config.json, model.safetensors, tokenizer
+            files), or ``litgpt``, a plain LitGPT checkpoint of any family.
         overwrite: Replace a folder of either kind that ``out_dir`` already is.
     """
     with told_in_one_line("litgpt warmstart_export"):
         from litgpt_warmstart.export import export, foreign_to_export
+        from litgpt_warmstart.run_folder import check_writable
 
         source = read_base(checkpoint_dir, "--checkpoint_dir")
         if out_dir is None:
             raise UserError("--out_dir is missing: give the folder to write")
         out_dir = Path(out_dir)
+        check_writable(out_dir)
         if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
             raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -44,6 +48,4 @@ def setup(
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         made = export(source.path, out_dir, format)
-        scalar = source.config.attention_scores_scalar
-        folded = f"attention scale of {scalar:g} folded into the queries, " if scalar else ""
-        print(f"Wrote {str(out_dir)!r}: {source.config.name}, {folded}for {made}")
+        print(f"Wrote {str(out_dir)!r}: {source.config.name}, for {made}")

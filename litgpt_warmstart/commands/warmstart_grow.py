@@ -6,10 +6,12 @@ from pathlib import Path
 from litgpt_warmstart.args import Alignment, Gains, Growth
 from litgpt_warmstart.checkpoint import foreign_entries
 from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
+from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import theirs_at
 
 
+@checked
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -44,10 +46,12 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_grow"):
         from litgpt_warmstart.grow_folder import grow_folder
+        from litgpt_warmstart.run_folder import check_writable
 
         if out_dir is None:
             raise UserError("--out_dir is missing: give the checkpoint folder to write")
         out_dir = Path(out_dir)
+        check_writable(out_dir)
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             if theirs := theirs_at(out_dir, foreign_entries):
                 raise UserError(

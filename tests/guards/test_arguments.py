@@ -12,11 +12,16 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import litgpt.__main__
 import pytest
 import yaml
 
-from litgpt_warmstart.commands import COMMANDS
+from litgpt_warmstart.plugin import register
 from tests.guards.conftest import STEP, Command, contents, training
+
+register(litgpt.__main__)  # as LitGPT's script does
+
+COMMANDS = {name: function for name, function in litgpt.__main__.PARSER_DATA.items() if name.startswith("warmstart")}
 
 PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
 """Options that take a path without saying so in their type."""

@@ -193,7 +193,7 @@ def test_nobody_reading_standard_output_any_more_stops_a_run_after_saving(words,
 def test_a_divergence_names_a_way_on_that_resume_does_not_refuse(command, words, tmp_path):
     warming = ("--schedule", "cosine", "--train.lr_warmup_steps", 500, "--train.save_interval", 1)
     told = command("warmstart_scratch", *words(tmp_path / "run", *warming, lr=3000))
-    assert told.status == 1 and len(told.error_lines) == 1 and "training diverged: the loss is nan" in told.err
+    assert told.status == 1 and len(told.error_lines) == 1 and "training diverged: " in told.err
     last = newest(tmp_path / "run")
     assert "lower --lr (now 3000)" in told.err and repr(str(last)) in told.err
     assert f"warmstart_scratch --initial_checkpoint_dir {last} --out_dir NEW" in told.err
