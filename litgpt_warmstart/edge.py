@@ -46,7 +46,8 @@ def checked_value(option: str, value: Any) -> Any:
         value: What was given.
 
     Raises:
-        UserError: It is empty (of a DataModule's own arguments a path), a number that is not finite or too large, or a seed that no generator takes.
+        UserError: It is empty (among a DataModule's arguments, a path), a number that is not finite or too large, or a
+            seed that no generator takes.
     """
     name = option.rpartition(".")[2]
     if isinstance(value, DataModule):
