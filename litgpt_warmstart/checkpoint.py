@@ -10,6 +10,7 @@ final/
   training_state.pth     what only training needs: what was folded, as trained; optimizer, counters, random states
 """
 
+import math
 import platform
 import re
 from collections.abc import Iterable, Iterator
@@ -28,10 +29,10 @@ from litgpt.utils import incremental_save, save_config
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, older_folder, others
-from litgpt_warmstart.folding import Folding, without_attention
+from litgpt_warmstart.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.scales import checked_config, read_config
-from litgpt_warmstart.tokenizer_files import JSON, MODEL, TokenizerFiles
+from litgpt_warmstart.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
 from litgpt_warmstart.tokenizer_files import NAMES as TOKENIZER_FILES
 
 WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
@@ -65,6 +66,15 @@ class Header:
     def tokenizer_dir(self) -> Path | None:
         """The folder itself if it holds a tokenizer."""
         return self.path if any((self.path / name).is_file() for name in VOCABULARIES) else None
+
+    @property
+    def tokenizer(self) -> TokenizerFiles | None:
+        """The folder's tokenizer, read; None where it has none.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return read_tokenizer_files(self.path, self.record and self.record.tokenizer_sha256)
 
     @property
     def trained_under(self) -> Folding:
@@ -168,9 +178,19 @@ def read_header(path: Path, what: str = "base") -> Header:
     except OSError as error:  # a folder that may not be searched
         raise UserError(f"{what} {str(path)!r} is unreadable: {error.strerror}") from error
     record = Record.load(path / RECORD)
-    checked_config(record.mup_base_config, f"mup_base_config in {str(path / RECORD)!r}")
+    mup_base = checked_config(record.mup_base_config, f"mup_base_config in {str(path / RECORD)!r}")
     scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
-    return Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
+    header = Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
+    for name, has, told in (
+        ("width_mult", config.n_embd / mup_base.n_embd, record.width_mult),
+        ("attention_scores_scalar", attention_scores_scalar(config, mup_base), scalar or config.head_size),
+    ):
+        if not math.isclose(has, told):
+            raise UserError(
+                f"{str(path / RECORD)!r} is damaged: {name} is {told:g}, by {CONFIG} and mup_base_config {has:g}:"
+                " restore it, or delete it to use the folder as a plain LitGPT checkpoint"
+            )
+    return header
 
 
 def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
@@ -322,7 +342,8 @@ def save_checkpoint(
         write_hf_configs(partial, plain, tokenizer)
         save_config(plain, partial)
         sha256 = {name: file_sha256(partial / name) for name in DECISIVE if (partial / name).is_file()}
-        replace(record, attention_scores_scalar=config.attention_scores_scalar, sha256=sha256).save(partial / RECORD)
+        told = dict(attention_scores_scalar=config.attention_scores_scalar, sha256=sha256)
+        replace(record, tokenizer_sha256=tokenizer and tokenizer.sha256, **told).save(partial / RECORD)
         dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
 
 

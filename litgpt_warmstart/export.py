@@ -21,7 +21,7 @@ from litgpt_warmstart.families import (
     write_hf_configs,
 )
 from litgpt_warmstart.model import check_supported
-from litgpt_warmstart.tokenizer_files import NAMES, read_tokenizer_files
+from litgpt_warmstart.tokenizer_files import NAMES
 
 Format = Literal["transformers", "litgpt"]
 SAFETENSORS = "model.safetensors"
@@ -52,7 +52,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
             " litgpt"
         )
     weights = checkpoint.plain_weights(header)
-    tokenizer = read_tokenizer_files(header.tokenizer_dir) if header.tokenizer_dir else None
+    tokenizer = header.tokenizer
     with files.atomic_folder(out_dir, foreign_to_export) as partial:
         if tokenizer:
             tokenizer.write(partial)

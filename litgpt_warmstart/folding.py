@@ -88,6 +88,12 @@ class Folding:
         return moved
 
 
+def attention_scores_scalar(config: Config, mup_base: Config) -> float:
+    """What muP divides scores by the root of: 1/head_size instead of 1/sqrt(head_size), equal to it at the muP base."""
+    base_scalar = mup_base.attention_scores_scalar or mup_base.head_size
+    return base_scalar * (config.head_size / mup_base.head_size) ** 2
+
+
 def without_attention(folding: Folding) -> Folding:
     """The same with scores as LitGPT's GPT divides them, so that the readout alone is folded."""
     return replace(folding, config=replace(folding.config, attention_scores_scalar=None))

@@ -12,7 +12,6 @@ from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.args import Growth
 from litgpt_warmstart.model import MuGPT
 from litgpt_warmstart.record import GrowthRecord, Record
-from litgpt_warmstart.tokenizer_files import read_tokenizer_files
 
 
 def record_growth(asked: Growth, source: Config, target: Config, seed: int) -> GrowthRecord:
@@ -54,7 +53,6 @@ def grow_folder(
         The new folder's record.
     """
     source = checkpoint.read_checkpoint(asked.source_dir)
-    tokenizer = read_tokenizer_files(source.tokenizer_dir) if source.tokenizer_dir else None
     config = parametrization.mup_config(config, mup_base)
     width_mult = parametrization.width_mult(config, mup_base)
     with torch.device("meta"):
@@ -83,5 +81,5 @@ def grow_folder(
         lineage=source.ancestors(),
         versions=checkpoint.installed_versions(),
     )
-    checkpoint.save_checkpoint(out_dir, weights, config, record, arguments, tokenizer)
+    checkpoint.save_checkpoint(out_dir, weights, config, record, arguments, source.tokenizer)
     return record

@@ -29,7 +29,7 @@ from litgpt.model import GPT
 from torch import nn
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.folding import Folding
+from litgpt_warmstart.folding import Folding, attention_scores_scalar
 from litgpt_warmstart.growth import is_gain
 from litgpt_warmstart.model import MuGPT
 from litgpt_warmstart.optimizer import ChosenOptimizer
@@ -55,8 +55,7 @@ def mup_config(config: Config, mup_base: Config) -> Config:
             f"the muP base {mup_base.name!r} has {mup_base.n_layer} layers and {config.name!r} {config.n_layer}: muP"
             " carries a learning rate over width only"
         )
-    base_scalar = mup_base.attention_scores_scalar or mup_base.head_size
-    scalar = base_scalar * (config.head_size / mup_base.head_size) ** 2
+    scalar = attention_scores_scalar(config, mup_base)
     if scalar == config.head_size:  # LitGPT's own default
         return replace(config, attention_scores_scalar=None)
     return replace(config, attention_scores_scalar=int(scalar) if scalar == int(scalar) else scalar)

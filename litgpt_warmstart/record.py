@@ -1,5 +1,6 @@
 """warmstart.yaml: where a checkpoint's weights come from and what they have seen."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from typing_extensions import TypedDict  # the standard library's, which pydantic takes from Python 3.12 on
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import dump_yaml
+from litgpt_warmstart.files import dump_yaml, file_sha256
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
 
 FORMAT_VERSION = 3
@@ -126,6 +127,8 @@ class Record:
     training: Training = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
     versions: dict[str, str] = field(default_factory=dict)
+    tokenizer_sha256: str | None = None
+    """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.tokenizer_files.TokenizerFiles.sha256`."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Of the folder's files that decide what it is, by name; nothing where an older version wrote the record."""
     format_version: int = FORMAT_VERSION
@@ -141,8 +144,11 @@ class Record:
         return tuple(d for d in (*(a.data for a in self.lineage), self.data) if d)
 
     def save(self, path: Path) -> None:
-        """Write the record as YAML."""
+        """Write the record as YAML, and below it, as a comment, the SHA-256 of all that stands above."""
         dump_yaml(asdict(self) | {"lineage": [asdict(ancestor) for ancestor in self.lineage]}, path)
+        digest = file_sha256(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{_DIGEST}{digest}\n")
 
     @classmethod
     def load(cls, path: Path) -> "Record":
@@ -162,6 +168,10 @@ class Record:
                     " upgrade it"
                 )
             record = parse(cls, content)
+            if _changed(path):
+                raise Unreadable(
+                    f"it is not as it was saved; if you meant to change it, remove its last line, {_DIGEST}…"
+                )
             if record.training and (missing := _NEEDED - record.training.keys()):
                 raise Unreadable(f"training lacks {', '.join(sorted(missing))}")
             return record
@@ -170,6 +180,15 @@ class Record:
                 f"{str(path)!r} is damaged ({error.reason}): restore it, or delete it to use the folder as a plain"
                 " LitGPT checkpoint"
             ) from error
+
+
+_DIGEST = "# sha256: "
+
+
+def _changed(path: Path) -> bool:
+    """Whether the comment at the end of a record tells of other content; one that was written anew has none."""
+    above, _, digest = path.read_bytes().rpartition(_DIGEST.encode())
+    return bool(above) and digest.strip() != hashlib.sha256(above).hexdigest().encode()
 
 
 _NEEDED = {"schedule", "optimizer", "max_norm", "block_size", "micro_batch_size", "max_tokens", "precision", "seed"}

@@ -1,14 +1,25 @@
 """A tokenizer's files: which there are, whether they can be read, and which ids begin and end a text."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import litgpt.tokenizer
+from tokenizers import Tokenizer
 
 from litgpt_warmstart.errors import UserError, one_line
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 NAMES = (JSON, MODEL, CONFIG)
 """As LitGPT has them."""
+PROBE = (
+    "def f(x, *, y=None):\n\tif x >= 0x1F:\n        return {'a': [x ** 2, ...]}  # 3.14e-10, 1,000,000, 2024-12-31\n",
+    "The quick brown fox, who didn't jump: \"over\" the lazy dog's 12345 tails?! (See p. 7; §4.)\r\n\r\n    Then\n\n\n",
+    "<s></s><unk><pad><|eot|><|endoftext|><|im_start|>user\n[INST] [/INST]<0x0A>",
+)
+"""Code, prose and special tokens: texts that tell one tokenizer from another."""
 
 
 @dataclass(frozen=True)
@@ -21,32 +32,54 @@ class TokenizerFiles:
     eos_id: int | None
     """Ends a text; None where it is not known."""
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of what the tokenizer gives: all its tokens with their ids, a few texts' ids, and where a text ends.
+
+        Not of the files: transformers writes the same tokenizer otherwise.
+        """
+        if JSON not in self.files:
+            return hashlib.sha256(self.files[MODEL]).hexdigest()
+        tokenizer = Tokenizer.from_buffer(self.files[JSON])
+        given = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROBE]
+        content = sorted(tokenizer.get_vocab(with_added_tokens=True).items()), given, self.bos_id, self.eos_id
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def write(self, folder: Path) -> None:
         """Write the files into a folder that is being filled."""
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
 
-def read_tokenizer_files(folder: Path) -> TokenizerFiles | None:
+def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFiles | None:
     """The tokenizer's files in a folder; None where it has none.
 
+    Args:
+        folder: Any folder.
+        sha256: What :attr:`TokenizerFiles.sha256` was when they were written there; None where that is not known.
+
     Raises:
-        UserError: One is damaged or may not be read.
+        UserError: One is damaged or may not be read, or the tokenizer gives other ids than it did.
     """
     if not any((folder / name).is_file() for name in (JSON, MODEL)):
         return None
-    from litgpt.tokenizer import Tokenizer
-
     try:
         files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
-        tokenizer = Tokenizer(folder)
+        tokenizer = litgpt.tokenizer.Tokenizer(folder)
+        found = TokenizerFiles(files, _known(tokenizer.bos_id), _known(tokenizer.eos_id))
+        same = sha256 in (None, found.sha256)
     except OSError as error:
         raise UserError(f"the tokenizer in {str(folder)!r} is unreadable: {error.strerror}") from error
     except Exception as error:  # tokenizers and sentencepiece raise their own kinds
         raise UserError(
             f"the tokenizer in {str(folder)!r} is damaged ({_reason(error)}): restore {JSON} and {CONFIG}"
         ) from error
-    return TokenizerFiles(files, _known(tokenizer.bos_id), _known(tokenizer.eos_id))
+    if not same:
+        raise UserError(
+            f"the tokenizer in {str(folder)!r} gives other ids than when the checkpoint was saved: restore {JSON} and"
+            f" {CONFIG}"
+        )
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -214,7 +214,9 @@ def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> fl
 
 
 def _recorded_tokenizer(start: Header | None, tuned: Tuned) -> Path | None:
-    return next((header.tokenizer_dir for header in (start, tuned.header) if header), None)
+    """The folder of the base's tokenizer, which must be the one that it was saved with."""
+    header = start or tuned.header
+    return header.tokenizer_dir if header and header.tokenizer else None
 
 
 def _default_precision() -> str:

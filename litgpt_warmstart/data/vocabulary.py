@@ -10,13 +10,7 @@ from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.encoding import HARD_CASES, read_tokenizer, vocab_size
 from litgpt_warmstart.errors import UserError, one_line
-
-PROBE = (
-    "def f(x, *, y=None):\n\tif x >= 0x1F:\n        return {'a': [x ** 2, ...]}  # 3.14e-10, 1,000,000, 2024-12-31\n",
-    "The quick brown fox, who didn't jump: \"over\" the lazy dog's 12345 tails?! (See p. 7; §4.)\r\n\r\n    Then\n\n\n",
-    "<s></s><unk><pad><|eot|><|endoftext|><|im_start|>user\n[INST] [/INST]<0x0A>",
-)
-"""Code, prose and special tokens, beside :data:`HARD_CASES`."""
+from litgpt_warmstart.tokenizer_files import PROBE
 
 
 def given_tokenizer(spec: RunSpec) -> Tokenizer | None:

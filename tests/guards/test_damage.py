@@ -1,6 +1,7 @@
 """Damaged files: what can be read is kept, what cannot is named in one line and blocks nothing else."""
 
 import csv
+import random
 import shutil
 from pathlib import Path
 
@@ -123,3 +124,37 @@ def test_a_users_step_folder_that_is_no_number_is_left_alone(command, words, fol
     assert command("warmstart_scratch", *words(folder, "--resume", "true")).status == 0
     assert command("warmstart_scratch", *words(folder, "--overwrite", "true", steps=2)).status == 0
     assert contents(folder / "step-best") == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lit_model.pth", "training_state.pth", "model_config.yaml", "warmstart.yaml", "tokenizer.json",
+     "tokenizer_config.json", "config.json", "generation_config.json", "hyperparameters.yaml"],
+)  # fmt: skip
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused_or_changes_nothing(command, base, models, tmp_path, name):
+    """What is grown from it is the same but for the copied tokenizer's own words, or it is one line and nothing."""
+    chance = random.Random(name)
+    folder, grown = tmp_path / "base", tmp_path / "grown"
+    words = ("warmstart_grow", "--base", folder, "--target", models[48], "--out_dir", grown)
+    shutil.copytree(base, folder)
+    assert command(*words).status == 0
+    right = {path.name: path.read_bytes() for path in grown.iterdir()}
+    shutil.rmtree(grown)
+    content, refused = (folder / name).read_bytes(), 0
+    for _ in range(12):
+        flipped = bytearray(content)
+        flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        (folder / name).write_bytes(flipped)
+        told = command(*words)
+        if told.status:
+            refused += 1
+            assert len(told.error_lines) == 1 and not grown.exists(), told
+            continue
+        for decisive in ("lit_model.pth", "training_state.pth", "model_config.yaml", "config.json", "warmstart.yaml"):
+            if (grown / decisive).is_file() or decisive in right:
+                assert (grown / decisive).read_bytes() == right[decisive], decisive
+        shutil.rmtree(grown)
+    if name in ("lit_model.pth", "training_state.pth", "model_config.yaml", "warmstart.yaml"):
+        assert refused == 12
+    if name in ("config.json", "hyperparameters.yaml"):  # nothing is read of them
+        assert refused == 0
