@@ -15,7 +15,6 @@ import platform
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from pickle import UnpicklingError
@@ -31,7 +30,7 @@ from litgpt_warmstart.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name,
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, older_folder, others
 from litgpt_warmstart.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.record import Ancestor, Record
-from litgpt_warmstart.scales import checked_config, read_config
+from litgpt_warmstart.scales import read_config
 from litgpt_warmstart.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
 from litgpt_warmstart.tokenizer_files import NAMES as TOKENIZER_FILES
 
@@ -121,7 +120,7 @@ class Checkpoint(Header):
         this = Ancestor(
             name=self.config.name,
             path=str(self.path),
-            sha256=_sha256(self.path / WEIGHTS),
+            sha256=file_sha256(self.path / WEIGHTS),
             parameters=sum(weight.numel() for weight in self.weights.values()),
             tokens=self.record.tokens if self.record else 0,
             matmul_flops=self.record.matmul_flops if self.record else 0,
@@ -135,24 +134,13 @@ class Checkpoint(Header):
 def _check_files(folder: Path, record: Record) -> None:
     for name, sha256 in record.sha256.items():
         path = folder / name
-        if name in DECISIVE and path.is_file() and _sha256(path) != sha256:
+        if name in DECISIVE and path.is_file() and file_sha256(path) != sha256:
             if path.suffix == ".pth":
                 load_tensors(path)  # raises where it can tell more
             raise UserError(
                 f"{str(path)!r} is not as it was saved (its SHA-256 differs from {RECORD}'s): restore it, or delete"
                 f" {RECORD} to use the folder as a plain LitGPT checkpoint"
             )
-
-
-def _sha256(path: Path) -> str:
-    """A file's SHA-256, taken once while the file stays as it is: its folder may be read several times."""
-    stat = path.stat()
-    return _sha256_of(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache
-def _sha256_of(path: Path, *state: int) -> str:
-    return file_sha256(path)
 
 
 def read_header(path: Path, what: str = "base") -> Header:
@@ -178,7 +166,7 @@ def read_header(path: Path, what: str = "base") -> Header:
     except OSError as error:  # a folder that may not be searched
         raise UserError(f"{what} {str(path)!r} is unreadable: {error.strerror}") from error
     record = Record.load(path / RECORD)
-    mup_base = checked_config(record.mup_base_config, f"mup_base_config in {str(path / RECORD)!r}")
+    mup_base = Config(**record.mup_base_config)
     scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
     header = Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
     for name, has, told in (

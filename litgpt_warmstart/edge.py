@@ -57,16 +57,20 @@ def checked_value(option: str, value: Any) -> Any:
         changed = _changed(inner)
         return replace(value, **changed) if changed else value
     if isinstance(value, dict):
-        return {key: checked_value(f"{option}.{key}", inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(checked_value(option, inner) for inner in value)
+        changed = _changed({key: (inner, f"{option}.{key}") for key, inner in value.items()})
+        return {**value, **changed} if changed else value
+    if type(value) in (list, tuple):
+        changed = _changed({place: (inner, option) for place, inner in enumerate(value)})
+        return type(value)(changed.get(place, inner) for place, inner in enumerate(value)) if changed else value
     path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
     if isinstance(value, str) and not value.strip() and (path or not option.startswith("data.")):
         raise UserError(f"--{option} is empty: give a value, or leave it out")
     if isinstance(value, Path):
-        return Path(expanded(option, str(value)))
+        text = expanded(option, str(value))
+        return value if text == str(value) else Path(text)
     if isinstance(value, str) and path:
-        return ",".join(expanded(option, part) for part in value.split(","))
+        whole = ",".join(expanded(option, part) for part in value.split(","))
+        return value if whole == value else whole
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{option} must be finite, got {value}")
     if isinstance(value, int) and abs(value) > LARGEST_INT:
@@ -99,13 +103,25 @@ def expanded(option: str, path: str) -> str:
 
 def _checked_data(option: str, data: DataModule) -> DataModule:
     """The DataModule, made again where a path of its arguments was expanded: some join paths as they are made."""
-    names = [name for name in inspect.signature(type(data).__init__).parameters if name != "self"]
-    given = {name: getattr(data, name) for name in names if hasattr(data, name)}
-    changed = _changed({name: (value, f"{option}.{name}") for name, value in given.items()})
-    return type(data)(**(given | changed)) if changed else data
+    parameters = inspect.signature(type(data)).parameters
+    given = {name: getattr(data, name) for name in parameters if hasattr(data, name)}
+    typed = {name: value for name, value in given.items() if not _is_default(value, parameters[name].default)}
+    changed = _changed({name: (value, f"{option}.{name}") for name, value in typed.items()})
+    if not changed:
+        return data
+    if missing := parameters.keys() - given.keys():
+        raise UserError(
+            f"--{option}.{min(changed)}: give the whole path: {type(data).__name__} hides its {min(missing)}"
+        )
+    return type(data)(**(given | changed))
 
 
-def _changed(values: dict[str, tuple[Any, str]]) -> dict[str, Any]:
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether nobody has typed a value: a module's own default may be an empty word."""
+    return isinstance(value, str) and value == default
+
+
+def _changed(values: dict[Any, tuple[Any, str]]) -> dict[Any, Any]:
     """The new values, by name, of those that checking changes; each is given with its option."""
     new = {name: (value, checked_value(option, value)) for name, (value, option) in values.items()}
-    return {name: after for name, (before, after) in new.items() if after != before}
+    return {name: after for name, (before, after) in new.items() if after is not before}

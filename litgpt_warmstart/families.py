@@ -173,8 +173,8 @@ def litgpt_name(config: Config) -> str:
         fits = name.startswith(family.converted_by) and not config.name.startswith("Phi-4")
         fits = fits and not (family.model_type == "phi" and name.startswith(("phi-3", "phi-4")))
     else:
-        fits = not name.startswith(CONVERTED_BY_NAME) and "falcon" not in name
-    return config.name if fits else f"{family.prefix}{config.name}"
+        fits = not name.startswith(CONVERTED_BY_NAME)
+    return (config.name if fits else f"{family.prefix}{config.name}").replace("falcon", "Falcon")  # anywhere in a name
 
 
 def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: str = "float32") -> dict[str, Any]:

@@ -52,8 +52,9 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
     """
     path, init_args = named(optimizer)
     cls = _imported(path)
-    parameters = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
-    adam_like = "betas" in parameters or (inspect.isclass(cls) and issubclass(cls, ENTRY_BY_ENTRY))
+    is_optimizer = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
+    parameters = inspect.signature(cls).parameters if is_optimizer else {}
+    adam_like = "betas" in parameters or (parameters and issubclass(cls, ENTRY_BY_ENTRY))
     if not adam_like or issubclass(cls, torch.optim.SparseAdam):
         raise UserError(
             f"--optimizer {path}: muP's learning rates hold for optimizers that normalize the gradient entry by entry:"

@@ -3,13 +3,16 @@
 import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from typing_extensions import TypedDict  # the standard library's, which pydantic takes from Python 3.12 on
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import dump_yaml, file_sha256
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
+from litgpt_warmstart.scales import checked_config
+from litgpt_warmstart.schedule import Schedule
 
 FORMAT_VERSION = 3
 """3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256."""
@@ -74,13 +77,31 @@ class Ancestor:
     """0 where an older version wrote the record."""
 
 
+def _is_schedule(content: dict[str, Any]) -> dict[str, Any]:
+    schedule = parse(Schedule, content)
+    if any(first >= end for first, end in schedule.cooldowns):
+        raise ValueError("a cooldown that ends before it begins")
+    return content
+
+
+class GridSearch(TypedDict):
+    """The grid that a checkpoint has won."""
+
+    lrs: list[Positive]
+    batch_sizes: list[Size]
+    seeds: Size
+    val_loss: Finite
+    run: str
+
+
 class Training(TypedDict, total=False):
     """What decided a run's course; nothing where a checkpoint was only grown."""
 
     __pydantic_config__ = {"extra": "allow"}
 
     command_line: list[str]
-    schedule: dict[str, Any]
+    schedule: Annotated[dict[str, Any], AfterValidator(_is_schedule)]
+    """Of :class:`litgpt_warmstart.schedule.Schedule`."""
     optimizer: str | dict[str, Any]
     max_norm: Positive | None
     block_size: Size
@@ -90,7 +111,7 @@ class Training(TypedDict, total=False):
     precision: str
     seed: int
     device: str
-    grid_search: dict[str, Any]
+    grid_search: GridSearch
 
 
 @dataclass(frozen=True)
@@ -174,6 +195,9 @@ class Record:
                 )
             if record.training and (missing := _NEEDED - record.training.keys()):
                 raise Unreadable(f"training lacks {', '.join(sorted(missing))}")
+            if record.training and None in (record.data, record.base_lr, record.global_batch_size):
+                raise Unreadable("it was trained without data, base_lr or global_batch_size")
+            checked_config(record.mup_base_config, f"mup_base_config in {str(path)!r}")
             return record
         except Unreadable as error:
             raise UserError(

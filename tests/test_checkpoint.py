@@ -19,8 +19,8 @@ from tests.conftest import build, neox, randomized
 DATA = DataUse("litgpt_warmstart.data.StdlibText", {"data_path": "data"}, 640, "abc", 0, 650)
 GROWTH = GrowthRecord("out/5M/final", 0.4, "blocks", "heads", "head_size 24 -> 16", 1.0, 42)
 
-TRAINING = dict(schedule={"name": "constant"}, optimizer="AdamW", max_norm=1.0, block_size=64, micro_batch_size=4,
-                max_tokens=640, precision="32-true", seed=1)  # fmt: skip
+TRAINING = dict(schedule={"name": "constant", "total_steps": 10}, optimizer="AdamW", max_norm=1.0, block_size=64,
+                micro_batch_size=4, max_tokens=640, precision="32-true", seed=1)  # fmt: skip
 
 
 def record(width_mult: float = 1.0) -> Record:

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -305,9 +306,26 @@ def class_path(data: DataModule) -> str:
 
 
 def init_args(data: DataModule) -> dict[str, Any]:
-    """Arguments that make the DataModule again, as plain values."""
-    names = list(inspect.signature(type(data).__init__).parameters)[1:]
-    values = {name: getattr(data, name) for name in names if hasattr(data, name)}
-    return {
-        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
-    }
+    """Arguments that make the DataModule again, as plain values; one that it keeps as an object is left out."""
+    found = {}
+    for name in list(inspect.signature(type(data).__init__).parameters)[1:]:
+        with suppress(AttributeError, TypeError):
+            found[name] = _plain(getattr(data, name))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it.
+
+    Raises:
+        TypeError: It is an object.
+    """
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if type(value) in (list, tuple):
+        return [_plain(element) for element in value]
+    if type(value) is dict:
+        return {str(key): _plain(element) for key, element in value.items()}
+    raise TypeError(f"{type(value).__name__} is no plain value")

@@ -36,10 +36,14 @@ class Randomness:
         self._own = _states()
         _set_states(*self._outer)
 
+    def start(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; these generators begin it, and the run's own make the batches."""
+        with self:
+            return iter(loader)
+
     def draw(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The loader's batches, each made with these generators."""
-        with self:
-            batches = iter(loader)
+        batches = self.start(loader)
         while True:
             with self:
                 batch = next(batches, END)

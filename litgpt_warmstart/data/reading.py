@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from litgpt_warmstart.args import RunSpec
+from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.vocabulary import check_batch
 from litgpt_warmstart.data.workers import prepare_workers
@@ -64,6 +65,12 @@ class TrainLoader:
             UserError: The loader would give another order than the one that the run has begun.
         """
         own = state
+        shuffles = isinstance(getattr(self._loader, "sampler", None), RandomSampler)
+        if shuffles and (state is None or "order" not in state):
+            raise UserError(
+                f"version 0.1 did not keep the order in which this run read --data {type(self.spec.data).__name__}:"
+                " start from the checkpoint's weights with --initial_checkpoint_dir"
+            )
         if state is not None and "order" in state:
             own = state["loader"]
             for name, now in self._order().items():
@@ -136,7 +143,9 @@ def drawn(loader: Iterable[torch.Tensor], randomness: Randomness, spec: RunSpec)
         UserError: A batch is not one of the model's token ids, or a worker's UserError as one line.
     """
     try:
-        for stored in randomness.draw(loader):
+        # Ours draw nothing but their workers' seeds, and a step of a small model is short.
+        ours = isinstance(spec.data, BlockDataModule)
+        for stored in randomness.start(loader) if ours else randomness.draw(loader):
             yield check_batch(stored, spec)
     except UserError as error:
         raise UserError(one_line(error)) from error

@@ -5,18 +5,23 @@ where it is prepared already. To prepare or to fetch takes the user's own ``--da
 """
 
 import inspect
+import json
+import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, get_type_hints
 
 from litgpt.data import DataModule, LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from litgpt_warmstart.data.prepared_index import PREPARED
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.stdlib_text import StdlibText
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
 from litgpt_warmstart.record import DataUse
 
@@ -35,17 +40,48 @@ class Recorded:
     """Arguments that still matter once the data is prepared; None for all."""
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """A file of tokens, named in an index.json, and that beside it."""
+
+    filename: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+
+
+class _ChunkConfig(TypedDict):
+    """Of an index.json what litdata acts on: tokens as they are, of which nothing is unpacked, decoded or imported."""
+
+    item_loader: Literal["TokensLoader"]
+    data_format: list[Annotated[str, Field(pattern=r"^no_header_tensor:\d+$")]]
+    data_spec: Literal[None, '[1, {"type": null, "context": null, "children_spec": []}]']
+    compression: NotRequired[None]
+    encryption: NotRequired[None]
+
+
+class _ChunkIndex(TypedDict):
+    """litdata's index.json of a folder of tokens."""
+
+    chunks: list[_Chunk]
+    config: _ChunkConfig
+
+
 def _has_chunks(*folders: str | Path) -> bool:
-    return all((Path(folder) / CHUNKS).is_file() for folder in folders)
+    """Whether there are tokens in each of the folders; litdata would import modules that another index.json names."""
+    paths = [Path(folder, CHUNKS) for folder in folders]
+    if not all(path.is_file() for path in paths):
+        return False
+    for path in paths:
+        try:
+            parse(_ChunkIndex, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError, Unreadable) as error:
+            raise UserError(f"{str(path)!r} is no index of plain tokens: {one_line(error, 100)}") from error
+    return True
 
 
 def _lit_data_folders(data: LitData) -> list[Path]:
     return [Path(data.data_path, name) for name in data.split_names or ("",)]
 
 
-_PREPARED_TEXT = dict(
-    is_there=lambda data: (data.data_path / PREPARED).is_file(), taken=frozenset(("data_path", "num_workers"))
-)
+_PREPARED_TEXT = dict(is_there=lambda data: (data.data_path / PREPARED).is_file(), taken=frozenset(("data_path",)))
 RECORDED = {
     f"{'litgpt_warmstart' if entry.cls.__module__.startswith('litgpt_warmstart') else 'litgpt'}.data"
     f".{entry.cls.__name__}": entry
@@ -87,6 +123,10 @@ def recorded_data(use: DataUse) -> DataModule:
             if name not in names:
                 raise Unreadable("it has no such argument")
             arguments[name] = parse(hints[name], value)
+            if name == "num_workers":
+                arguments[name] = max(0, min(arguments[name], os.cpu_count() or 1))
+            elif isinstance(value, str) and re.match(r"[\w.+-]+:", value):
+                raise Unreadable("a checkpoint may name no address")
         except Unreadable as error:
             raise UserError(
                 f"the base's data {entry.cls.__name__} cannot be set up again, {name} is {value!r:.60} ({error}): pass"

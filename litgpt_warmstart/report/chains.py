@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -76,12 +75,7 @@ def _is(run: Run, ancestor: Ancestor, before: tuple[Ancestor, ...]) -> bool:
     weights = run.out_dir / "final" / WEIGHTS
     if not weights.is_file():  # deleted to save space
         return Path(ancestor.path).parent.name == run.out_dir.resolve().name
-    return _sha256(weights) == ancestor.sha256
-
-
-@cache
-def _sha256(path: Path) -> str:
-    return file_sha256(path)
+    return file_sha256(weights) == ancestor.sha256
 
 
 def chains(runs: Sequence[Run], compared: Sequence[Run]) -> list[Chain]:

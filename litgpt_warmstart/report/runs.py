@@ -91,9 +91,11 @@ class Run:
         per_token = counted[-1] if counted else hoffmann_flops_per_token(config, record.training["block_size"])
         losses = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
         status, told = _status(out_dir, folder, record, int(rows[-1]["step"]))
-        first, last = val_losses[0][1], val_losses[-1][1]
-        if status == "finished" and ended_diverged(first, last, config.padded_vocab_size):
-            status, told = "diverged", f"its last validation loss is {last:.4g}, its first was {first:.4g}"
+        at_start = next((row["val_loss"] for row in rows if "val_loss" in row and row["step"] == 0), None)
+        last = val_losses[-1][1]
+        if status == "finished" and ended_diverged(at_start, last, config.padded_vocab_size):
+            began = "" if at_start is None else f", its first was {at_start:.4g}"
+            status, told = "diverged", f"its last validation loss is {last:.4g}{began}"
         return cls(out_dir, record, config, hyperparameters, val_losses, losses, per_token, status, told, norms)
 
     @property

@@ -2,6 +2,7 @@
 
 import ast
 import http.server
+import json
 import shutil
 import sys
 import threading
@@ -98,7 +99,6 @@ def hub():
         ("litgpt_warmstart.data.SlimPajama6B", {"data_path": "new"}, "--data SlimPajama6B --data.data_path new"),
         ("litgpt_warmstart.data.StdlibText", {"data_path": "new"}, "--data StdlibText --data.data_path new"),
         ("litgpt.data.TextFiles", {"train_data_path": "TEXTS"}, "--data TextFiles --data.train_data_path"),
-        ("litgpt.data.LitData", {"data_path": "s3://bucket/name"}, "--data LitData --data.data_path s3://bucket/name"),
         ("litgpt.data.TinyStories", {"data_path": "new; touch ran"}, "--data.data_path 'new; touch ran'"),
         ("litgpt.data.OpenWebText", {"data_path": "new"}, "--data OpenWebText --data.data_path new"),
     ],
@@ -115,6 +115,45 @@ def test_what_a_record_names_is_neither_prepared_nor_fetched(
     told = command("warmstart", *training(models[48], tmp_path / "out", "--base", folder), cwd=tmp_path)
     refused(told, "is not prepared here", typed)
     assert contents(tmp_path) == before and asked == []
+
+
+SPEC = json.dumps([1, {"type": "collections.defaultdict", "context": json.dumps(
+    {"default_factory_module": "evil_module", "default_factory_name": "Style", "dict_context": ["a"]}
+), "children_spec": [{"type": None, "context": None, "children_spec": []}]}])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"data_spec": SPEC}, {"item_loader": "PyTreeLoader"}, {"data_format": ["pickle"]}, {"compression": "zstd"}],
+)
+@pytest.mark.parametrize("module", ["LitData", "TextFiles"])
+def test_an_index_of_chunks_that_a_record_leads_to_imports_no_module(
+    edited, command, models, tmp_path, monkeypatch, config, module
+):
+    plain = dict(item_loader="TokensLoader", data_format=["no_header_tensor:16"], data_spec=None, compression=None)
+    index = {"chunks": [{"filename": "chunk-0-0.bin", "dim": 9, "chunk_bytes": 9, "chunk_size": 1}]}
+    name = "train_data_path" if module == "TextFiles" else "data_path"
+    folder = edited(data={"class_path": f"litgpt.data.{module}", "init_args": {name: "chunks"}})
+    (folder / "evil_module.py").write_text("open('ran', 'w')\nclass Style: pass\n")
+    for split in ("", "train", "val"):
+        (folder / "chunks" / split).mkdir(exist_ok=True)
+        (folder / "chunks" / split / "index.json").write_text(json.dumps(index | {"config": plain | config}))
+    monkeypatch.syspath_prepend(folder)
+    before = contents(tmp_path)
+    told = command("warmstart", *training(models[48], tmp_path / "out", "--base", "."), cwd=folder)
+    refused(told, "is no index of plain tokens")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/x", "local:/x", "hf://datasets/x", "gs://x"])
+def test_a_record_names_no_address_even_where_a_folder_of_that_name_is_there(
+    edited, command, models, tmp_path, address
+):
+    folder = edited(data={"class_path": "litgpt.data.LitData", "init_args": {"data_path": address}})
+    (folder / address).mkdir(parents=True)
+    (folder / address / "index.json").write_text("{}")
+    told = command("warmstart", *training(models[48], tmp_path / "out", "--base", "."), cwd=folder)
+    refused(told, "a checkpoint may name no address")
 
 
 def test_the_same_record_is_followed_where_its_data_is_prepared_and_ones_own_data_may_be_of_any_class(

@@ -12,7 +12,7 @@ from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_coord_check, warmstart_report, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.answers import sentences
-from litgpt_warmstart.report.chains import _sha256, chains, parent
+from litgpt_warmstart.report.chains import chains, parent
 from litgpt_warmstart.report.figures import inline
 from litgpt_warmstart.report.grids import Cell, draw_cells
 from litgpt_warmstart.report.groups import compare_all
@@ -198,7 +198,6 @@ def test_a_copy_of_a_run_is_said_to_be_one_and_shown_once(study, tmp_path):
 def test_a_parent_is_told_by_its_weights(study):
     run, others = Run.read(study.folder / "warm-1"), [Run.read(study.folder / "base")]
     assert parent(run, others) is others[0]
-    _sha256.cache_clear()
     (study.folder / "base/final/lit_model.pth").write_bytes(b"trained again, as it happens")
     assert parent(run, others) is None
 
