@@ -1,7 +1,7 @@
 """warmstart.yaml: where a checkpoint's weights come from and what they have seen."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,7 +197,8 @@ class Record:
                 raise Unreadable(f"training lacks {', '.join(sorted(missing))}")
             if record.training and None in (record.data, record.base_lr, record.global_batch_size):
                 raise Unreadable("it was trained without data, base_lr or global_batch_size")
-            checked_config(record.mup_base_config, f"mup_base_config in {str(path)!r}")
+            mup_base = checked_config(record.mup_base_config, f"mup_base_config in {str(path)!r}")
+            record = replace(record, mup_base_config=asdict(mup_base))  # with what it leaves out
             return record
         except Unreadable as error:
             raise UserError(

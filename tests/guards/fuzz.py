@@ -1,6 +1,7 @@
 """Damaged and made-up files, by the thousand: every outcome is a result or one line. ``make fuzz`` takes ten minutes.
 
     python -m tests.guards.fuzz --seconds 600 --seed 0
+    python -m tests.guards.fuzz --every true          each value of a record by each of a few others, one at a time
 
 Files are those of a run's folder. Half of the inputs are bytes that were flipped, cut or repeated; the other half keep
 the format and have other values. What a command then does is an outcome if it ends with status 0, or with another and
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,6 +148,33 @@ def cases(run_dir: Path, wide: Path) -> list[tuple[str, list[str]]]:
     return [(name, words) for name, words in found if (run_dir / name).is_file()]
 
 
+REMOVED = object()
+OTHERS = (REMOVED, None, {}, [], "x", 0, -1, True)
+
+
+def every_other(content: bytes) -> Iterator[bytes]:
+    """The same YAML with one value removed or another, for each value and each of :data:`OTHERS`."""
+    for place in range(len(list(places(yaml.safe_load(content))))):
+        for other in OTHERS:
+            value = yaml.safe_load(content)
+            container, key = list(places(value))[place]
+            if other is REMOVED:
+                del container[key]
+            else:
+                container[key] = other
+            yield yaml.safe_dump(value).encode()
+
+
+def try_every(run_dir: Path, wide: Path, keep: Path | None = None) -> Tally:
+    """Give a record each other value, one at a time, and commands that read it; see :func:`fuzz`."""
+    tally, content = Tally(), (run_dir / "final/warmstart.yaml").read_bytes()
+    commands = {words[0]: words for name, words in cases(run_dir, wide) if name == "final/warmstart.yaml"}
+    for changed in every_other(content):
+        for words in commands.values():
+            attempt(run_dir, "final/warmstart.yaml", lambda _: changed, words, tally, keep)  # noqa: B023
+    return tally
+
+
 def fuzz(run_dir: Path, wide: Path, seconds: float, seed: int, keep: Path | None = None) -> Tally:
     """Damage files of a run and give commands that read them.
 
@@ -161,37 +189,55 @@ def fuzz(run_dir: Path, wide: Path, seconds: float, seed: int, keep: Path | None
     known = cases(run_dir, wide)
     while time.monotonic() < end:
         name, words = chance.choice(known)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder, "run")
-            shutil.copytree(run_dir, copy)
-            if chance.random() < 0.7:  # else digests would keep all the rest from being read
-                record = yaml.safe_load((copy / "final/warmstart.yaml").read_text())
-                (copy / "final/warmstart.yaml").write_text(yaml.safe_dump(record | {"sha256": {}}))
-            path = copy / name
-            content = path.read_bytes()
-            change = flipped
-            if path.suffix in (".yaml", ".json") and len(content) < 2**16 and chance.random() < 0.6:
-                change = revalued
-            elif path.suffix == ".csv" and chance.random() < 0.6:
-                change = recelled
-            path.write_bytes(change(content, chance))
-            before = contents(Path(folder))
-            status, err, failure = run([word.replace("RUN", "run") for word in words], Path(folder))
-            lines = [line for line in err.splitlines() if line.strip() and "Warning:" not in line]
-            told = failure
-            if failure is None and status and words[0] != "warmstart_scratch" and len(lines) != 1:
-                told = f"status {status} with {len(lines)} lines: {err[-2000:]}"
-            if failure is None and status and words[0] == "warmstart_scratch" and not lines:
-                told = f"status {status} without a word"
-            if told is None and status and words[0] != "warmstart_scratch" and contents(Path(folder)) != before:
-                told = f"status {status}, and the disk is not as before"
-            tally.inputs += 1
-            tally.statuses[status if failure is None else "traceback"] += 1
-            if told:
-                tally.failures.append(f"{' '.join(words)}\n  with {name} changed by {change.__name__}: {told}")
-                if keep is not None:
-                    shutil.copytree(copy, keep / f"{seed}-{tally.inputs}")
+        size = (run_dir / name).stat().st_size
+        change = flipped
+        if name.endswith((".yaml", ".json")) and size < 2**16 and chance.random() < 0.6:
+            change = revalued
+        elif name.endswith(".csv") and chance.random() < 0.6:
+            change = recelled
+        attempt(run_dir, name, lambda c: change(c, chance), words, tally, keep, chance.random() < 0.7)  # noqa: B023
     return tally
+
+
+def attempt(
+    run_dir: Path, name: str, change: Callable[[bytes], bytes], words: list[str], tally: Tally, keep: Path | None,
+    without_digests: bool = True,
+) -> None:  # fmt: skip
+    """Change a file of a copy of a run, give a command, and tally what came of it.
+
+    Args:
+        run_dir: The folder of the run.
+        name: Of the file.
+        change: Its content -> another one.
+        words: The command.
+        tally: Gets the outcome.
+        keep: Gets the input if the outcome is none.
+        without_digests: Leave them out of the record: they would keep all the rest from being read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "run")
+        shutil.copytree(run_dir, copy)
+        if without_digests:
+            record = yaml.safe_load((copy / "final/warmstart.yaml").read_text())
+            (copy / "final/warmstart.yaml").write_text(yaml.safe_dump(record | {"sha256": {}}))
+        path = copy / name
+        path.write_bytes(change(path.read_bytes()))
+        before = contents(Path(folder))
+        status, err, failure = run([word.replace("RUN", "run") for word in words], Path(folder))
+        lines = [line for line in err.splitlines() if line.strip() and "Warning:" not in line]
+        told = failure
+        if failure is None and status and words[0] != "warmstart_scratch" and len(lines) != 1:
+            told = f"status {status} with {len(lines)} lines: {err[-2000:]}"
+        if failure is None and status and words[0] == "warmstart_scratch" and not lines:
+            told = f"status {status} without a word"
+        if told is None and status and words[0] != "warmstart_scratch" and contents(Path(folder)) != before:
+            told = f"status {status}, and the disk is not as before"
+        tally.inputs += 1
+        tally.statuses[status if failure is None else "traceback"] += 1
+        if told:
+            tally.failures.append(f"{' '.join(words)}\n  with {name} changed: {told}")
+            if keep is not None:
+                shutil.copytree(copy, keep / str(tally.inputs))
 
 
 def main() -> None:
@@ -201,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=bool, default=False)
     parser.add_argument("--keep", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -215,11 +262,16 @@ def main() -> None:
                          data, "--track", 2)  # fmt: skip
         made = shell("warmstart_scratch", *words)
         assert made.status == 0, made.err
-        tally = fuzz(Path(folder, "run"), models[1], asked.seconds, asked.seed, asked.keep)
+        begun = time.monotonic()
+        if asked.every:
+            tally = try_every(Path(folder, "run"), models[1], asked.keep)
+        else:
+            tally = fuzz(Path(folder, "run"), models[1], asked.seconds, asked.seed, asked.keep)
+        seconds = time.monotonic() - begun
     for failure in tally.failures:
         print(failure, end="\n\n")
     outcomes = ", ".join(f"{status}: {count:,}" for status, count in sorted(tally.statuses.items(), key=str))
-    print(f"{tally.inputs:,} inputs in {asked.seconds:g} s, by status: {outcomes}; {len(tally.failures)} failures")
+    print(f"{tally.inputs:,} inputs in {seconds:,.0f} s, by status: {outcomes}; {len(tally.failures)} failures")
     raise SystemExit(bool(tally.failures))
 
 
