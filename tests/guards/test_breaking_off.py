@@ -319,22 +319,26 @@ def mishap(tmp_path, monkeypatch):
     return options
 
 
-@pytest.mark.parametrize("study", [False, True])
-def test_a_signal_in_the_last_steps_validation_saves_and_begins_no_other_run(command, models, mishap, tmp_path, study):
-    cells = [tmp_path / f"out/cells/lr-{lr}-batch-4-seed-42" for lr in (0.001, 0.002)]
+@pytest.mark.parametrize(("study", "lr"), [(False, 0.001), (True, 0.001), (True, 3.0)])
+def test_a_signal_in_the_last_steps_validation_saves_and_begins_no_other_run(
+    command, models, mishap, tmp_path, study, lr
+):
+    """Nor where that run's end is a divergence."""
+    cells = [tmp_path / f"out/cells/lr-{each}-batch-4-seed-42" for each in (lr, 0.002)]
     first = cells[0] if study else tmp_path / "out"
 
     def words(*acting: object) -> tuple[object, ...]:
         if not study:
-            sized = training(models[16], first, "--lr", 0.001, *mishap(first, *acting), steps=4, batch=4)
+            sized = training(models[16], first, "--lr", lr, *mishap(first, *acting), steps=4, batch=4)
             return ("warmstart_scratch", *sized, "--resume", "auto")
-        return ("warmstart_grid_search", "--target", models[16], "--lrs", "0.001,0.002", "--batch_sizes", 4,
+        return ("warmstart_grid_search", "--target", models[16], "--lrs", f"{lr},0.002", "--batch_sizes", 4,
                 "--out_dir", tmp_path / "out", "--train.max_tokens", 1024, "--train.micro_batch_size", 4, "--compile",
                 "false", "--precision", "32-true", "--logger_name", "csv", *mishap(first, *acting))  # fmt: skip
 
     told = command(*words("signal", 4))
     assert told.status == 128 + signal.SIGUSR1 and "Traceback" not in told.err, told
-    assert f"Saved {str(first / 'final')!r} after 1,024 tokens" in told.out and steps_of(first / "final") == 4
+    said = f"Saved {str(first / 'final')!r} after 1,024 tokens" in told.out, "training diverged: " in told.err
+    assert said == (lr < 3, lr == 3) and steps_of(first / "final") == 4
     assert not cells[1].exists()
     before = table(first / "metrics.csv")
     told = command(*words())
