@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,12 +32,15 @@ def end_early(
 
     Raises:
         UserError: What has failed, in one line, and the checkpoint to go on from.
+        SystemExit: It diverged after a signal.
         Exception: ``error`` itself, where it is none that is known.
     """
     if isinstance(error, torch.OutOfMemoryError):
         raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
+    if isinstance(error, Diverged) and stop:
+        raise told_and_stopped(error, stop) from error
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
         raise error
     try:
@@ -54,6 +57,13 @@ def end_early(
         raise UserError(f"{error}; {told}") from error
     print(f"At step {state.step_count:,} an error of a kind that is not foreseen: {told}", file=sys.stderr)
     raise error
+
+
+def told_and_stopped(error: UserError, stop: StopRequest) -> SystemExit:
+    """Print an error, and give what to raise instead after a signal: a study would go on with its next run."""
+    with suppress(OSError):  # a closed terminal
+        print(error, file=sys.stderr)
+    return SystemExit(stop.exit_status)
 
 
 def _save_once(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> tuple[Path | None, str]:

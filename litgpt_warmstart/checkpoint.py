@@ -27,7 +27,7 @@ from litgpt.utils import incremental_save, save_config
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
-from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, older_folder, others
+from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others, where_it_is
 from litgpt_warmstart.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.scales import read_config
@@ -349,16 +349,14 @@ def step_folders(out_dir: Path) -> list[Path]:
 def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
 
-    Folders without a record, and those that were only grown, are no part of a run.
+    Folders without a record, and those that were only grown, are no part of a run. Nothing is moved: final/ may be at
+    :func:`older_folder`.
 
     Returns:
         The folder, and those that were passed over, with the reason: their record cannot be read, or, of those with
         more steps, a file has changed since it was saved.
     """
-    final = out_dir / "final"
-    older = older_folder(final)
-    if older.is_dir() and not older.is_symlink() and not final.exists():  # killed between atomic_folder's two renames
-        older.rename(final)
+    final = where_it_is(out_dir / "final")
     found, unread = [], []
     for folder in (*step_folders(out_dir), final):
         if not (folder / STATE).is_file() or not (folder / RECORD).is_file():

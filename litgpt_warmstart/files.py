@@ -151,6 +151,18 @@ def older_folder(path: Path) -> Path:
     return path.with_name(f".{path.name}.older")
 
 
+def where_it_is(path: Path) -> Path:
+    """A folder's path, or :func:`older_folder` where a process was killed between the two renames, or is there now."""
+    older = older_folder(path)
+    return older if older.is_dir() and not older.is_symlink() and not os.path.lexists(path) else path
+
+
+def put_back(path: Path) -> None:
+    """Give a folder its name back after such a kill; only who holds the lock knows that it was one."""
+    if (older := where_it_is(path)) != path:
+        older.rename(path)
+
+
 def flush_to_disk(path: Path) -> None:
     """Have a file or folder on disk before going on, against a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,6 +16,8 @@ ONCE = tuple(
     if hasattr(signal, name)  # POSIX
 )
 """A closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
+STOPPING = (*AT_ONCE, *ONCE)
+"""All that stop a run after the step in hand. A terminal or a scheduler sends them to its loaders' workers too."""
 
 
 @contextmanager
@@ -39,7 +41,8 @@ class StopRequest:
 
     A SIGHUP that is ignored, as under nohup, stays so.
 
-    Processes forked meanwhile, such as a loader's workers, ignore both, so that the step in hand still gets its data.
+    Processes forked meanwhile ignore all of :data:`STOPPING`, as a loader's workers do, so that the step in hand still
+    gets its data.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
@@ -58,14 +61,14 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (*AT_ONCE, *ONCE):
+            for number in STOPPING:
                 if number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                     continue
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._restore((*AT_ONCE, *ONCE))
+        self._restore(STOPPING)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process or self.signal is not None:

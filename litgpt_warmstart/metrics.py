@@ -23,7 +23,9 @@ Cells = dict[str, str]
 
 
 class RowFile:
-    """A CSV file of rows that begin with their optimizer step. Rows are on disk when :meth:`append` returns.
+    """A CSV file of rows that begin with their optimizer step.
+
+    Rows outlive this process when :meth:`append` returns, and a loss of power when :meth:`flush_to_disk` does.
 
     Args:
         path: The file; a link there is replaced, not followed.
@@ -39,10 +41,10 @@ class RowFile:
         self.kept = keep_rows(path, columns, check, resume_step)
         """Cells of the rows up to ``resume_step``."""
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
-        self._file = os.fdopen(descriptor, "a", newline="", encoding="utf-8")
+        self._file = os.fdopen(descriptor, "ab", buffering=0)
 
     def append(self, rows: Iterable[Mapping[str, float | str]]) -> None:
-        """Append rows, all of them in one write; columns left out stay empty.
+        """Append rows, all of them or none; columns left out stay empty.
 
         Raises:
             KeyError: Not one of the columns.
@@ -53,10 +55,13 @@ class RowFile:
             if unknown := row.keys() - set(self.columns):
                 raise KeyError(f"no column {sorted(unknown)} in {self.path.name}")
             csv.writer(text).writerow([_format(row.get(column)) for column in self.columns])
+        size, left = os.fstat(self._file.fileno()).st_size, text.getvalue().encode()
         try:
-            self._file.write(text.getvalue())
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), size)
             raise BrokeOff(f"cannot write {str(self.path)!r} ({error.strerror})") from error
         self._check_place()
 
@@ -101,6 +106,8 @@ class MetricsFile(RowFile):
         """Training time up to ``resume_step``."""
         self.val_losses = [row["val_loss"] for row in kept if "val_loss" in row]
         """All so far."""
+        self.validated = {int(row["step"]) for row in kept if "val_loss" in row}
+        """Steps up to ``resume_step`` that have one."""
 
     def write(self, **row: float) -> None:
         """Append one row; see :meth:`append`."""

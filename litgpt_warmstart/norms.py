@@ -74,19 +74,23 @@ class Tracker:
     ) -> None:
         self._fabric, self._spec, self._gpt, self._probe = fabric, spec, gpt, probe
         self._file, path = None, spec.out_dir / FILE_NAME
+        self._recorded: set[int] = set()
         if spec.track:
             self._file = RowFile(path, COLUMNS, Norm.read, resume_step)
+            self._recorded = {int(row["step"]) for row in self._file.kept}
             fabric.print(f"Norms at step 0, every {spec.track:,} steps and the last one: {str(path)!r}")
         elif resume_step is not None and path.exists():  # of an earlier part of the run, which may have got further
             keep_rows(path, COLUMNS, Norm.read, resume_step)
 
     def record_if_due(self, step_count: int) -> None:
-        """Record if it is the step to.
+        """Record if it is the step to, and an earlier part of the run has not.
 
         Args:
             step_count: Optimizer steps so far.
         """
         if self._file is None or (step_count % self._spec.track and step_count != self._spec.max_steps):
+            return
+        if step_count in self._recorded:
             return
         with self._fabric.autocast():
             norms = measure(self._gpt, self._probe)

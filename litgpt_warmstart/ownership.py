@@ -1,7 +1,7 @@
 """What in a run's folder is the run's, so that nothing of a user's is replaced or removed.
 
 A run names what it writes, other than checkpoint folders, in out_dir/.run.json. Runs of the first landing have none:
-there a file is a run's if it looks like one and a checkpoint with our record lies beside it.
+there a file is a run's if it begins as theirs do.
 """
 
 import json
@@ -110,8 +110,19 @@ def remove_run(out_dir: Path) -> None:
                 emptied.rmdir()
     for name in (*files, MANIFEST):
         (out_dir / name).unlink(missing_ok=True)
-    for left in out_dir.glob(".*.removed"):  # of a removal that was killed
-        if re.fullmatch(r"\.(final|step-[0-9]+)\.removed", left.name):
+    remove_left_overs(out_dir, "partial", "removed", "older")
+
+
+def remove_left_overs(out_dir: Path, *kinds: str) -> None:
+    """Delete what a process that was killed while writing or removing checkpoints has left hidden; no link is followed.
+
+    Args:
+        out_dir: The run's folder, whose lock is held.
+        kinds: ``partial``: half written; ``removed``: half removed; ``older``: what was about to be replaced.
+    """
+    pattern = re.compile(rf"\.(final|step-[0-9]+)\.({'|'.join(kinds)})")
+    for left in out_dir.glob(".*"):
+        if pattern.fullmatch(left.name) and left.is_dir() and not left.is_symlink() and not others(left, FILES):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -142,8 +153,6 @@ def _owned_files(out_dir: Path) -> list[str]:
     there = [name for name in NAMES if _exists(out_dir / name)]
     manifest = _manifest(out_dir)
     named = manifest["files"] if manifest else []
-    if manifest is None and not checkpoints(out_dir):
-        return []
     return [name for name in there if name in named or _looks_owned(out_dir / name)]
 
 

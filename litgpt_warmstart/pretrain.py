@@ -20,15 +20,15 @@ from tqdm import tqdm
 from litgpt_warmstart import checkpoint, growth, metrics, norms, ownership, parametrization
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.assembly import build_state
-from litgpt_warmstart.breaking_off import blaming, end_early, guarded, save_whole, step_folder, tell
+from litgpt_warmstart.breaking_off import blaming, end_early, guarded, save_whole, step_folder, tell, told_and_stopped
 from litgpt_warmstart.compilation import uses_cuda_graphs
 from litgpt_warmstart.data.loaders import DataPlan, first_val_block, next_batches, plan_data, val_batches
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
-from litgpt_warmstart.files import locked
+from litgpt_warmstart.files import locked, older_folder, put_back
 from litgpt_warmstart.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.interrupt import StopRequest
 from litgpt_warmstart.norms import Tracker
-from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remedy, resume_command, save
+from litgpt_warmstart.run_folder import Resumed, State, find_resume_dir, remedy, resume_command
 
 
 def setup(spec: RunSpec) -> Path:
@@ -40,7 +40,7 @@ def setup(spec: RunSpec) -> Path:
     Raises:
         UserError: The run cannot start, broke off, or its data ended.
         Diverged: A loss is not finite, or the last one, of a run that is saved all the same, is above the first.
-        SystemExit: It was stopped by a signal, after saving; the status is 128 plus the signal's number.
+        SystemExit: A signal came, perhaps in the last step; all is saved, and the status is 128 plus its number.
     """
     resume_dir = find_resume_dir(spec)
     try:
@@ -81,7 +81,14 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     ancestors = source.ancestors() if source else initial.ancestors() if initial else ()
     resumed = Resumed.read(resume_dir, spec, plan, ancestors) if resume_dir else None
     steps_left = spec.max_steps - resumed.record.step_count if resumed else spec.max_steps
-    if steps_left < 0 or (steps_left == 0 and (spec.out_dir / "final").exists()):
+    out_dir = repr(str(spec.out_dir))
+    busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
+    final = spec.out_dir / "final"
+    if steps_left < 0 or (steps_left == 0 and final.exists()):
+        if resume_dir == older_folder(final):
+            with locked(spec.out_dir, busy):
+                put_back(final)
+            resume_dir = find_resume_dir(spec)
         check_end(spec, metrics.read_metrics(spec.out_dir / metrics.FILE_NAME), resume_dir)
         fabric.print(
             f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
@@ -100,15 +107,16 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     describe(fabric, spec, state, plan, choices)
 
     probe = first_val_block(plan, fabric.device) if spec.track else None
-    out_dir = repr(str(spec.out_dir))
     with ExitStack() as held:
         try:
             spec.out_dir.mkdir(parents=True, exist_ok=True)
-            busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
             held.enter_context(locked(spec.out_dir, busy))
             if find_resume_dir(spec) != resume_dir:
                 raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
-            if spec.overwrite and not resume_dir:
+            if resume_dir:
+                put_back(final)
+                ownership.remove_left_overs(spec.out_dir, "partial", "removed")
+            elif spec.overwrite:
                 ownership.remove_run(spec.out_dir)
             written = (metrics.FILE_NAME, *([norms.FILE_NAME] if spec.track else []))
             ownership.claim(spec.out_dir, written, getattr(fabric.logger, "log_dir", None))
@@ -126,21 +134,27 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         stop = held.enter_context(StopRequest())
         try:
             fit(fabric, spec, state, plan, rows, tracker, stop)
-            broke_off = bool(stop) and state.step_count < spec.max_steps
-            name = step_folder(spec, state).name if broke_off else "final"
-            folder = save_whole(spec, state, plan, fabric, spec.out_dir / name, rows, tracker)
+            ended = not stop or state.step_count == spec.max_steps
+            folder = save_whole(spec, state, plan, fabric, final if ended else step_folder(spec, state), rows, tracker)
         except Exception as error:
-            broke_off, folder = True, end_early(error, fabric, spec, state, plan, stop)
+            ended, folder = False, end_early(error, fabric, spec, state, plan, stop)
 
-    if broke_off:
+    if not ended:
         with suppress(BrokeOff):  # a closed terminal
             tell(
                 f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
                 f"\n  {resume_command(spec)}"
             )
         raise SystemExit(stop.exit_status)
-    check_end(spec, [{"val_loss": loss} for loss in rows.val_losses], folder)
-    fabric.print(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
+    try:
+        check_end(spec, [{"val_loss": loss} for loss in rows.val_losses], folder)
+        tell(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
+    except UserError as error:
+        if stop:
+            raise told_and_stopped(error, stop) from error
+        raise
+    if stop:  # in the last step, validation or save: the run is done, and what comes after it is not begun
+        raise SystemExit(stop.exit_status)
     return folder
 
 
@@ -210,6 +224,14 @@ def fit(
         tokens = state.step_count * spec.tokens_per_step
         tell(f"step {state.step_count:>7,} of {spec.max_steps:,} | {tokens:,} tokens | val loss {val_loss:.4f}")
 
+    def validate_if_due() -> None:
+        step, validation = state.step_count, spec.eval
+        due = step % validation.interval == 0 if step else validation.initial_validation
+        if step == spec.max_steps:
+            due = validation.final_validation
+        if due and step not in rows.validated:
+            validate_now()
+
     bar = tqdm(
         total=spec.max_steps * spec.tokens_per_step,
         initial=state.step_count * spec.tokens_per_step,
@@ -219,17 +241,13 @@ def fit(
         dynamic_ncols=True,
         disable=not sys.stderr.isatty(),
     )
-    if state.step_count == 0:
-        tracker.record_if_due(0)
+    tracker.record_if_due(state.step_count)  # as of the validation: it may have broken off before
     tell_interval = spec.train.log_interval * max(1, spec.max_steps // (20 * spec.train.log_interval))
     running_loss = torch.zeros((), device=fabric.device)
     steps_since_log, logged_at = 0, seconds()
     steady_from: tuple[int, float] | None = None
     with bar:
-        if state.step_count == 0 and spec.eval.initial_validation:
-            validate_now()
-        if state.step_count == spec.max_steps and spec.eval.final_validation:  # it broke off in its last step
-            validate_now()
+        validate_if_due()
         while state.step_count < spec.max_steps and not stop:
             if spec.train.max_time and time.perf_counter() - started >= spec.train.max_time:
                 tell(f"Stopping after --train.max_time {spec.train.max_time:g} s")
@@ -245,7 +263,7 @@ def fit(
                     optimizer.zero_grad(set_to_none=drop_gradients)
                     return
                 if batch is None:
-                    data_ended(fabric, spec, state, plan)
+                    data_ended(fabric, spec, state, plan, rows, tracker)
                 input_ids, targets = batch
                 with fabric.no_backward_sync(module, enabled=micro + 1 < accumulation):
                     loss = module(input_ids, targets)
@@ -284,12 +302,10 @@ def fit(
                     )
                 running_loss.zero_()
                 steps_since_log, logged_at = 0, now
-            last = state.step_count == spec.max_steps
-            if spec.eval.final_validation if last else state.step_count % spec.eval.interval == 0:
-                validate_now()
+            validate_if_due()
             interval = spec.train.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
-            if due and not last:
+            if due and state.step_count < spec.max_steps:
                 running_loss.item()
                 save_start = seconds()
                 save_whole(spec, state, plan, fabric, step_folder(spec, state), rows, tracker)
@@ -322,9 +338,11 @@ def check_finite(loss: float, spec: RunSpec, state: State) -> None:
         raise Diverged(f"training diverged: the loss is {loss} at step {state.step_count}. {remedy(spec)}")
 
 
-def data_ended(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> None:
+def data_ended(
+    fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, rows: metrics.MetricsFile, tracker: Tracker
+) -> None:
     """Save and raise: a DataModule without a known length had fewer tokens than the budget."""
-    folder = save(spec, state, plan, fabric, step_folder(spec, state))
+    folder = save_whole(spec, state, plan, fabric, step_folder(spec, state), rows, tracker)
     tokens = state.step_count * spec.tokens_per_step
     raise UserError(
         f"the data ended after {tokens:,} of {spec.max_steps * spec.tokens_per_step:,} tokens; saved {str(folder)!r}:"

@@ -166,7 +166,7 @@ def remedy(spec: RunSpec) -> str:
         return f"No checkpoint was saved: {lower} and start anew in another --out_dir"
     return (
         f"The last good checkpoint is {str(last)!r}: to go on from it, {lower.partition(' or')[0]} and pass litgpt"
-        f" warmstart_scratch --initial_checkpoint_dir {last} --out_dir NEW; or {lower} and start anew"
+        f" warmstart_scratch --initial_checkpoint_dir {shlex.quote(str(last))} --out_dir NEW; or {lower} and start anew"
     )
 
 
@@ -233,7 +233,7 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
         named = ",".join(map(str, sorted((ends | dropped) - {now.total_steps})))
         remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
     elif agreeing:
-        remedy = f"pass --resume {agreeing[-1]} to go on from where they agree, or another --out_dir"
+        remedy = f"pass --resume {shlex.quote(str(agreeing[-1]))} to go on from where they agree, or another --out_dir"
     raise UserError(
         f"--resume: schedule was {before.words}, now {now.words}, with other learning rates from step {step:,} on:"
         f" {remedy}"

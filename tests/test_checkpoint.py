@@ -178,6 +178,8 @@ def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", program], env=os.environ)
     assert result.returncode == -signal.SIGKILL and not final.exists()
+    assert checkpoint.newest_checkpoint(tmp_path)[0] == tmp_path / ".final.older" and not final.exists()
+    files.put_back(final)
     assert checkpoint.newest_checkpoint(tmp_path)[0] == final and (final / "lit_model.pth").is_file()
 
 

@@ -145,8 +145,8 @@ def setup(
         title = f"{config.name}: Adam, lr {spec.base_lr:g} at n_embd {tuned.config.n_embd}, mean of {num_seeds} seeds"
         try:
             spec.out_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(spec.out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
             coord_check.save(coordinates, slopes, title, spec.out_dir)
+            write_whole(spec.out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
         print(f"Wrote {coord_check.FILE_NAME}, {coord_check.SLOPES} and {coord_check.PICTURE} to {str(spec.out_dir)!r}")

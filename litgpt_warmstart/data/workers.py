@@ -13,9 +13,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-LEFT_TO_THE_RUN = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""Signals that end a run after the step in hand, which still needs its data. A terminal or a scheduler sends them to
-the workers too."""
+from litgpt_warmstart.interrupt import STOPPING
+
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
 
@@ -33,9 +32,8 @@ class WorkerStart:
     """The process that starts the worker; None where a server does it for that process."""
 
     def __call__(self, worker_id: int) -> None:
-        for name in LEFT_TO_THE_RUN:
-            if hasattr(signal, name):  # Windows lacks some
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
         if hasattr(signal, "sigwaitinfo"):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -25,7 +25,7 @@ from mup.coord_check import get_coord_data
 
 from litgpt_warmstart import growth, parametrization
 from litgpt_warmstart.args import Alignment, RunSpec
-from litgpt_warmstart.checkpoint import Checkpoint
+from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Checkpoint
 from litgpt_warmstart.data.loaders import next_batches, plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.model import MuGPT
@@ -286,10 +286,15 @@ def table(slopes: list[Slope]) -> str:
 
 
 def save(coordinates: list[Coordinate], slopes: list[Slope], title: str, out_dir: Path) -> None:
-    """Write the picture, the slopes and, last, the coordinates; each file whole or not at all."""
-    plot(coordinates, title, out_dir / PICTURE)
-    write_csv(out_dir / SLOPES, [asdict(slope) for slope in slopes])
+    """Write the coordinates, by which the folder is known as a check's, the slopes and the picture, each whole.
+
+    An earlier check's go first: beside the new coordinates they would be taken for theirs.
+    """
+    for name in (SLOPES, PICTURE, HYPERPARAMETERS):
+        (out_dir / name).unlink(missing_ok=True)
     write_csv(out_dir / FILE_NAME, [asdict(coordinate) for coordinate in coordinates])
+    write_csv(out_dir / SLOPES, [asdict(slope) for slope in slopes])
+    plot(coordinates, title, out_dir / PICTURE)
 
 
 def plot(coordinates: list[Coordinate], title: str, path: Path) -> None:

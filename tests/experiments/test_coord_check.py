@@ -194,8 +194,11 @@ def test_files_are_there_whole_and_nothing_else(coordinates, tmp_path):
     coord_check.plot(one_step, "a single step, a single arm", tmp_path / "one.png")
 
 
-def test_a_picture_that_fails_leaves_no_csv(coordinates, tmp_path, monkeypatch):
+def test_a_picture_that_fails_leaves_what_is_known_as_a_checks_and_nothing_of_an_older_one(
+    coordinates, tmp_path, monkeypatch
+):
+    coord_check.save(coordinates, fit_slopes(coordinates), "title", tmp_path)
     monkeypatch.setattr(coord_check, "plot", lambda *_: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError):
         coord_check.save(coordinates, fit_slopes(coordinates), "title", tmp_path)
-    assert not (tmp_path / "coord_check.csv").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"coord_check.csv", "slopes.csv"}

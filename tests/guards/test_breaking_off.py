@@ -2,17 +2,20 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.guards.conftest import MAIN, training
+from tests.guards.conftest import MAIN, shell, table, training
 
 STEPS = 600
 """More than any of these runs gets to."""
@@ -192,11 +195,12 @@ def test_nobody_reading_standard_output_any_more_stops_a_run_after_saving(words,
 
 def test_a_divergence_names_a_way_on_that_resume_does_not_refuse(command, words, tmp_path):
     warming = ("--schedule", "cosine", "--train.lr_warmup_steps", 500, "--train.save_interval", 1)
-    told = command("warmstart_scratch", *words(tmp_path / "run", *warming, lr=3000))
+    told = command("warmstart_scratch", *words(tmp_path / "my run", *warming, lr=3000))
     assert told.status == 1 and len(told.error_lines) == 1 and "training diverged: " in told.err
-    last = newest(tmp_path / "run")
+    last = newest(tmp_path / "my run")
     assert "lower --lr (now 3000)" in told.err and repr(str(last)) in told.err
-    assert f"warmstart_scratch --initial_checkpoint_dir {last} --out_dir NEW" in told.err
+    told_words = shlex.split(told.err.partition(" and pass ")[2].partition(";")[0])
+    assert told_words == ["litgpt", "warmstart_scratch", "--initial_checkpoint_dir", str(last), "--out_dir", "NEW"]
 
 
 def test_a_run_that_ends_above_its_start_and_chance_is_saved_and_told(command, words, tmp_path):
@@ -234,3 +238,176 @@ def test_a_second_process_on_one_run_or_one_study_is_told(command, words, models
             told = command("warmstart_scratch", *words(tmp_path, steps=2))
     assert told.status == 1 and len(told.error_lines) == 1 and "another process is" in told.err
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+MISHAP = """
+import os, signal
+from pathlib import Path
+import torch
+from litgpt.data import DataModule
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+def act_if_due():
+    path, step, act = (os.environ.get(name, "") for name in ("ACT_ON", "ACT_AT", "ACT"))
+    lines = Path(path).read_text().splitlines() if os.path.isfile(path) else [""]
+    if act and lines[-1].startswith(f"{step},"):
+        if act == "fail":
+            raise RuntimeError("the tape is torn")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+class Blocks(Dataset):
+    def __init__(self, number, seed, val):
+        self.stored = torch.randint(0, 500, (number, 65), generator=torch.Generator().manual_seed(seed))
+        self.val = val
+    def __len__(self):
+        return len(self.stored)
+    def __getitem__(self, i):
+        if self.val:
+            act_if_due()
+        return self.stored[i]
+
+class Stream(IterableDataset):
+    def __init__(self, blocks):
+        self.blocks = blocks
+    def __iter__(self):
+        yield from self.blocks.stored
+
+class Mishap(DataModule):
+    def __init__(self, short: bool = False):
+        super().__init__()
+        self.short = short
+    def connect(self, tokenizer=None, batch_size=1, max_seq_length=None):
+        self.batch_size = batch_size
+    def train_dataloader(self):
+        blocks = Blocks(16 if self.short else 60, 1, False)
+        return DataLoader(Stream(blocks) if self.short else blocks, self.batch_size)
+    def val_dataloader(self):
+        return DataLoader(Blocks(8, 2, True), self.batch_size)
+
+class Tearing(torch.optim.AdamW):
+    "Fails in its third step, or in the backward pass after it."
+    steps = 0
+    def step(self, closure=None):
+        self.steps += 1
+        if self.steps == 3 and os.environ["ACT"] == "step":
+            raise RuntimeError("the optimizer is torn")
+        super().step(closure)
+        if self.steps == 3:
+            self.param_groups[0]["params"][0].register_hook(self.fail)
+    def fail(self, gradient):
+        raise RuntimeError("the optimizer is torn")
+"""
+
+
+@pytest.fixture
+def mishap(tmp_path, monkeypatch):
+    """Options that train on a user's DataModule; ``act`` happens in the validation of a step of a run.
+
+    It is known by the row before: the file's last one begins with the step.
+    """
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "my_mishap.py").write_text(MISHAP)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
+
+    def options(out_dir: Path, act: str = "", step: int = 0) -> tuple[str, ...]:
+        for name, value in (("ACT_ON", out_dir / "metrics.csv"), ("ACT_AT", step), ("ACT", act)):
+            monkeypatch.setenv(name, str(value))
+        return ("--data", "my_mishap.Mishap")
+
+    return options
+
+
+@pytest.mark.parametrize(("study", "lr"), [(False, 0.001), (True, 0.001), (True, 3.0)])
+def test_a_signal_in_the_last_steps_validation_saves_and_begins_no_other_run(
+    command, models, mishap, tmp_path, study, lr
+):
+    """Nor where that run's end is a divergence."""
+    cells = [tmp_path / f"out/cells/lr-{each}-batch-4-seed-42" for each in (lr, 0.002)]
+    first = cells[0] if study else tmp_path / "out"
+
+    def words(*acting: object) -> tuple[object, ...]:
+        if not study:
+            sized = training(models[16], first, "--lr", lr, *mishap(first, *acting), steps=4, batch=4)
+            return ("warmstart_scratch", *sized, "--resume", "auto")
+        return ("warmstart_grid_search", "--target", models[16], "--lrs", f"{lr},0.002", "--batch_sizes", 4,
+                "--out_dir", tmp_path / "out", "--train.max_tokens", 1024, "--train.micro_batch_size", 4, "--compile",
+                "false", "--precision", "32-true", "--logger_name", "csv", *mishap(first, *acting))  # fmt: skip
+
+    told = command(*words("signal", 4))
+    assert told.status == 128 + signal.SIGUSR1 and "Traceback" not in told.err, told
+    said = f"Saved {str(first / 'final')!r} after 1,024 tokens" in told.out, "training diverged: " in told.err
+    assert said == (lr < 3, lr == 3) and steps_of(first / "final") == 4
+    assert not cells[1].exists()
+    before = table(first / "metrics.csv")
+    told = command(*words())
+    assert told.status == 0 and table(first / "metrics.csv") == before, told
+    assert (steps_of(cells[1] / "final") == 4) if study else "nothing to do" in told.out
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_what_was_due_when_a_run_broke_off_is_measured_when_it_goes_on(command, words, mishap, tmp_path, step):
+    more = ("--eval.interval", 1, "--track", 1, "--resume", "auto")
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert command("warmstart_scratch", *words(whole, *mishap(whole), *more, steps=6)).status == 0
+    told = command("warmstart_scratch", *words(torn, *mishap(torn, "fail", step), *more, steps=6))
+    assert told.status == 1 and len(told.error_lines) == 1 and "the tape is torn" in told.err, told
+    assert steps_of(newest(torn)) == step and len(table(torn / "metrics.csv")) < len(table(whole / "metrics.csv"))
+    assert command("warmstart_scratch", *words(torn, *mishap(torn), *more, steps=6)).status == 0
+    for name in ("metrics.csv", "norms.csv"):
+        assert table(torn / name) == table(whole / name)
+
+
+def test_a_run_whose_last_save_failed_does_not_validate_twice(command, words, tmp_path):
+    more = ("--track", 2, "--resume", "auto")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/.final.partial").write_text("in the way")
+    broke_off(command("warmstart_scratch", *words(tmp_path / "torn", *more[:2], steps=6)), tmp_path / "torn")
+    (tmp_path / "torn/.final.partial").unlink()
+    for out_dir in (tmp_path / "torn", tmp_path / "whole"):
+        assert command("warmstart_scratch", *words(out_dir, *more, steps=6)).status == 0
+    for name in ("metrics.csv", "norms.csv"):
+        assert table(tmp_path / "torn" / name) == table(tmp_path / "whole" / name)
+
+
+def test_data_that_ends_where_nothing_can_be_saved_is_told_with_the_last_good_checkpoint(
+    command, words, mishap, tmp_path
+):
+    out_dir = tmp_path / "run"
+    out_dir.mkdir()
+    (out_dir / ".step-00000004.partial").write_text("in the way")
+    short = ("--data.short", "true", "--train.save_interval", 3)
+    told = command("warmstart_scratch", *words(out_dir, *mishap(out_dir), *short))
+    broke_off(told, out_dir, "step-00000004", "step-00000003")
+    (out_dir / ".step-00000004.partial").unlink()
+    told = command("warmstart_scratch", *words(out_dir, *mishap(out_dir), *short, "--resume", "true"))
+    assert told.status == 1 and len(told.error_lines) == 1 and "the data ended after 1,024 of" in told.err
+    assert steps_of(out_dir / "step-00000004") == 4
+
+
+@pytest.mark.parametrize(("act", "saved"), [("step", 2), ("backward", 3)])
+def test_an_error_of_an_unknown_kind_keeps_its_traceback_and_what_is_whole_is_saved(
+    words, mishap, tmp_path, act, saved
+):
+    out_dir, torn = tmp_path / "run", ("--optimizer", "my_mishap.Tearing")
+    told = shell("warmstart_scratch", *words(out_dir, *mishap(out_dir, act), *torn, steps=9))
+    assert told.status == 1 and told.error_lines[-1] == "RuntimeError: the optimizer is torn", told
+    assert "Traceback" in told.err
+    (line,) = (line for line in told.error_lines if "not foreseen" in line)
+    assert f"At step {saved} " in line and f"the last good checkpoint is {str(newest(out_dir))!r}" in line
+    assert "--resume true" in line and steps_of(newest(out_dir)) == saved
+
+
+def test_a_coordinate_check_that_is_killed_while_it_writes_can_be_given_again(command, base, tmp_path):
+    words = ("warmstart_coord_check", "--base", base, "--widths", "16,32", "--parametrizations", "mup", "--steps", 2,
+             "--num_seeds", 1, "--batch_size", 2, "--block_size", 16, "--out_dir", tmp_path / "check")  # fmt: skip
+    process = subprocess.Popen([sys.executable, *MAIN[1:], *map(str, words)], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "check/coord_check.csv").exists():
+        time.sleep(0.0005)
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL and not (tmp_path / "check/hyperparameters.yaml").exists()
+    told = command(*words)
+    assert told.status == 1 and "holds a coordinate check: pass --overwrite true" in told.err
+    assert command(*words, "--overwrite", "true").status == 0
+    assert (tmp_path / "check/hyperparameters.yaml").is_file() and (tmp_path / "check/coord_check.png").is_file()

@@ -1,6 +1,7 @@
 """Damaged files: what can be read is kept, what cannot is named in one line and blocks nothing else."""
 
 import csv
+import fcntl
 import random
 import shutil
 from pathlib import Path
@@ -158,3 +159,23 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused_or_changes_nothing
         assert refused == 12
     if name in ("config.json", "hyperparameters.yaml"):  # nothing is read of them
         assert refused == 0
+
+
+def test_final_that_was_about_to_be_replaced_is_gone_on_from_and_moved_under_the_lock_alone(command, words, folder):
+    """As a kill between the two renames leaves it."""
+    (folder / "final").rename(folder / ".final.older")
+    before = contents(folder)
+    told = command("warmstart_scratch", *words(folder, "--resume", "true", "--schedule", "linear"))
+    assert told.status == 1 and "--resume: schedule was" in told.err and contents(folder) == before
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for steps in (6, 7):
+            told = command("warmstart_scratch", *words(folder, "--resume", "true", steps=steps))
+            assert told.status == 1 and told.error_lines[-1].count("another process") == 1, told
+            assert contents(folder).keys() >= before.keys()
+    told = command("warmstart_scratch", *words(folder, "--resume", "true", steps=7))
+    assert told.status == 0 and "at step 6" in told.out and not (folder / ".final.older").exists()
+    (folder / "final").rename(folder / ".final.older")
+    told = command("warmstart_scratch", *words(folder, "--resume", "true", steps=6))
+    assert told.status == 0 and f"{str(folder / 'final')!r} has all 6 steps: nothing to do" in told.out
+    assert (folder / "final/lit_model.pth").is_file() and not (folder / ".final.older").exists()

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.guards.conftest import MAIN, training
+from tests.guards.conftest import MAIN, STEP, table, training
 
 STEPS = 24
 LONGEST = 120
@@ -78,13 +78,6 @@ def kill(words: list[object], out_dir: Path, aim: str, chance: random.Random) ->
 def finish(words: list[object]) -> None:
     done = subprocess.run([*MAIN, *map(str, words)], capture_output=True, text=True, timeout=LONGEST)
     assert done.returncode == 0, done.stderr
-
-
-def table(path: Path) -> list[list[str]]:
-    """A CSV file's rows without what a clock decides."""
-    lines = [line.split(",") for line in path.read_text().splitlines()]
-    timed = [i for i, name in enumerate(lines[0]) if name in ("seconds", "tokens_per_sec")]
-    return [[cell for i, cell in enumerate(line) if i not in timed] for line in lines]
 
 
 def assert_same(one: object, two: object, where: str = "state") -> None:
@@ -172,4 +165,51 @@ def test_every_kind_of_run_goes_on_to_the_same_bits_wherever_it_is_killed(comman
     print(
         f"{name}, seed {seed}: {hits} of {len(aims)} kills ({', '.join(aims)}) hit a running process", file=sys.stderr
     )
-    assert hits >= 1
+    assert hits >= 2
+
+
+def at_the_same_time(words: list[object]) -> list[tuple[int, str, str]]:
+    """Start a command twice at once; status, standard output and error of both, by status."""
+    processes = [
+        subprocess.Popen([*MAIN, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=2 * LONGEST) for process in processes]
+    return sorted((process.returncode, *texts) for process, texts in zip(processes, told, strict=True))
+
+
+def assert_one_goes_on(ended: list[tuple[int, str, str]], nothing_to_do: str) -> None:
+    (first, out, _), (second, other_out, err) = ended
+    assert first == 0, ended
+    if second:
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert second == 1 and len(lines) == 1 and "another process" in err, ended
+    else:
+        assert sum(nothing_to_do in text for text in (out, other_out)) == 1, ended
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_two_processes_on_one_run_one_does_it(command_of, tmp_path, begun):
+    kind, undisturbed, twice = KINDS["grown, tracked"], tmp_path / "undisturbed", tmp_path / "twice"
+    finish(command_of(kind, undisturbed))
+    if begun:
+        assert not kill(command_of(kind, twice), twice, "after a save", random.Random(0))
+    assert_one_goes_on(at_the_same_time(command_of(kind, twice)), "nothing to do")
+    assert_same_run(undisturbed, twice)
+
+
+@pytest.mark.drill
+def test_of_two_processes_on_one_grid_one_does_it(models, data, tmp_path):
+    def words(out_dir: Path) -> list[object]:
+        return ["warmstart_grid_search", "--target", models[16], "--lrs", "0.01,0.02", "--batch_sizes", 4,
+                "--out_dir", out_dir, "--train.max_tokens", 256 * STEPS, "--train.micro_batch_size", 4, *STEP,
+                "--data", "PreparedText", "--data.data_path", data]  # fmt: skip
+
+    finish(words(tmp_path / "undisturbed"))
+    assert_one_goes_on(at_the_same_time(words(tmp_path / "twice")), "2 of 2 runs have ended before")
+    cells = sorted(path.name for path in (tmp_path / "undisturbed/cells").iterdir())
+    assert len(cells) == 2 and cells == sorted(path.name for path in (tmp_path / "twice/cells").iterdir())
+    for cell in cells:
+        assert_same_run(*(tmp_path / out_dir / "cells" / cell for out_dir in ("undisturbed", "twice")))
+    assert table(tmp_path / "undisturbed/grid_search.csv") == table(tmp_path / "twice/grid_search.csv")

@@ -96,6 +96,44 @@ def test_a_run_of_the_first_landing_which_has_no_manifest_is_replaced_too(comman
     is_refused(command("warmstart_scratch", *words(folder, "--overwrite", "true")), "outcome.json")
 
 
+@pytest.mark.parametrize("columns", [9, 8, 7])
+@pytest.mark.parametrize("more", [("--resume", "auto"), ("--overwrite", "true")])
+def test_an_unfinished_run_of_the_first_landing_without_a_checkpoint_goes_on(
+    command, words, run_folder, tmp_path, columns, more
+):
+    """Its metrics.csv had all columns or all but the last; with another header it is a user's."""
+    lines = (run_folder() / "metrics.csv").read_text().splitlines()[:2]
+    add(tmp_path / "metrics.csv", "".join(",".join(line.split(",")[:columns]) + "\r\n" for line in lines))
+    before = contents(tmp_path)
+    if columns < 8:
+        is_refused(command("warmstart_scratch", *words(tmp_path, *more)), "metrics.csv", "was not written by a run")
+        assert contents(tmp_path) == before
+        return
+    is_refused(command("warmstart_scratch", *words(tmp_path)), "already holds a run: pass --resume auto")
+    assert contents(tmp_path) == before
+    assert command("warmstart_scratch", *words(tmp_path, *more)).status == 0
+    assert (tmp_path / "final/lit_model.pth").is_file()
+
+
+def test_overwrite_removes_what_a_killed_run_left_hidden_and_follows_no_link(command, words, run_folder):
+    folder = run_folder()
+    left = [".final.partial", ".final.older", ".final.removed", ".step-00000003.partial", ".step-00000005.older"]
+    for name in left:
+        shutil.copytree(folder / "step-00000003", folder / name)
+    (folder / ".step-00000004.partial").symlink_to(add(folder.parent / "theirs/lit_model.pth").parent)
+    for name in (".step-best.partial/lit_model.pth", ".step-00000006.partial/notes.txt", ".mine.partial/lit_model.pth"):
+        add(folder / name)
+    before = contents(folder)
+    told = command("warmstart_scratch", *words(folder, "--resume", "true", steps=8))
+    assert told.status == 0 and not [name for name in left if "older" not in name and (folder / name).exists()]
+    shutil.copytree(folder / "final", folder / ".step-00000003.partial")
+    assert command("warmstart_scratch", *words(folder, "--overwrite", "true")).status == 0
+    after = contents(folder)
+    assert not set(left) & after.keys() and (folder.parent / "theirs/lit_model.pth").read_text() == "mine"
+    hidden = {name: value for name, value in before.items() if name.startswith((".step", ".mine"))}
+    assert {name for name in hidden if not name.startswith(tuple(left))} <= after.keys()
+
+
 def test_a_manifest_names_nothing_outside_the_run(command, words, run_folder):
     folder = run_folder()
     theirs = add(folder.parent / "logs/csv/version_0/metrics.csv")
