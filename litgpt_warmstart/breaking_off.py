@@ -46,7 +46,7 @@ def end_early(
     try:
         with deaf_to_children():
             saved, note = _save_once(fabric, spec, state, plan)
-    except (UserError, OSError) as failed:
+    except Exception as failed:  # whatever it is, the first one is told
         last, _ = checkpoint.newest_checkpoint(spec.out_dir)
         saved, note = last, "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
     if stop and saved and isinstance(error, BrokeOff | OSError):

@@ -104,7 +104,7 @@ class MetricsFile(RowFile):
         kept = [numbers(row) for row in self.kept]
         self.seconds = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         """Training time up to ``resume_step``."""
-        self.val_losses = [row["val_loss"] for row in kept if "val_loss" in row]
+        self.val_losses = {row["step"]: row["val_loss"] for row in kept if "val_loss" in row}
         """All so far."""
         self.validated = {int(row["step"]) for row in kept if "val_loss" in row}
         """Steps up to ``resume_step`` that have one."""
@@ -112,7 +112,7 @@ class MetricsFile(RowFile):
     def write(self, **row: float) -> None:
         """Append one row; see :meth:`append`."""
         if "val_loss" in row:
-            self.val_losses.append(row["val_loss"])
+            self.val_losses[row["step"]] = row["val_loss"]
         self.append([row])
 
 

@@ -89,7 +89,8 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             with locked(spec.out_dir, busy):
                 put_back(final)
             resume_dir = find_resume_dir(spec)
-        check_end(spec, metrics.read_metrics(spec.out_dir / metrics.FILE_NAME), resume_dir)
+        before = metrics.read_metrics(spec.out_dir / metrics.FILE_NAME)
+        check_end(spec, {row["step"]: row["val_loss"] for row in before if "val_loss" in row}, resume_dir)
         fabric.print(
             f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
         )
@@ -147,7 +148,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
             )
         raise SystemExit(stop.exit_status)
     try:
-        check_end(spec, [{"val_loss": loss} for loss in rows.val_losses], folder)
+        check_end(spec, rows.val_losses, folder)
         tell(f"Saved {str(folder)!r} after {state.step_count * spec.tokens_per_step:,} tokens")
     except UserError as error:
         if stop:
@@ -158,18 +159,19 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     return folder
 
 
-def check_end(spec: RunSpec, rows: list[dict[str, float]], folder: Path) -> None:
+def check_end(spec: RunSpec, val_losses: dict[float, float], folder: Path) -> None:
     """Raise :class:`Diverged` for a run that came to its end with a loss that is worth nothing.
 
     Args:
         spec: The run.
-        rows: Of metrics.csv.
+        val_losses: By step, in the order of steps.
         folder: Where it is saved.
     """
-    losses = [row["val_loss"] for row in rows if "val_loss" in row]
-    if losses and metrics.ended_diverged(losses[0], losses[-1], spec.config.padded_vocab_size):
+    last, at_start = next(reversed(val_losses.values()), None), val_losses.get(0)  # the first may be late
+    if metrics.ended_diverged(at_start, last, spec.config.padded_vocab_size):
+        began = "" if at_start is None else f" the first was {at_start:.4g},"
         raise Diverged(
-            f"training diverged: the last validation loss is {losses[-1]:.4g}, the first was {losses[0]:.4g}, and a"
+            f"training diverged: the last validation loss is {last:.4g},{began} and a"
             f" uniform guess has {math.log(spec.config.padded_vocab_size):.4g}; {str(folder)!r} is saved all the same:"
             f" lower --lr (now {spec.base_lr:g}) and start anew in another --out_dir"
         )

@@ -411,3 +411,10 @@ def test_a_coordinate_check_that_is_killed_while_it_writes_can_be_given_again(co
     assert told.status == 1 and "holds a coordinate check: pass --overwrite true" in told.err
     assert command(*words, "--overwrite", "true").status == 0
     assert (tmp_path / "check/hyperparameters.yaml").is_file() and (tmp_path / "check/coord_check.png").is_file()
+
+
+def test_a_run_that_is_first_validated_when_it_has_diverged_is_no_success(command, words, tmp_path):
+    late = ("--eval.initial_validation", "false", "--eval.interval", 100)
+    told = command("warmstart_scratch", *words(tmp_path, *late, lr=3, steps=6))
+    assert told.status == 1 and len(told.error_lines) == 1, told
+    assert "training diverged: the last validation loss is" in told.err and "a uniform guess has 6.238" in told.err
