@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -44,6 +45,7 @@ def main() -> None:
     try:
         _main()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one, while the first ends it
         raise SystemExit(130) from None
 
 

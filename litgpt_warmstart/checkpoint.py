@@ -353,17 +353,20 @@ def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]
     :func:`older_folder`.
 
     Returns:
-        The folder, and those that were passed over, with the reason: their record cannot be read, or, of those with
-        more steps, a file has changed since it was saved.
+        The folder, and those that were passed over, with the reason: their record cannot be read, a file is missing,
+        or, of those with more steps, one has changed since it was saved.
     """
     final = where_it_is(out_dir / "final")
     found, unread = [], []
     for folder in (*step_folders(out_dir), final):
-        if not (folder / STATE).is_file() or not (folder / RECORD).is_file():
+        if not (folder / RECORD).is_file():
             continue
         try:
             record = Record.load(folder / RECORD)
-            if record.training:
+            missing = [name for name in DECISIVE if not (folder / name).is_file()]
+            if record.training and missing:
+                unread.append((folder, f"{missing[0]} is missing"))
+            elif record.training:
                 found.append((record.step_count, folder == final, folder, record))
         except (UserError, OSError) as error:
             unread.append((folder, one_line(error)))

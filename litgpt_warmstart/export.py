@@ -25,6 +25,8 @@ from litgpt_warmstart.tokenizer_files import NAMES
 
 Format = Literal["transformers", "litgpt"]
 SAFETENSORS = "model.safetensors"
+MARK = ".warmstart_export"
+"""Tells what is exported here from a model that somebody has downloaded."""
 
 
 def export(source: Path, out_dir: Path, format: Format) -> str:
@@ -54,6 +56,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     weights = checkpoint.plain_weights(header)
     tokenizer = header.tokenizer
     with files.atomic_folder(out_dir, foreign_to_export) as partial:
+        (partial / MARK).write_text(f"{source}\n", encoding="utf-8")
         if tokenizer:
             tokenizer.write(partial)
         write_hf_configs(partial, config, tokenizer, str(weights["lm_head.weight"].dtype).removeprefix("torch."))
@@ -73,8 +76,8 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
 
 
 def foreign_to_export(folder: Path) -> list[str]:
-    """What in a folder is not of those that :func:`export` writes; without weights, all of it."""
-    weights = (checkpoint.WEIGHTS, SAFETENSORS)
-    if not any((folder / name).is_file() for name in weights):
+    """What in a folder is not of those that :func:`export` writes; without its mark, all of it."""
+    if not (folder / MARK).is_file():
         return files.entries(folder)
-    return files.others(folder, (*weights, checkpoint.CONFIG, HF_CONFIG, GENERATION_CONFIG, *NAMES))
+    weights = (checkpoint.WEIGHTS, SAFETENSORS)
+    return files.others(folder, (MARK, *weights, checkpoint.CONFIG, HF_CONFIG, GENERATION_CONFIG, *NAMES))

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def entries(folder: Path) -> list[str]:
 
 def others(folder: Path, names: Collection[str]) -> list[str]:
     """Entries of a folder that are not among the files of these names."""
-    return [name for name in entries(folder) if name not in names or (folder / name).is_dir()]
+    return [name for name in entries(folder) if name not in (*names, LOCK) or (folder / name).is_dir()]
 
 
 @contextmanager
@@ -91,17 +91,30 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
     """
     path = Path(os.path.abspath(path))
     partial, older = path.with_name(f".{path.name}.partial"), older_folder(path)
-    shutil.rmtree(partial, ignore_errors=True)
+    with ExitStack() as held:
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(partial, f"another process is writing {str(path)!r}: wait for it"))
+        except OSError as error:
+            raise UserError(f"cannot write {str(path)!r}: {one_line(error)}: move that, or choose another") from error
+        with _filled(path, partial, older, foreign):
+            yield partial
+
+
+@contextmanager
+def _filled(path: Path, partial: Path, older: Path, foreign: Callable[[Path], list[str]]) -> Iterator[None]:
+    """While entered, a locked folder is filled; then it takes the place of another."""
     try:
-        _give_up(older, path, foreign)  # of a process that was killed
-        partial.mkdir(parents=True)
-        yield partial
+        _empty(partial)  # of a process that was killed
+        _give_up(older, path, foreign)
+        yield
         for file in partial.rglob("*"):
             flush_to_disk(file)
         flush_to_disk(partial)
         if os.path.lexists(path):
             path.rename(older)
         partial.rename(path)
+        (path / LOCK).unlink()
         flush_to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         # What torch's writer says of a full disk depends on where it comes to its end.
@@ -116,6 +129,17 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
         _give_up(older, path, foreign)
 
 
+def _empty(partial: Path) -> None:
+    """Remove all but the lock from a folder."""
+    for path in partial.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def theirs_at(path: Path, foreign: Callable[[Path], list[str]]) -> list[str]:
     """Names of what at a path is not ours: a link or a file is wholly somebody's, of a folder what is foreign."""
     return [path.name] if path.is_symlink() or not path.is_dir() else foreign(path)
@@ -125,7 +149,7 @@ def _give_up(older: Path, path: Path, foreign: Callable[[Path], list[str]]) -> N
     """Put back a folder that was to be replaced by one that is not there, else remove it, or keep it aside and tell."""
     if not os.path.lexists(older):
         return
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) and not older.is_symlink():
         older.rename(path)
     elif theirs_at(older, foreign):
         number = 1

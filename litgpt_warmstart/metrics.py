@@ -142,12 +142,18 @@ def whole_number(cell: str) -> int:
 def keep_rows(
     path: Path, columns: tuple[str, ...], check: Callable[[Cells], object], resume_step: int | None
 ) -> list[Cells]:
-    """Write a file anew with its rows up to a step; None keeps none.
+    """Write a file anew with its rows up to a step; None keeps none. One with rows that cannot be read is kept aside.
 
     Returns:
         Their cells.
     """
-    rows = [] if resume_step is None else read_rows(path, columns, check)
+    rows, told = ([], "") if resume_step is None else _read(path, columns, check)
+    if told:
+        number = 1
+        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+            number += 1
+        write_whole(aside, path.read_bytes())
+        print(f"{told}; the file as it was is {str(aside)!r}", file=sys.stderr)
     kept = [row for row in rows if int(row["step"]) <= resume_step]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
@@ -167,8 +173,16 @@ def read_rows(path: Path, columns: tuple[str, ...], check: Callable[[Cells], obj
         columns: What its header says where that is damaged; an older version's may say less.
         check: Raises a ValueError for cells that are no row of such a file.
     """
+    rows, told = _read(path, columns, check)
+    if told:
+        print(told, file=sys.stderr)
+    return rows
+
+
+def _read(path: Path, columns: tuple[str, ...], check: Callable[[Cells], object]) -> tuple[list[Cells], str]:
+    """The rows that can be read, and how many cannot, in words."""
     if not path.is_file():
-        return []
+        return [], ""
     header, *lines = [line for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
     named = _cells(header)
     unread = 0
@@ -184,9 +198,8 @@ def read_rows(path: Path, columns: tuple[str, ...], check: Callable[[Cells], obj
             unread += 1
         else:
             rows.append(row)
-    if unread:
-        print(f"{path}: {unread} of {1 + len(lines)} lines could not be read and are left out", file=sys.stderr)
-    return rows
+    told = f"{path}: {unread} of {1 + len(lines)} lines could not be read and are left out" if unread else ""
+    return rows, told
 
 
 def _cells(line: bytes) -> list[str] | None:

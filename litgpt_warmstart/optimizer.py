@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 
 from litgpt_warmstart.errors import UserError, one_line
 
@@ -32,6 +33,17 @@ class ChosenOptimizer:
     def plain(self) -> dict[str, Any]:
         """As hyperparameters.yaml and records have it."""
         return {"class_path": self.class_path, "init_args": self.init_args}
+
+    def arguments(self, fused: bool) -> dict[str, Any]:
+        """What the class is called with.
+
+        Args:
+            fused: Whether to take its fused implementation, where it has one and the user's arguments go with it.
+        """
+        others = ("fused", "foreach", "differentiable", "capturable")
+        if fused and "fused" in inspect.signature(self.cls).parameters and not set(others) & set(self.init_args):
+            return {**self.init_args, "fused": True}
+        return dict(self.init_args)
 
     @property
     def cls(self) -> type[torch.optim.Optimizer]:
@@ -66,13 +78,13 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
             known = ", ".join(known for known in parameters if known != "params")
             raise UserError(f"--optimizer {path} has no argument {name!r}: it takes {known}")
         default = 1e-3 if name == "lr" else parameters[name].default if name in parameters else None
-        init_args[name] = value = _number(value) if isinstance(value, str) else value
+        init_args[name] = value = _plain(value) if isinstance(value, str) else value
         if not _is_like(value, default):
             raise UserError(f"--optimizer {path}: {name} is {one_line(repr(value), 60)}: its default is {default}")
     lr = init_args.pop("lr", None)
     chosen = ChosenOptimizer(_canonical(path, cls), _told(init_args, cls), lr)
     try:
-        cls([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.init_args)
+        cls([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
     except Exception as error:  # a ValueError of torch's; of another's class anything
         raise UserError(f"--optimizer {path}: {one_line(error)}: change that argument") from error
     return chosen
@@ -142,11 +154,15 @@ def _same(value: Any, default: Any) -> bool:
     return value == (list(default) if isinstance(default, tuple) else default)
 
 
-def _number(text: str) -> float | str:
-    """YAML 1.1 takes 1e-6, which has no dot, for text."""
+def _plain(text: str) -> Any:
+    """What a flag's text says in YAML, which, in its version 1.1, takes 1e-6 without a dot for text."""
     try:
         return float(text)
     except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
 
 

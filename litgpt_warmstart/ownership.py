@@ -14,7 +14,7 @@ from typing import Any
 from litgpt_warmstart import norms
 from litgpt_warmstart.checkpoint import FILES, RECORD, STATE, WEIGHTS, step_folders
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import others, remove_folder, write_whole
+from litgpt_warmstart.files import older_folder, others, remove_folder, write_whole
 from litgpt_warmstart.metrics import FILE_NAME, HEADERS
 from litgpt_warmstart.record import Record
 
@@ -34,6 +34,13 @@ def check_free(out_dir: Path) -> None:
         raise _not_ours(theirs[0])
     for name in NAMES:
         check_file(out_dir / name)
+    hidden = [older_folder(out_dir / "final"), (out_dir / "final").with_name(".final.partial"), out_dir / LOGS]
+    for path in hidden:
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise _not_ours(path)
+    for name in (*NAMES, MANIFEST):
+        if (out_dir / name).is_dir():
+            raise _not_ours(out_dir / name)
 
 
 def check_file(path: Path) -> None:

@@ -15,7 +15,6 @@ Standard parametrization is the same with the target itself as muP base: every m
 """
 
 import hashlib
-import inspect
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -195,9 +194,8 @@ def build_optimizer(
         base_lr: The learning rate that was tuned.
         fused: Use the fused implementation where the optimizer has one and its arguments say nothing of it.
     """
-    faster = {"fused": True} if fused and "fused" in inspect.signature(optimizer.cls).parameters else {}
-    init_args = {name: tuple(v) if isinstance(v, list) else v for name, v in optimizer.init_args.items()}
-    built = mup.MuAdam(model.parameters(), impl=optimizer.cls, **(faster | init_args), lr=base_lr)
+    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in optimizer.arguments(fused).items()}
+    built = mup.MuAdam(model.parameters(), impl=optimizer.cls, **arguments, lr=base_lr)
     for group in built.param_groups:
         group["lr_scale"] = group["lr"] / base_lr
     return built

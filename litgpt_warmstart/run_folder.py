@@ -87,6 +87,9 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
             ownership.check_free(spec.out_dir)
         return found
     for needed in (spec.growth and spec.growth.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
+        if needed and needed.resolve() in (spec.out_dir.resolve(), *spec.out_dir.resolve().parents):
+            raise UserError(f"--out_dir {str(spec.out_dir)!r} is in {str(needed)!r}, which this run starts from:"
+                            " choose another")  # fmt: skip
         if spec.overwrite and needed and spec.out_dir.resolve() in needed.resolve().parents:
             raise UserError(
                 f"--overwrite would delete {str(needed)!r}, which this run starts from: choose another --out_dir"

@@ -124,6 +124,7 @@ def read_config(path: Path) -> Config:
 
 
 LARGEST_SIZE = 2**31 - 1
+LONGEST_NAME = 100
 ABOVE_ZERO = {
     "block_size", "n_layer", "n_embd", "vocab_size", "padding_multiple", "padded_vocab_size", "norm_eps", "n_head",
     "head_size", "n_query_groups", "attention_scores_scalar", "sliding_window_size", "attention_logit_softcapping",
@@ -165,6 +166,9 @@ def checked_config(content: object, where: str) -> Config:
                 raise UserError(f"{told}: {name} is {_shown(value)}: no model is that large")
     if not content.get("rotary_percentage", 0) <= 1:
         raise UserError(f"{told}: rotary_percentage is {content['rotary_percentage']}: give a part, at most 1")
+    name = content.get("name", "")
+    if not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > LONGEST_NAME:
+        raise UserError(f"{told}: name is {_shown(name)}: folders are called by it, so give a plain word")
     given = {field.name: field.default for field in fields(Config)} | content
     for whole, part, needed in (
         ("n_embd", "n_head", given["head_size"] is None),

@@ -4,11 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litgpt_warmstart.args import Alignment, Gains, Growth
-from litgpt_warmstart.checkpoint import foreign_entries
+from litgpt_warmstart.checkpoint import RECORD, foreign_entries
 from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import theirs_at
+from litgpt_warmstart.record import Record
 
 
 @checked
@@ -58,6 +59,8 @@ def setup(
                     f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: it holds {', '.join(theirs[:3])};"
                     " choose another"
                 )
+            if Record.load(out_dir / RECORD).training:
+                raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         start = read_base(base)

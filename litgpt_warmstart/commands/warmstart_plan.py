@@ -49,10 +49,26 @@ def setup(
         start = read_base(base)
         growth = Growth(start.path, shrink, alignment, perturb, gains)
         spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), {}, **kwargs)
+        if json is not None:
+            _check_free(Path(json))
         plan = make_plan(spec, start, measure)
         print(plan.describe())
         if json is not None:
             _write(Path(json), asdict(plan))
+
+
+def _check_free(path: Path) -> None:
+    """Raise a UserError for a file that a plan would replace and that is none."""
+    import json
+
+    if not path.exists():
+        return
+    try:
+        is_plan = {"base", "target", "steps", "parameter_growth"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        is_plan = False
+    if not is_plan:
+        raise UserError(f"--json {str(path)!r} is there and holds no plan: choose another file")
 
 
 def _write(path: Path, content: dict) -> None:

@@ -15,6 +15,7 @@ from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.chunks import INDEX
 from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
 from litgpt_warmstart.data.reading import TrainLoader, val_rows
@@ -151,7 +152,11 @@ def prepare_data(spec: RunSpec) -> None:
         raise
     except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
         given = ", ".join(f"{k} {v}" for k, v in init_args(data).items() if "path" in k and v is not None)
-        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error)}") from error
+        half = next((str(value) for name, value in vars(data).items() if name.endswith(("_train", "_val"))
+                     and isinstance(value, str | Path) and Path(value).is_dir()
+                     and not (Path(value) / INDEX).is_file()), None)  # fmt: skip
+        remedy = f": a preparation broke off there: delete {half!r} and give the command again" if half else ""
+        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error, 200)}{remedy}") from error
 
 
 def plan_blocks(spec: RunSpec) -> DataPlan:

@@ -18,15 +18,13 @@ from litgpt.data import DataModule, LitData, MicroLlama, OpenWebText, TextFiles,
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from litgpt_warmstart.data.chunks import INDEX
 from litgpt_warmstart.data.prepared_index import PREPARED
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.stdlib_text import StdlibText
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
 from litgpt_warmstart.record import DataUse
-
-CHUNKS = "index.json"
-"""In each folder of chunks that litdata has finished."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class _ChunkIndex(TypedDict):
 
 def _has_chunks(*folders: str | Path) -> bool:
     """Whether there are tokens in each of the folders; litdata would import modules that another index.json names."""
-    paths = [Path(folder, CHUNKS) for folder in folders]
+    paths = [Path(folder, INDEX) for folder in folders]
     if not all(path.is_file() for path in paths):
         return False
     for path in paths:

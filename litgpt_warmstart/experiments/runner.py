@@ -23,8 +23,10 @@ from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.optimizer import recorded_optimizer
-from litgpt_warmstart.ownership import OUTCOME
+from litgpt_warmstart.ownership import OUTCOME, check_free
+from litgpt_warmstart.parsing import Count, Finite, Unreadable, parse
 from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.run_folder import check_writable
 
 Status = Literal["finished", "diverged", "skipped"]
 Executor = Literal["here", "ray"]
@@ -52,17 +54,17 @@ class Outcome:
     status: Status
     reason: str | None = None
     """Why, where it did not finish."""
-    first_val_loss: float | None = None
+    first_val_loss: Finite | None = None
     """Validation loss before the first step."""
-    val_loss: float | None = None
+    val_loss: Finite | None = None
     """The last one."""
-    step_count: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    step_count: Count = 0
+    tokens: Count = 0
+    seconds: Finite = 0.0
     """Of training."""
-    matmul_flops: float = 0.0
-    hoffmann_flops: float = 0.0
-    settings: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    matmul_flops: Finite = 0.0
+    hoffmann_flops: Finite = 0.0
+    settings: dict[str, Any] = field(default_factory=dict, compare=False)
     """What decided the run; another run in its place must have the same."""
 
 
@@ -107,6 +109,10 @@ def carry_out(
         say(f"{len(ended)} of {len(runs)} runs have ended before")
     if len(ended) < len(runs):
         check_data(runs)
+        for run in runs:
+            if run.name not in ended:
+                check_writable(run.spec.out_dir)
+                check_free(run.spec.out_dir)
         if executor == "ray":
             from litgpt_warmstart.experiments.on_ray import carry_out_on_ray
 
@@ -223,10 +229,15 @@ def read_outcome(run: Run) -> Outcome | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        content.pop("ended", None)
-        outcome = Outcome(**content)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is damaged: delete it, and the run is looked at again") from error
+        if isinstance(content, dict):
+            content.pop("ended", None)
+        outcome = parse(Outcome, content)
+        if not outcome.settings or (outcome.status == "finished" and outcome.val_loss is None):
+            raise Unreadable("it tells no settings or no loss")
+    except (OSError, ValueError, RecursionError, Unreadable) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({one_line(error, 80)}): delete it, and the run is looked at again"
+        ) from error
     now = json.loads(json.dumps(settings(run), default=str))
     before = {**outcome.settings}
     if "optimizer" in before:
