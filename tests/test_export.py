@@ -97,7 +97,7 @@ def test_a_part_that_is_not_supported_is_refused(base, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_exported_is_one_line(base, tmp_path, capsys, changes, told):
-    for name in ("mine/notes", "before/model.safetensors"):
+    for name in ("mine/notes", "before/.warmstart_export"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
     if changes.get("out_dir"):

@@ -156,7 +156,7 @@ def prepare_data(spec: RunSpec) -> None:
                      and isinstance(value, str | Path) and Path(value).is_dir()
                      and not (Path(value) / INDEX).is_file()), None)  # fmt: skip
         remedy = f": a preparation broke off there: delete {half!r} and give the command again" if half else ""
-        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error, 200)}{remedy}") from error
+        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error)}{remedy}") from error
 
 
 def plan_blocks(spec: RunSpec) -> DataPlan:

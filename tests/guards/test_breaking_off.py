@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.guards.conftest import MAIN, shell, table, training
+from tests.guards.conftest import MAIN, contents, shell, table, training
 
 STEPS = 600
 """More than any of these runs gets to."""
@@ -158,9 +158,27 @@ def test_a_logger_that_fails_in_mid_run(command, words, tmp_path, once_saved):
 
 
 def test_a_logger_that_fails_at_the_start(command, words, tmp_path):
-    (tmp_path / "logs").write_text("mine")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/tensorboard").write_text("mine")
     told = command("warmstart_scratch", *words(tmp_path), "--logger_name", "tensorboard")
     assert told.status == 1 and len(told.error_lines) == 1 and "--logger_name tensorboard failed" in told.err
+
+
+@pytest.mark.parametrize("name", ["logs", ".final.partial", ".final.older"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_stands_in_the_way_of_logs_and_saves_is_told_before_anything_is_trained(
+    command, words, tmp_path, name, kind
+):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    if kind == "file":
+        (tmp_path / "run" / name).write_text("mine")
+    else:
+        (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    told = command("warmstart_scratch", *words(tmp_path / "run"))
+    assert told.status == 1 and len(told.error_lines) == 1 and name in told.err and "move it" in told.err
+    assert contents(tmp_path) == before
 
 
 def test_a_loader_worker_that_is_killed(command, words, tmp_path, once_saved):
@@ -359,10 +377,9 @@ def test_what_was_due_when_a_run_broke_off_is_measured_when_it_goes_on(command, 
         assert table(torn / name) == table(whole / name)
 
 
-def test_a_run_whose_last_save_failed_does_not_validate_twice(command, words, tmp_path):
+def test_a_run_whose_last_save_failed_does_not_validate_twice(command, words, tmp_path, once_saved):
     more = ("--track", 2, "--resume", "auto")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn/.final.partial").write_text("in the way")
+    once_saved(tmp_path / "torn/step-00000002", (tmp_path / "torn/.final.partial").touch)
     broke_off(command("warmstart_scratch", *words(tmp_path / "torn", *more[:2], steps=6)), tmp_path / "torn")
     (tmp_path / "torn/.final.partial").unlink()
     for out_dir in (tmp_path / "torn", tmp_path / "whole"):

@@ -55,7 +55,8 @@ def test_a_damaged_metrics_file_keeps_the_rows_that_can_be_read_and_is_told(comm
     told = command("warmstart_scratch", *words(folder, "--resume", "true"))
     assert told.status == 0, told.err
     assert [line for line in told.error_lines if "metrics.csv" in line] == [
-        f"{path}: 1 of {1 + len(before)} lines could not be read and are left out"
+        f"{path}: 1 of {1 + len(before)} lines could not be read and are left out; the file as it was is"
+        f" {str(path) + '.damaged-1'!r}"
     ]
     after = rows(path)
     assert after[: len(before) - 1] == before[:2] + before[3:] and after[-1]["step"] == "7"

@@ -319,7 +319,8 @@ def test_a_tokenizer_that_gives_other_ids_is_another(command, own_base, models, 
     change(content)
     path.write_text(json.dumps(content))
     told = command("warmstart", *training(models[48], tmp_path / "out", "--base", own_base, *from_text))
-    assert told.status == 1 and len(told.error_lines) == 1 and "another tokenizer" in told.err, told.err
+    assert told.status == 1 and len(told.error_lines) == 1, told.err
+    assert "gives other ids than" in told.err or "another tokenizer" in told.err, told.err
     assert not (tmp_path / "out").exists()
 
 
