@@ -180,3 +180,30 @@ def test_final_that_was_about_to_be_replaced_is_gone_on_from_and_moved_under_the
     told = command("warmstart_scratch", *words(folder, "--resume", "true", steps=6))
     assert told.status == 0 and f"{str(folder / 'final')!r} has all 6 steps: nothing to do" in told.out
     assert (folder / "final/lit_model.pth").is_file() and not (folder / ".final.older").exists()
+
+
+@pytest.mark.parametrize("name", ["lit_model.pth", "training_state.pth", "model_config.yaml"])
+def test_a_newest_checkpoint_that_lacks_a_file_is_passed_over_and_named(command, words, folder, name):
+    (folder / "final" / name).unlink()
+    told = command("warmstart_scratch", *words(folder, "--resume", "true"))
+    assert told.status == 0, told.err
+    assert "Resuming" in told.out and "step-00000003" in told.out
+    assert f"passing over {str(folder / 'final')!r}: {name} is missing" in told.out
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "[]", "{", '{"status": 1}', '{"status": "finished"}', '{"status": "finished", "val_loss": "x"}',
+     '{"status": "finished", "val_loss": NaN, "settings": {"lr": 1}}', '{"status": "finished", "settings": 5}',
+     '{"status": "finished", "val_loss": 0.001, "first_val_loss": 6}'],
+)  # fmt: skip
+def test_an_outcome_that_is_none_wins_no_grid(command, models, from_text, tmp_path, content):
+    words = ("warmstart_grid_search", "--target", models[16], "--lrs", 0.02, "--batch_sizes", 4, "--out_dir", tmp_path,
+             "--train.max_tokens", 512, "--train.micro_batch_size", 4, "--compile", "false", "--precision", "32-true",
+             "--logger_name", "csv", "--eval.max_iters", 4, *from_text)  # fmt: skip
+    outcome = tmp_path / "cells/lr-0.02-batch-4-seed-42/outcome.json"
+    outcome.parent.mkdir(parents=True)
+    outcome.write_text(content)
+    told = command(*words)
+    assert told.status == 1 and len(told.error_lines) == 1 and "is damaged" in told.err and "delete it" in told.err
+    assert not (tmp_path / "best").exists()

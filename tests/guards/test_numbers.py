@@ -68,6 +68,22 @@ def test_every_spelling_of_an_optimizer_trains_writes_and_prints_the_same(train,
     assert "AdamW, betas [0.9, 0.999], weight_decay 0.0" in out
 
 
+@pytest.mark.parametrize(
+    "given",
+    [("--optimizer", "AdamW", "--optimizer.amsgrad", "true"), ("--optimizer.init_args.amsgrad", "true"),
+     ("--optimizer", "{class_path: AdamW, init_args: {amsgrad: true}}")],
+)  # fmt: skip
+def test_a_flag_that_says_true_is_no_text(train, given):
+    run, _ = train("run", *given)
+    told, recorded, used = optimizer_of(run)
+    assert told == recorded and told["init_args"]["amsgrad"] is True and used["amsgrad"] is True
+
+
+def test_an_argument_that_does_not_go_with_the_fused_step_leaves_it_out(train):
+    run, _ = train("run", "--optimizer", "{class_path: AdamW, init_args: {foreach: true}}")
+    assert optimizer_of(run)[0]["init_args"]["foreach"] is True
+
+
 def test_a_name_in_a_file_stays_where_a_flag_gives_an_argument(train):
     run, _ = train("run", "--optimizer.betas", "[0.8,0.9]", in_file={"optimizer": "Adam"})
     assert optimizer_of(run)[0] == {"class_path": "torch.optim.Adam",

@@ -1,5 +1,6 @@
 """A user's files: nothing that a run of ours did not write is ever removed, replaced or written through."""
 
+import fcntl
 import json
 import os
 import re
@@ -284,3 +285,57 @@ def test_a_grid_search_leaves_a_users_files_and_follows_no_link(command, models,
     assert (picture.read_bytes(), os.stat(picture).st_mtime_ns) == before
     assert not (out_dir / "grid_search.png").is_symlink() and not (out_dir / "best/evaluate").exists()
     assert (out_dir / "best-before-1/evaluate/results.json").read_text() == "mine"
+
+
+def test_a_plan_replaces_no_file_but_a_plan(command, base, models, tmp_path):
+    mine = shutil.copytree(base, tmp_path / "base")
+    for path in (mine / "lit_model.pth", mine / "warmstart.yaml", add(tmp_path / "notes.txt")):
+        before = contents(tmp_path)
+        words = ("warmstart_plan", "--base", mine, "--target", models[48], "--measure", "false", "--json")
+        is_refused(command(*words, path), str(path.name), "holds no plan")
+        assert contents(tmp_path) == before
+    for _ in range(2):
+        assert command(*words, tmp_path / "plan.json").status == 0
+
+
+def test_an_export_replaces_no_model_that_somebody_has_downloaded(command, base, tmp_path):
+    words = ("warmstart_export", "--checkpoint_dir", base, "--out_dir", tmp_path / "hf", "--overwrite", "true")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        add(tmp_path / "hf" / name)
+    before = contents(tmp_path)
+    is_refused(command(*words), "choose another")
+    assert contents(tmp_path) == before
+    shutil.rmtree(tmp_path / "hf")
+    for _ in range(2):
+        assert command(*words).status == 0
+
+
+def test_growing_replaces_no_checkpoint_that_was_trained(command, base, base_run, models, tmp_path):
+    run = shutil.copytree(base_run, tmp_path / "run")
+    before = contents(run)
+    words = ("warmstart_grow", "--base", base, "--target", models[48], "--overwrite", "true", "--out_dir")
+    for folder in (run / "final", run / "step-00000003"):
+        is_refused(command(*words, folder), "is a trained checkpoint")
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("command_name", ["warmstart_grow", "warmstart_export"])
+def test_a_folder_that_another_process_is_writing_is_left_to_it(command, base, models, tmp_path, command_name):
+    partial = tmp_path / ".made.partial"
+    add(partial / "half")
+    words = ("--base", base, "--target", models[48]) if command_name == "warmstart_grow" else ("--checkpoint_dir", base)
+    with (partial / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        told = command(command_name, *words, "--out_dir", tmp_path / "made")
+        is_refused(told, "another process is writing")
+        assert (partial / "half").read_text() == "mine" and not (tmp_path / "made").exists()
+    assert command(command_name, *words, "--out_dir", tmp_path / "made").status == 0  # of one that was killed
+    assert not partial.exists() and not (tmp_path / "made/.lock").exists()
+
+
+def test_a_run_does_not_train_into_the_checkpoint_that_it_starts_from(command, base, models, tmp_path):
+    mine = shutil.copytree(base, tmp_path / "base")
+    before = contents(mine)
+    for out_dir in (mine, mine / "below"):
+        is_refused(command("warmstart", *training(models[48], out_dir, "--base", mine)), "which this run starts from")
+    assert contents(mine) == before
