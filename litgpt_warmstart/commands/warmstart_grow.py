@@ -59,8 +59,6 @@ def setup(
                     f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: it holds {', '.join(theirs[:3])};"
                     " choose another"
                 )
-            if Record.load(out_dir / RECORD).training:
-                raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
         start = read_base(base)
@@ -70,6 +68,8 @@ def setup(
         config, tuned = resolve_models(target, start, growth, mup_base, None)
         if tuned.header and out_dir.resolve() in (tuned.header.path.resolve(), *tuned.header.path.resolve().parents):
             raise UserError(f"--out_dir {str(out_dir)!r} holds --mup_base: choose another folder")
+        if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
+            raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
         check_seed(start, config, growth, seed)
         arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
         arguments |= {k: v for k, v in asdict(growth).items() if k != "source_dir"}

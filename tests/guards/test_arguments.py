@@ -9,19 +9,32 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import litgpt.__main__
+import litgpt.parser_config
 import pytest
 import yaml
 
 from litgpt_warmstart.plugin import register
 from tests.guards.conftest import STEP, Command, contents, training
 
-register(litgpt.__main__)  # as LitGPT's script does
 
-COMMANDS = {name: function for name, function in litgpt.__main__.PARSER_DATA.items() if name.startswith("warmstart")}
+def our_commands() -> dict[str, Callable]:
+    """What we add to LitGPT's table of commands; the table is as it was afterwards."""
+    module, config = litgpt.__main__, litgpt.parser_config
+    table, before = dict(module.PARSER_DATA), (module.main, module.parser_commands, config.parser_commands)
+    register(module)
+    ours = {name: function for name, function in module.PARSER_DATA.items() if name not in table}
+    for name in ours:
+        del module.PARSER_DATA[name]
+    module.main, module.parser_commands, config.parser_commands = before
+    return ours
+
+
+COMMANDS = our_commands()
 
 PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
 """Options that take a path without saying so in their type."""
