@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -153,7 +152,7 @@ def keep_rows(
         while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
             number += 1
         write_whole(aside, path.read_bytes())
-        print(f"{told}; the file as it was is {str(aside)!r}", file=sys.stderr)
+        print(f"Warning: {told}; the file as it was is {str(aside)!r}")
     kept = [row for row in rows if int(row["step"]) <= resume_step]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
@@ -164,7 +163,7 @@ def keep_rows(
 
 
 def read_rows(path: Path, columns: tuple[str, ...], check: Callable[[Cells], object]) -> list[Cells]:
-    """Cells of a file's rows by column. Rows that cannot be read are left out, and counted on standard error.
+    """Cells of a file's rows by column. Rows that cannot be read are left out, and counted in a line.
 
     A last row that has no end of line was cut off when the run was killed, and is dropped.
 
@@ -175,7 +174,7 @@ def read_rows(path: Path, columns: tuple[str, ...], check: Callable[[Cells], obj
     """
     rows, told = _read(path, columns, check)
     if told:
-        print(told, file=sys.stderr)
+        print(f"Warning: {told}")
     return rows
 
 
