@@ -78,12 +78,13 @@ def resolve(
         precision: The precision to use for training. Determines a compatible precision setting by default: bf16-mixed
             or 16-mixed on a GPU, 32-true on a CPU.
         resume: Path to a checkpoint directory to resume from in case training was interrupted, or ``True`` to resume
-            from the latest checkpoint in ``out_dir``. An error will be raised if no checkpoint is found. Passing
-            ``'auto'`` will resume from the latest checkpoint but not error if no checkpoint exists.
-        overwrite: Replace a run that ``out_dir`` already holds.
+            from the newest checkpoint in ``out_dir`` that is whole. An error will be raised if no checkpoint is found.
+            Passing ``'auto'`` will resume from it but not error if no checkpoint exists.
+        overwrite: Replace a run that ``out_dir`` already holds; your own files there stay.
         data: Where tokens come from: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder),
             ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``,
-            ``TinyStories``, ``MicroLlama``. Default: the base's, and ``SlimPajama6B`` where there is none.
+            ``TinyStories``, ``MicroLlama``. Default: the base's, where that is prepared here, and ``SlimPajama6B``
+            where there is no base.
         train: Training-related arguments. See ``litgpt_warmstart.args.TrainArgs`` for details.
         eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
         log: Logging-related arguments, for wandb and litlogger.

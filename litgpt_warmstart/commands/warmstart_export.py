@@ -24,9 +24,9 @@ def setup(
     Arguments:
         checkpoint_dir: A LitGPT checkpoint folder, such as a run's final/.
         out_dir: The folder to write.
-        format: ``transformers`` (GPT-NeoX, Phi, Llama, Qwen 2 and 3, OLMo 2: config.json, model.safetensors, tokenizer
-            files), or ``litgpt``, a plain LitGPT checkpoint of any family.
-        overwrite: Replace a folder of either kind that ``out_dir`` already is.
+        format: ``transformers`` (GPT-NeoX, Phi, Llama, Qwen 2.5 and 3, OLMo 2: config.json, model.safetensors,
+            tokenizer files), or ``litgpt``, a plain LitGPT checkpoint of any family, for folders of version 0.1.
+        overwrite: Replace an earlier export in ``out_dir``; nothing else is.
     """
     with told_in_one_line("litgpt warmstart_export"):
         from litgpt_warmstart.export import export, foreign_to_export
@@ -42,8 +42,8 @@ def setup(
         if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
             if theirs := theirs_at(out_dir, foreign_to_export):
                 raise UserError(
-                    f"--out_dir {str(out_dir)!r} exists and is no model's folder: it holds {', '.join(theirs[:3])};"
-                    " choose another"
+                    f"--out_dir {str(out_dir)!r} was not written by warmstart_export alone: it holds"
+                    f" {', '.join(theirs[:3])}; choose another"
                 )
             if not overwrite:
                 raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")

@@ -43,7 +43,7 @@ def setup(
         mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
             folder. Default: what the base's record says, else the base's own shapes.
         seed: The random seed of the perturbation.
-        overwrite: Replace a checkpoint folder that ``out_dir`` already is.
+        overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
     with told_in_one_line("litgpt warmstart_grow"):
         from litgpt_warmstart.grow_folder import grow_folder

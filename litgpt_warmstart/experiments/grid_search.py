@@ -19,7 +19,7 @@ BEST = "best"
 
 
 def diverged(run: Run, outcome: Outcome) -> bool:
-    """Whether a run's loss was not finite, or ended above its start, also where an older version called it finished."""
+    """Whether a run's loss was not finite, or ended above its start and chance, whatever an older version called it."""
     if outcome.status != "finished":
         return True
     return ended_diverged(outcome.first_val_loss, outcome.val_loss, run.spec.config.padded_vocab_size)

@@ -122,7 +122,7 @@ def grid_searches(folders: Sequence[Path], runs: Sequence[Run], names: Names) ->
     section = Section("Grid searches")
     section.words.append(
         "Last validation loss, mean over seeds, after the same tokens in every cell; the winner is framed. A cell"
-        " diverged if a seed's loss was not finite or ended above its start."
+        " diverged if a seed's loss was not finite, or ended above its start and a uniform guess."
     )
     called = display_names(folders)
     table = []
