@@ -425,7 +425,8 @@ def test_workers_leave_signals_to_the_run_and_end_with_it(models, mine, tmp_path
     for worker in workers:
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGTERM, signal.SIGINT):
             os.kill(worker, number)
-    time.sleep(0.05)
+    run.send_signal(signal.SIGSTOP)
+    time.sleep(1.2)  # now they have read ahead and wait, and would notice nothing for seconds
     assert all(map(alive, workers))
     run.send_signal(signal.SIGKILL)
     killed = time.monotonic()
