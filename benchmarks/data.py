@@ -94,8 +94,8 @@ def timed(function: Callable[[], None]) -> dict[str, float]:
 
 def measure_ours(work: Path, tokenizer: Path, num_workers: int) -> dict[str, float]:
     """warmstart_prepare_data: both passes, from files to a finished folder."""
-    from litgpt_warmstart.data.plan import Preparation
-    from litgpt_warmstart.data.preparation import prepare
+    from litgpt_warmstart.data.preparing.plan import Preparation
+    from litgpt_warmstart.data.preparing.preparation import prepare
 
     target = work / "ours"
     shutil.rmtree(target, ignore_errors=True)
@@ -107,7 +107,7 @@ def measure_bare(work: Path, tokenizer: Path, num_workers: int) -> dict[str, flo
     """The encoder alone, over text that is in memory already."""
     import pyarrow.parquet as pq
 
-    from litgpt_warmstart.data.encoding import DocumentEncoder
+    from litgpt_warmstart.data.preparing.encoding import DocumentEncoder
 
     encoder = DocumentEncoder(tokenizer)
     texts = [t for path in sorted((work / "source").glob("*.parquet")) for t in pq.read_table(path)["text"].to_pylist()]
@@ -159,12 +159,12 @@ def measure_reading(work: Path, tokenizer: Path, num_workers: int) -> dict[str, 
     """The loader alone, to inputs and targets; then within training steps of the 5M scale."""
     import torch
 
-    from litgpt_warmstart import parametrization
     from litgpt_warmstart.data import PreparedText
     from litgpt_warmstart.data.loaders import next_batches
-    from litgpt_warmstart.loss import NextTokenLoss
-    from litgpt_warmstart.model import MuGPT
-    from litgpt_warmstart.scales import resolve_config
+    from litgpt_warmstart.method import parametrization
+    from litgpt_warmstart.method.loss import NextTokenLoss
+    from litgpt_warmstart.method.model import MuGPT
+    from litgpt_warmstart.method.scales import resolve_config
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = PreparedText(work / "ours")

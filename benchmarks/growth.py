@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from litgpt.config import Config
 from measuring import command_line, least_seconds, positive, write_result
 
-from litgpt_warmstart import checkpoint, growth, parametrization
 from litgpt_warmstart.commands import warmstart_grow
-from litgpt_warmstart.model import MuGPT
-from litgpt_warmstart.scales import resolve_config
+from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.scales import resolve_config
+from litgpt_warmstart.run import checkpoint
 
 
 def initialized(config: Config, mup_base: Config) -> MuGPT:

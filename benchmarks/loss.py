@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py [--n_embd 48 192 512] [--classes 50304] [--precisions 32-true bf16-mixed] [--write]
 
-``--write`` puts the figures into litgpt_warmstart/loss_figures.json, from which ``--loss_impl auto`` chooses.
+``--write`` puts the figures into litgpt_warmstart/run/loss_figures.json, from which ``--loss_impl auto`` chooses.
 """
 
 import argparse
@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import measuring  # puts the repository on the path
 from litgpt.config import Config
 
-from litgpt_warmstart.args import LossImpl
-from litgpt_warmstart.compilation import compiled, why_not_compile
-from litgpt_warmstart.loss import NextTokenLoss, why_not
-from litgpt_warmstart.loss_choice import FIGURES, Figure, device_name, read_figures
-from litgpt_warmstart.model import MuGPT
+from litgpt_warmstart.method.loss import NextTokenLoss, why_not
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.run.compilation import compiled, why_not_compile
+from litgpt_warmstart.run.loss_choice import FIGURES, Figure, device_name, read_figures
+from litgpt_warmstart.run.spec import LossImpl
 
 BLOCK_SIZE = 1024
 

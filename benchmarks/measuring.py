@@ -21,7 +21,7 @@ def machine(*packages: str) -> dict[str, object]:
     Args:
         packages: Further packages whose versions matter.
     """
-    from litgpt_warmstart.checkpoint import installed_versions
+    from litgpt_warmstart.run.checkpoint import installed_versions
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

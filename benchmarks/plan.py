@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
-    from litgpt_warmstart.metrics import read_metrics
+    from litgpt_warmstart.run.metrics import read_metrics
 
     predicted, measured = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -15,15 +15,16 @@ import lightning as L
 import torch
 from measuring import command_line, positive, spread, write_result
 
-from litgpt_warmstart import loss_choice, parametrization
-from litgpt_warmstart.args import LossImpl
-from litgpt_warmstart.compilation import compiled
-from litgpt_warmstart.loss import NextTokenLoss
-from litgpt_warmstart.metrics import RowFile
-from litgpt_warmstart.micro_batch import default_size
-from litgpt_warmstart.model import MuGPT
-from litgpt_warmstart.norms import COLUMNS, FILE_NAME, measure
-from litgpt_warmstart.scales import resolve_config
+from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.loss import NextTokenLoss
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.scales import resolve_config
+from litgpt_warmstart.run import loss_choice
+from litgpt_warmstart.run.compilation import compiled
+from litgpt_warmstart.run.metrics import RowFile
+from litgpt_warmstart.run.micro_batch import default_size
+from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, measure
+from litgpt_warmstart.run.spec import LossImpl
 
 INTERVALS = {10: 0.10, 100: 0.03}
 """Steps between two recordings, and the share of the time that they may cost."""

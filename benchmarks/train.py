@@ -62,7 +62,7 @@ class Work:
 
     @property
     def config(self) -> Config:
-        from litgpt_warmstart import scales
+        from litgpt_warmstart.method import scales
 
         return replace(scales.resolve_config(self.scale), block_size=self.block_size)
 
@@ -119,7 +119,7 @@ def run_stock(work: Work, micro: int | None, out_dir: Path) -> None:
     """``litgpt.pretrain`` as its command runs it, with LitGPT's defaults beyond the common settings."""
     import litgpt.pretrain
 
-    from litgpt_warmstart import scales
+    from litgpt_warmstart.method import scales
 
     scales.register()
     torch.set_float32_matmul_precision("high")  # as litgpt's script does
@@ -143,8 +143,8 @@ def run_stock(work: Work, micro: int | None, out_dir: Path) -> None:
 
 def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
     """``warmstart_scratch``, with what it chooses by itself."""
-    from litgpt_warmstart.args import EvalArgs, TrainArgs
     from litgpt_warmstart.commands import warmstart_scratch
+    from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
     torch.set_float32_matmul_precision("high")  # as our script does
     warmstart_scratch.setup(
@@ -163,7 +163,7 @@ def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
 
 def run_body(work: Work, micro: int | None, out_dir: Path) -> None:
     """The model without its head, forward and backward, compiled: what a step would take if head and loss were free."""
-    from litgpt_warmstart.model import MuGPT
+    from litgpt_warmstart.method.model import MuGPT
 
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -298,8 +298,8 @@ def summary(
     """Figures from raw times; ratios and shares are those of the rounds."""
     from litgpt.utils import num_parameters
 
-    from litgpt_warmstart.flops import matmul_flops_per_token
-    from litgpt_warmstart.model import MuGPT
+    from litgpt_warmstart.method.flops import matmul_flops_per_token
+    from litgpt_warmstart.method.model import MuGPT
 
     config, tokens = work.config, work.tokens
     with torch.device("meta"):

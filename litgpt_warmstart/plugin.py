@@ -18,9 +18,9 @@ def register(litgpt_main: ModuleType) -> None:
     """
     import litgpt.parser_config
 
-    from litgpt_warmstart import scales
     from litgpt_warmstart.__main__ import main as warmstart_main
     from litgpt_warmstart.commands import COMMANDS
+    from litgpt_warmstart.method import scales
 
     scales.register()
     litgpt_main.PARSER_DATA.update(COMMANDS)

@@ -9,12 +9,13 @@ import torch
 from litgpt.config import Config
 from litgpt.utils import save_config
 
-from litgpt_warmstart import checkpoint, parametrization
-from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.metrics import read_metrics
-from litgpt_warmstart.model import MuGPT
+from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.run import checkpoint
+from litgpt_warmstart.run.metrics import read_metrics
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 

@@ -1,6 +1,7 @@
 """The layout: import arrows point one way, and few modules know mup."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import litgpt_warmstart
@@ -12,30 +13,32 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("plugin",),
     ("__main__",),
     ("commands",),
-    ("experiments",),
+    ("study",),
     ("report",),
-    ("run_plan",),
-    ("pretrain", "measurement"),
-    ("assembly", "breaking_off"),
-    ("run_folder", "grow_folder", "export"),
-    ("parametrization",),
-    ("growth",),
-    ("model",),
+    ("run.plan",),
+    ("run.resolve",),
+    ("run.models",),
+    ("run.train", "run.measurement"),
+    ("run.build", "run.breaking_off"),
+    ("run.resume", "run.grow_folder", "run.export"),
+    ("method.parametrization",),
+    ("method.growth",),
+    ("method.model",),
     ("data",),
-    ("ownership",),
-    ("compilation", "micro_batch", "loss_choice", "norms"),
-    ("loss", "interrupt", "metrics"),
-    ("checkpoint",),
-    ("flops",),
-    ("args",),
-    ("record",),
-    ("schedule", "scales", "optimizer", "edge"),
-    ("families",),
-    ("folding", "parsing", "tokenizer_files"),
+    ("run.ownership",),
+    ("run.compilation", "run.micro_batch", "run.loss_choice", "run.norms"),
+    ("method.loss", "run.interrupt", "run.metrics"),
+    ("run.checkpoint",),
+    ("method.flops",),
+    ("run.spec",),
+    ("run.record",),
+    ("method.schedule", "method.scales", "run.optimizer", "edge"),
+    ("run.families",),
+    ("method.folding", "parsing", "run.tokenizer_files"),
     ("files",),
     ("errors",),
 )
-MUP_MODULES = {"model.py", "parametrization.py", "experiments/coord_check.py"}
+MUP_MODULES = {"method/model.py", "method/parametrization.py", "study/coord_check.py"}
 
 
 def imports(path: Path) -> set[str]:
@@ -50,24 +53,43 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def unit(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def module(path: Path) -> str:
+    """The dotted name below the package, the package's own for a folder's __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def rank(name: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+def layer(name: str) -> tuple[int, str]:
+    """Number and entry of the layer of a dotted name: the longest entry that it is, or lies in."""
+    entries = [(len(e), i, e) for i, layer in enumerate(LAYERS) for e in layer if f"{name}.".startswith(f"{e}.")]
+    _, number, entry = max(entries)
+    return number, entry
+
+
+def arrows() -> dict[str, set[str]]:
+    """What each module of the package imports of it, also within its folder and within functions."""
+    modules = {module(path): path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
+    found = {}
+    for name, path in modules.items():
+        inner = {i.removeprefix("litgpt_warmstart.") for i in imports(path) if i.startswith("litgpt_warmstart.")}
+        found[name] = {i if i in modules else i.rpartition(".")[0] for i in inner} & modules.keys()
+    return found
 
 
 def test_every_module_imports_only_what_stands_below_it():
-    for path in ROOT.rglob("*.py"):
-        if path == ROOT / "__init__.py":
-            assert not imports(path)
-            continue
-        for name in imports(path):
-            package, _, rest = name.partition(".")
-            if package != "litgpt_warmstart" or rest.partition(".")[0] == unit(path):
-                continue
-            assert rank(rest.partition(".")[0]) > rank(unit(path)), f"{path.relative_to(ROOT)} imports {name}"
+    for name, imported in arrows().items():
+        for other in imported:
+            if layer(other)[1] != layer(name)[1]:
+                assert layer(other) > layer(name), f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = arrows()
+    graph["study.on_ray"].discard("study.runner")
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_importing_the_package_imports_nothing_of_it_yet():
+    assert not imports(ROOT / "__init__.py")
 
 
 def test_only_the_model_the_parametrization_and_the_coordinate_check_import_mup():

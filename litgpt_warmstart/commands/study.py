@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.experiments.runner import Run
 from litgpt_warmstart.files import LOCK, entries, locked
-from litgpt_warmstart.metrics import FILE_NAME
-from litgpt_warmstart.run_folder import check_writable
+from litgpt_warmstart.run.metrics import FILE_NAME
+from litgpt_warmstart.run.resume import check_writable
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.study.runner import Run
 
 T = TypeVar("T")
 Plan = Literal["tokens", "time"]
@@ -108,6 +108,6 @@ def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:
 
 def tell_costs(runs: Sequence[Run], plan: Plan) -> None:
     """Print what runs take."""
-    from litgpt_warmstart.experiments.cost import costs, table
+    from litgpt_warmstart.study.cost import costs, table
 
     print(table(costs(runs, measured=plan == "time")))

@@ -8,9 +8,6 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.utils import extend_checkpoint_dir
 
-from litgpt_warmstart.args import EvalArgs, TrainArgs
-from litgpt_warmstart.commands.models import read_base
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import (
     Plan,
     as_list,
@@ -23,9 +20,12 @@ from litgpt_warmstart.commands.study import (
 )
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.experiments.runner import Executor
-from litgpt_warmstart.optimizer import named
-from litgpt_warmstart.schedule import ScheduleName
+from litgpt_warmstart.method.schedule import ScheduleName
+from litgpt_warmstart.run.models import read_base
+from litgpt_warmstart.run.optimizer import named
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.study.runner import Executor
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def setup(
             finished runs, need different ones.
         out_dir: Directory for the runs, the table and the picture.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
+        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
         schedule: Of bases, and of targets where an arm says nothing else; each takes of ``train`` what it has a use
             for.
@@ -95,10 +95,10 @@ def setup(
         gpus_per_run: GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any.
     """
     with told_in_one_line("litgpt warmstart_ablations"):
-        from litgpt_warmstart.experiments import ablations
-        from litgpt_warmstart.experiments.runner import Run, carry_out
-        from litgpt_warmstart.growth import check_growable, resolve_alignment
+        from litgpt_warmstart.method.growth import check_growable, resolve_alignment
         from litgpt_warmstart.report.tables import write_csv
+        from litgpt_warmstart.study import ablations
+        from litgpt_warmstart.study.runner import Run, carry_out
 
         seed_list = as_list(seeds, int, "--seeds")
         check_seeds("seeds", *seed_list)

@@ -8,15 +8,15 @@ import yaml
 from litgpt.config import Config
 from litgpt.data import DataModule
 
-from litgpt_warmstart.args import Alignment, Growth, TrainArgs
-from litgpt_warmstart.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
-from litgpt_warmstart.commands.models import read_base, resolve_models, used_seed
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import as_list, check_results
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.scales import LARGEST_SIZE, resolve_config
+from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
+from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
+from litgpt_warmstart.run.models import read_base, resolve_models, used_seed
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import Alignment, Growth, TrainArgs
 
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 DEFAULT_BLOCK_SIZE = 256
@@ -78,7 +78,7 @@ def setup(
         overwrite: Replace a coordinate check that ``out_dir`` already holds.
     """
     with told_in_one_line("litgpt warmstart_coord_check"):
-        from litgpt_warmstart.experiments import coord_check
+        from litgpt_warmstart.study import coord_check
 
         for option, value in (("steps", steps), ("num_seeds", num_seeds), ("batch_size", batch_size)):
             _check_positive(option, value)
@@ -163,7 +163,7 @@ def _arms(parametrizations: Any, shrinks: list[float], start: Header | None, per
     Raises:
         UserError: One is unknown, needs a base, or would have no weights.
     """
-    from litgpt_warmstart.experiments.coord_check import Arm, ArmName
+    from litgpt_warmstart.study.coord_check import Arm, ArmName
 
     known = get_args(ArmName)
     names = as_list(parametrizations, str, "--parametrizations") if parametrizations else known if start else known[:2]
@@ -186,8 +186,8 @@ def _configs(config: Config, widths: Any, scales: Any) -> tuple[Config, ...]:
     Raises:
         UserError: Fewer than two, not in order, or one that the narrowest cannot grow into.
     """
-    from litgpt_warmstart.experiments.coord_check import widened
-    from litgpt_warmstart.growth import check_growable
+    from litgpt_warmstart.method.growth import check_growable
+    from litgpt_warmstart.study.coord_check import widened
 
     if widths is not None and scales is not None:
         raise UserError("--widths and --scales exclude each other: leave one out")
@@ -231,8 +231,8 @@ def _check_seeds(start: Header, narrowest: Config, seed: int, num_seeds: int) ->
 
 
 def _check_out_dir(out_dir: Path, overwrite: bool) -> None:
-    from litgpt_warmstart.experiments.coord_check import FILE_NAME, PICTURE, SLOPES
-    from litgpt_warmstart.run_folder import check_writable
+    from litgpt_warmstart.run.resume import check_writable
+    from litgpt_warmstart.study.coord_check import FILE_NAME, PICTURE, SLOPES
 
     if (out_dir / FILE_NAME).exists() and not overwrite:
         raise UserError(
@@ -248,7 +248,7 @@ def _tell_alignment(source: Config, configs: tuple[Config, ...], alignment: Alig
     Raises:
         UserError: Attention's rows do not fit into one of the models.
     """
-    from litgpt_warmstart.growth import resolve_alignment
+    from litgpt_warmstart.method.growth import resolve_alignment
 
     for config in configs:
         used, reason = resolve_alignment(source, config, alignment)

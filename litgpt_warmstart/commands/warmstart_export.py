@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.commands.models import read_base
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.export import Format
 from litgpt_warmstart.files import theirs_at
+from litgpt_warmstart.run.export import Format
+from litgpt_warmstart.run.models import read_base
 
 
 @checked
@@ -29,8 +29,8 @@ def setup(
         overwrite: Replace an earlier export in ``out_dir``; nothing else is.
     """
     with told_in_one_line("litgpt warmstart_export"):
-        from litgpt_warmstart.export import export, foreign_to_export
-        from litgpt_warmstart.run_folder import check_writable
+        from litgpt_warmstart.run.export import export, foreign_to_export
+        from litgpt_warmstart.run.resume import check_writable
 
         source = read_base(checkpoint_dir, "--checkpoint_dir")
         if out_dir is None:

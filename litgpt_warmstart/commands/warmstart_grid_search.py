@@ -7,8 +7,6 @@ from pathlib import Path
 
 from litgpt.config import Config
 
-from litgpt_warmstart.args import EvalArgs, Parametrization, RunSpec, TrainArgs
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import (
     Plan,
     as_list,
@@ -21,8 +19,10 @@ from litgpt_warmstart.commands.study import (
 )
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.experiments.runner import Executor, Outcome, Run
-from litgpt_warmstart.scales import SCALES, find_scale, resolve_config, short_name
+from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import EvalArgs, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.study.runner import Executor, Outcome, Run
 
 
 @checked
@@ -56,7 +56,7 @@ def setup(
         parametrization: ``mup`` or ``sp``; the same at the scale itself.
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
+        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
         plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, one run after another, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
@@ -64,10 +64,10 @@ def setup(
         gpus_per_run: GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any.
     """
     with told_in_one_line("litgpt warmstart_grid_search"):
-        from litgpt_warmstart.experiments.grid_search import BEST
-        from litgpt_warmstart.experiments.runner import Run, carry_out
         from litgpt_warmstart.report.grids import CELLS, COLUMNS
         from litgpt_warmstart.report.runs import GRID_SEARCH
+        from litgpt_warmstart.study.grid_search import BEST
+        from litgpt_warmstart.study.runner import Run, carry_out
 
         lr_list = as_list(lrs, float, "--lrs")
         batch_list = as_list(batch_sizes, int, "--batch_sizes")
@@ -121,10 +121,10 @@ def setup(
 
 def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
     """Write a grid's table, picture and winner, and print them."""
-    from litgpt_warmstart.experiments import grid_search
     from litgpt_warmstart.report.grids import at_the_edge, cells, winner
     from litgpt_warmstart.report.runs import GRID_SEARCH
     from litgpt_warmstart.report.tables import write_csv
+    from litgpt_warmstart.study import grid_search
 
     rows = grid_search.rows(runs, outcomes)
     write_csv(folder / GRID_SEARCH, rows)

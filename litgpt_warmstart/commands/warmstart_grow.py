@@ -3,13 +3,13 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from litgpt_warmstart.args import Alignment, Gains, Growth
-from litgpt_warmstart.checkpoint import RECORD, foreign_entries
-from litgpt_warmstart.commands.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import theirs_at
-from litgpt_warmstart.record import Record
+from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries
+from litgpt_warmstart.run.models import check_seed, read_base, resolve_models
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.spec import Alignment, Gains, Growth
 
 
 @checked
@@ -46,8 +46,8 @@ def setup(
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
     with told_in_one_line("litgpt warmstart_grow"):
-        from litgpt_warmstart.grow_folder import grow_folder
-        from litgpt_warmstart.run_folder import check_writable
+        from litgpt_warmstart.run.grow_folder import grow_folder
+        from litgpt_warmstart.run.resume import check_writable
 
         if out_dir is None:
             raise UserError("--out_dir is missing: give the checkpoint folder to write")

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from litgpt_warmstart.args import Alignment, Gains, Growth
-from litgpt_warmstart.commands.models import read_base
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.run.models import read_base
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import Alignment, Gains, Growth
 
 
 @checked
@@ -42,7 +42,7 @@ def setup(
         json: Optional file to write the plan to, too.
     """
     with told_in_one_line("litgpt warmstart_plan"):
-        from litgpt_warmstart.run_plan import make_plan
+        from litgpt_warmstart.run.plan import make_plan
 
         if json is not None and Path(json).is_dir():
             raise UserError(f"--json {str(json)!r} is a folder: give a file")

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.args import Parametrization
-from litgpt_warmstart.commands.models import read_base
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import told_in_one_line
+from litgpt_warmstart.run.models import read_base
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import Parametrization
 
 
 @checked
@@ -31,7 +31,7 @@ def setup(
         out_dir: Directory in which to save checkpoints and logs.
     """
     with told_in_one_line("litgpt warmstart_scratch"):
-        from litgpt_warmstart.pretrain import setup as train
+        from litgpt_warmstart.run.train import setup as train
 
         start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
         own = dict(

@@ -3,9 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from litgpt_warmstart.args import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
-from litgpt_warmstart.commands.models import read_base, resolve_models
-from litgpt_warmstart.commands.resolution import resolve
 from litgpt_warmstart.commands.study import (
     Plan,
     as_list,
@@ -19,8 +16,11 @@ from litgpt_warmstart.commands.study import (
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
-from litgpt_warmstart.experiments.runner import Executor
-from litgpt_warmstart.scales import resolve_config, short_name
+from litgpt_warmstart.method.scales import resolve_config, short_name
+from litgpt_warmstart.run.models import read_base, resolve_models
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
+from litgpt_warmstart.study.runner import Executor
 
 
 @checked
@@ -66,7 +66,7 @@ def setup(
         mup_base: Where the learning rate was tuned. Default: the base's own, else the first scale.
         out_dir: Directory for the runs, successive.csv and successive.png.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.args.EvalArgs`` for details.
+        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
         plan: Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device.
         executor: ``here``, or ``ray``, as tasks of a Ray cluster.
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
@@ -74,8 +74,8 @@ def setup(
         gpus_per_run: GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any.
     """
     with told_in_one_line("litgpt warmstart_successive"):
-        from litgpt_warmstart.experiments import successive
-        from litgpt_warmstart.experiments.runner import Run, carry_out
+        from litgpt_warmstart.study import successive
+        from litgpt_warmstart.study.runner import Run, carry_out
 
         if scales is None:
             raise UserError("--scales is missing: give at least two, e.g. 5M,22M,70M")

@@ -13,18 +13,18 @@ import torch
 from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.chunks import INDEX
+from litgpt_warmstart.data.preparing.chunks import INDEX
 from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
 from litgpt_warmstart.data.reading import TrainLoader, val_rows
 from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
 from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.loss import IGNORE_INDEX
-from litgpt_warmstart.record import DataUse
-from litgpt_warmstart.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from litgpt_warmstart.method.loss import IGNORE_INDEX
+from litgpt_warmstart.run.record import DataUse
+from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
 @dataclass

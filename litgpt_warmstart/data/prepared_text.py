@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 from litgpt.config import find_multiple
 
-from litgpt_warmstart.data import hub
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.chunks import TokenStream
-from litgpt_warmstart.data.encoding import read_tokenizer, vocab_size
-from litgpt_warmstart.data.plan import (
+from litgpt_warmstart.data.preparing import hub
+from litgpt_warmstart.data.preparing.chunks import TokenStream
+from litgpt_warmstart.data.preparing.encoding import read_tokenizer, vocab_size
+from litgpt_warmstart.data.preparing.plan import (
     SLIMPAJAMA_6B,
     SLIMPAJAMA_6B_COMMIT,
     TOKENIZER,
     Preparation,
     default_data_path,
 )
-from litgpt_warmstart.data.preparation import prepare
-from litgpt_warmstart.data.prepared_index import PREPARED, PreparedIndex
+from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.preparing.prepared_index import PREPARED, PreparedIndex
 from litgpt_warmstart.errors import UserError
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.run.record import DataUse
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.vocabulary import check_batch
 from litgpt_warmstart.data.workers import prepare_workers
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.run.spec import RunSpec
 
 
 class TrainLoader:

@@ -18,13 +18,13 @@ from litgpt.data import DataModule, LitData, MicroLlama, OpenWebText, TextFiles,
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from litgpt_warmstart.data.chunks import INDEX
-from litgpt_warmstart.data.prepared_index import PREPARED
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
+from litgpt_warmstart.data.preparing.chunks import INDEX
+from litgpt_warmstart.data.preparing.prepared_index import PREPARED
 from litgpt_warmstart.data.stdlib_text import StdlibText
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
-from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.run.record import DataUse
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.bpe import EOS, train_bpe
-from litgpt_warmstart.data.chunks import TokenFile
+from litgpt_warmstart.data.preparing.bpe import EOS, train_bpe
+from litgpt_warmstart.data.preparing.chunks import TokenFile
 from litgpt_warmstart.errors import UserError
 
 FORMAT_VERSION = 1

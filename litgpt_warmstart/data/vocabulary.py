@@ -6,11 +6,11 @@ import tokenizers
 import torch
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart.args import RunSpec
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.encoding import HARD_CASES, read_tokenizer, vocab_size
+from litgpt_warmstart.data.preparing.encoding import HARD_CASES, read_tokenizer, vocab_size
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.tokenizer_files import PROBE
+from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tokenizer_files import PROBE
 
 
 def given_tokenizer(spec: RunSpec) -> Tokenizer | None:

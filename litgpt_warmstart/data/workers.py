@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from litgpt_warmstart.interrupt import STOPPING
+from litgpt_warmstart.run.interrupt import STOPPING
 
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""

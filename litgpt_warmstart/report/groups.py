@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from litgpt_warmstart.args import DECAY_OPTIONS
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.optimizer import recorded_optimizer
-from litgpt_warmstart.record import Ancestor
+from litgpt_warmstart.method.scales import short_name
 from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.runs import Run
-from litgpt_warmstart.scales import short_name
+from litgpt_warmstart.run.optimizer import recorded_optimizer
+from litgpt_warmstart.run.record import Ancestor
+from litgpt_warmstart.run.spec import DECAY_OPTIONS
 
 MIN_VALIDATIONS = 4
 """Fewer points make an interpolated token count a guess."""

@@ -6,11 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.norms import Norm
 from litgpt_warmstart.parsing import read_yaml
-from litgpt_warmstart.record import Record
 from litgpt_warmstart.report import layer_figures
 from litgpt_warmstart.report.answers import Names
 from litgpt_warmstart.report.chains import parent
@@ -18,6 +15,9 @@ from litgpt_warmstart.report.figures import Figure
 from litgpt_warmstart.report.groups import arm_labels, budget, differences, lineage, settings, size
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import COORD_CHECK, Run, display_names
+from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD
+from litgpt_warmstart.run.norms import Norm
+from litgpt_warmstart.run.record import Record
 
 SLOPES = "slopes.csv"
 _LAYER = re.compile(r"transformer\.h\.(\d+)(?:\.(.+))?")

@@ -11,17 +11,17 @@ from typing import Any, Literal, NotRequired
 from litgpt.config import Config
 from typing_extensions import TypedDict
 
-from litgpt_warmstart.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.flops import hoffmann_flops_per_token
-from litgpt_warmstart.metrics import FILE_NAME, ended_diverged, read_metrics
-from litgpt_warmstart.norms import FILE_NAME as NORMS
-from litgpt_warmstart.norms import Norm, read_norms
-from litgpt_warmstart.ownership import OUTCOME
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.scales import read_config
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
-from litgpt_warmstart.record import Ancestor, Record
 from litgpt_warmstart.report.event_files import has_events, read_events
-from litgpt_warmstart.scales import read_config
+from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
+from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged, read_metrics
+from litgpt_warmstart.run.norms import FILE_NAME as NORMS
+from litgpt_warmstart.run.norms import Norm, read_norms
+from litgpt_warmstart.run.ownership import OUTCOME
+from litgpt_warmstart.run.record import Ancestor, Record
 
 COORD_CHECK, GRID_SEARCH = "coord_check.csv", "grid_search.csv"
 Status = Literal["finished", "not finished", "diverged"]

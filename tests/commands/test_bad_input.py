@@ -11,11 +11,11 @@ import yaml
 from litgpt.data import Alpaca, LitData, TextFiles, TinyLlama
 
 from litgpt_warmstart.__main__ import main
-from litgpt_warmstart.args import EvalArgs, TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import LOCK
-from litgpt_warmstart.record import Record
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from tests.conftest import llama, neox
 
 
@@ -296,7 +296,7 @@ def test_initial_checkpoint_of_another_size(refused, base, tiny):
 
 def test_out_dir_that_cannot_be_written_is_told_before_anything_is_built(refused, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("litgpt_warmstart.pretrain.main", lambda *args: pytest.fail("it went on"))
+    monkeypatch.setattr("litgpt_warmstart.run.train.main", lambda *args: pytest.fail("it went on"))
     for name in ("file/below", "x" * 300):
         assert "cannot write" in refused(out_dir=tmp_path / name)
 

@@ -11,9 +11,9 @@ from litgpt.data import DataModule
 from litgpt_warmstart.commands import COMMANDS
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.data import SlimPajama6B
-from litgpt_warmstart.data.plan import TOKENIZER
-from litgpt_warmstart.experiments.ablations import expand
-from litgpt_warmstart.scales import SCALES, find_scale
+from litgpt_warmstart.data.preparing.plan import TOKENIZER
+from litgpt_warmstart.method.scales import SCALES, find_scale
+from litgpt_warmstart.study.ablations import expand
 
 ROOT = Path(__file__).parents[2] / "configs"
 STUDY = ROOT / "study"

@@ -9,11 +9,11 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from litgpt.utils import save_config
 
-from litgpt_warmstart.checkpoint import RECORD, read_header
 from litgpt_warmstart.commands import warmstart_coord_check
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.run.checkpoint import RECORD, read_header
 from tests.conftest import llama, neox
 
 VOCABULARY = dict(vocab_size=4096, padded_vocab_size=4096)

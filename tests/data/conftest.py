@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from litgpt_warmstart.data import plan, preparation, segments, sources
-from litgpt_warmstart.data.chunks import TokenStream
-from litgpt_warmstart.data.plan import Preparation
-from litgpt_warmstart.data.preparation import prepare
-from litgpt_warmstart.data.prepared_index import PreparedIndex
+from litgpt_warmstart.data.preparing import plan, preparation, segments, sources
+from litgpt_warmstart.data.preparing.chunks import TokenStream
+from litgpt_warmstart.data.preparing.plan import Preparation
+from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.preparing.prepared_index import PreparedIndex
 from litgpt_warmstart.data.stdlib_text import pieces, stdlib_documents
 from tests.data.hub_server import Hub, Repository, serve
 

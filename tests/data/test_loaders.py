@@ -14,7 +14,7 @@ from litgpt_warmstart.data.loaders import DataPlan, class_path, init_args, next_
 from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.run.record import DataUse
 
 CPU = torch.device("cpu")
 

@@ -7,15 +7,16 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
-from litgpt_warmstart.data import PreparedText, SlimPajama6B, plan
-from litgpt_warmstart.data.chunks import TokenStream
+from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.loaders import class_path, init_args
-from litgpt_warmstart.data.preparation import prepare
+from litgpt_warmstart.data.preparing import plan
+from litgpt_warmstart.data.preparing.chunks import TokenStream
+from litgpt_warmstart.data.preparing.preparation import prepare
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.record import DataUse, Record
+from litgpt_warmstart.run.record import DataUse, Record
+from litgpt_warmstart.run.spec import TrainArgs
 
 
 def quiet(line: str) -> None:

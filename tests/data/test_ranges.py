@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.record import DataUse
+from litgpt_warmstart.run.record import DataUse
 
 
 def use(start: int, stop: int, fingerprint: str | None = "a") -> DataUse:

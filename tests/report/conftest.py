@@ -7,13 +7,13 @@ import pytest
 import yaml
 from litgpt.utils import save_config
 
-from litgpt_warmstart.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.files import file_sha256
-from litgpt_warmstart.flops import hoffmann_flops_per_token
-from litgpt_warmstart.metrics import MetricsFile, RowFile
-from litgpt_warmstart.norms import COLUMNS, FILE_NAME, Norm
-from litgpt_warmstart.record import Ancestor, DataUse, GrowthRecord, Record
-from litgpt_warmstart.schedule import Schedule
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.schedule import Schedule
+from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
+from litgpt_warmstart.run.metrics import MetricsFile, RowFile
+from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, Norm
+from litgpt_warmstart.run.record import Ancestor, DataUse, GrowthRecord, Record
 from tests.conftest import neox
 
 PER_STEP = 8 * 64

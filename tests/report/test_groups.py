@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.answers import beyond_growth, sentences
 from litgpt_warmstart.report.groups import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
-from litgpt_warmstart.schedule import Schedule
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 

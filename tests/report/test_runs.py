@@ -82,7 +82,7 @@ def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
 def test_tensorboard_logs_stand_in_for_a_missing_metrics_file(make_run):
     from lightning.fabric.loggers import TensorBoardLogger
 
-    from litgpt_warmstart.metrics import read_metrics
+    from litgpt_warmstart.run.metrics import read_metrics
 
     out_dir = make_run("a", [8.0, 6.0, 4.0])
     plain = Run.read(out_dir)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from litgpt_warmstart.args import TrainArgs
 from litgpt_warmstart.commands import warmstart, warmstart_coord_check, warmstart_report, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.answers import sentences
@@ -20,6 +19,7 @@ from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section, Table, render
 from litgpt_warmstart.report.runs import Run, find
 from litgpt_warmstart.report.write import Written, write_report
+from litgpt_warmstart.run.spec import TrainArgs
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
 
 

@@ -1,0 +1,109 @@
+"""A small tokenizer of one's own: byte-level BPE, trained on the text that will be trained on.
+
+Small models are little else than their vocabulary: 512 classes are 49,152 of the parameters at width 48, 50,304 are 4.8
+million.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import atomic_folder
+
+EOS = "<|endoftext|>"
+SMALLEST = 257
+"""The bytes and the end of text."""
+TEXT_BYTES = 24_000_000
+"""More text hardly changes the merges of a vocabulary as small as one would train."""
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+    """Train a byte-level BPE and write tokenizer.json and tokenizer_config.json.
+
+    Args:
+        texts: Documents.
+        vocab_size: Tokens, the 256 bytes and the end of text among them.
+        folder: An existing one.
+
+    Raises:
+        UserError: The vocabulary is too small for the bytes, or the text too short for the vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < SMALLEST:
+        raise UserError(f"a byte-level BPE has at least {SMALLEST} tokens, got {vocab_size}: choose more")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (found := tokenizer.get_vocab_size()) < vocab_size:
+        raise UserError(f"the text is too short for {vocab_size:,} tokens: it gives {found:,}")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS, "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def train_tokenizer(
+    text_dir: Path, vocab_size: int, folder: Path, files: str | None, column: str, say: Callable[[str], None] = print
+) -> None:
+    """A tokenizer trained on a folder of text; one that is there already is taken.
+
+    Args:
+        text_dir: As for a preparation, as are ``files`` and ``column``.
+        vocab_size: Tokens.
+        folder: Where it is, or will be, whole or not at all.
+        say: Takes a line where one is there.
+
+    Raises:
+        UserError: There is one of another size or a damaged one, the folder cannot be written, or as for
+            :func:`train_bpe` and :func:`folder_texts`.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            found = Tokenizer.from_file(str(path)).get_vocab_size()
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder") from error
+        if found != vocab_size:
+            raise UserError(
+                f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"
+                " --data_path, or remove it and what was prepared with it"
+            )
+        say(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
+        return
+    with atomic_folder(folder) as partial:
+        train_bpe(folder_texts(text_dir, files, column), vocab_size, partial)
+
+
+def folder_texts(text_dir: Path, files: str | None, column: str) -> Iterator[str]:
+    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each of its parts.
+
+    Raises:
+        UserError: The folder does not exist, has no text files, or a file is damaged.
+    """
+    from litgpt_warmstart.data.preparing.sources import documents, folder_source, parts_of
+
+    parts = [
+        (text_dir / file.name, file.name, part, num_bytes)
+        for file in folder_source(text_dir, files)
+        if file.split == "train"
+        for part, num_bytes in parts_of(text_dir / file.name, file.name, column)
+    ]
+    share = min(1.0, TEXT_BYTES / max(1, sum(num_bytes for *_, num_bytes in parts)))
+    for path, name, part, num_bytes in parts:
+        left = share * num_bytes
+        for texts in documents(path, name, part, column):
+            for text in filter(None, texts):
+                yield text
+                left -= len(text.encode())
+            if share < 1 and left <= 0:
+                break

@@ -1,0 +1,325 @@
+r"""Growth: shrink, zero-pad and perturb one tensor (eq. 1 of arXiv 2411.07340).
+
+    source (2, 3)              initial target (4, 5)          grown target
+
+    a b c                      n n n n n                      la+n lb+n lc+n n n
+    d e f    -> shrink l ->    n n n n n    -> add where ->   ld+n le+n lf+n n n
+                               n n n n n       the map says   n    n    n    n n
+                               n n n n n                      n    n    n    n n
+
+with l = lambda_shrink and n drawn from the target's muP initialization. The map is the identity along n_embd and the
+MLP's width. Along attention's rows it depends on the alignment; for ``heads``, with fused rows q0 q1 k0 k1 v0 v1 of
+heads of size 2 growing to 3 heads of size 3, each letter goes to its own head of its own block:
+
+    source rows   q0q0 q1q1           k0k0 k1k1           v0v0 v1v1
+    target rows   q0q0. q1q1. ...     k0k0. k1k1. ...     v0v0. v1v1. ...
+
+Norm gains have mean 1, not 0, so they are shrunk towards 1, and new channels get 1; :func:`grown_gain` has the other
+ways for comparison.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from litgpt.config import Config
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.model import check_supported
+from litgpt_warmstart.run.spec import Alignment, Gains
+
+Axis = Literal["vocab", "n_embd", "intermediate", "qkv", "heads", "norm_q", "norm_k"]
+
+# Every parameter of LitGPT's dense GPT: name in its block (or in the model) -> what its axes run over.
+_MATRICES: dict[str, tuple[Axis, Axis]] = {
+    "lm_head": ("vocab", "n_embd"),
+    "transformer.wte": ("vocab", "n_embd"),
+    "attn.qkv": ("qkv", "n_embd"),
+    "attn.proj": ("n_embd", "heads"),
+    "mlp.fc": ("intermediate", "n_embd"),
+    "mlp.fc_1": ("intermediate", "n_embd"),
+    "mlp.fc_2": ("intermediate", "n_embd"),
+    "mlp.proj": ("n_embd", "intermediate"),
+}
+_NORMS: dict[str, Axis] = {
+    "norm_1": "n_embd",
+    "norm_2": "n_embd",
+    "post_attention_norm": "n_embd",
+    "post_mlp_norm": "n_embd",
+    "transformer.ln_f": "n_embd",
+    "attn.norm_q": "norm_q",
+    "attn.norm_k": "norm_k",
+}
+
+# What source and target must share: depth, vocabulary and everything that decides which tensors a block has and what
+# they compute. Rotary settings may differ; where they break rotary pairs, `heads` gives way to `blocks`.
+_SHARED_FIELDS = (
+    "n_layer", "padded_vocab_size", "mlp_class_name", "gelu_approximate", "norm_class_name", "norm_qk", "norm_qk_type",
+    "norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "parallel_residual", "shared_attention_norm", "bias",
+    "attn_bias", "lm_head_bias", "final_logit_softcapping", "attention_logit_softcapping", "sliding_window_size",
+)  # fmt: skip
+
+
+def axes(name: str) -> tuple[Axis, ...]:
+    """What the axes of a parameter run over, e.g. ``("qkv", "n_embd")``.
+
+    Args:
+        name: The parameter's name in a LitGPT state dict.
+
+    Raises:
+        KeyError: No LitGPT GPT of a supported family has such a parameter.
+    """
+    module, _, kind = re.sub(r"^transformer\.h\.\d+\.", "", name).rpartition(".")
+    if kind in ("weight", "bias"):
+        if module in _NORMS:
+            return (_NORMS[module],)
+        if module in _MATRICES:
+            return _MATRICES[module] if kind == "weight" else _MATRICES[module][:1]
+    raise KeyError(f"{name} is no parameter of a dense LitGPT GPT")
+
+
+def is_gain(name: str) -> bool:
+    """Whether a parameter is a norm's gain, whose neutral value is 1."""
+    return name.endswith(".weight") and len(axes(name)) == 1
+
+
+def check_growable(source: Config, target: Config) -> None:
+    """Raise a UserError that names the first reason why ``source`` cannot grow into ``target``."""
+    check_supported(source)
+    check_supported(target)
+    for field in _SHARED_FIELDS:
+        old, new = getattr(source, field), getattr(target, field)
+        if old != new:
+            hint = {
+                "n_layer": "growth widens and keeps the depth",
+                "padded_vocab_size": "both need the same tokenizer",
+            }.get(field, "both need the same kind of block")
+            raise UserError(f"base {source.name!r} has {field} {old}, target {target.name!r} has {new}: {hint}")
+    for field in ("n_embd", "intermediate_size"):
+        old, new = getattr(source, field), getattr(target, field)
+        if old > new:
+            raise UserError(
+                f"base {source.name!r} is wider than the target {target.name!r} ({field} {old} > {new}): choose a wider"
+                " target"
+            )
+
+
+def heads_reason(source: Config, target: Config) -> str | None:
+    """Why attention heads cannot be kept one by one from source to target; None if they can."""
+    for what, old, new in (
+        ("head_size", source.head_size, target.head_size),
+        ("query groups", source.n_query_groups, target.n_query_groups),
+        ("queries per group", _queries_per_group(source), _queries_per_group(target)),
+        ("rotary channels", source.rope_n_elem, target.rope_n_elem),
+    ):
+        if new < old:
+            return f"{what} {old} -> {new}"
+    if source.rotary_percentage != target.rotary_percentage:
+        return f"rotary_percentage {source.rotary_percentage} -> {target.rotary_percentage}"
+    if source.rope_interleave or target.rope_interleave:
+        return "interleaved rotary channels"
+    if source.rope_n_elem % 2 or target.rope_n_elem % 2:
+        return f"odd number of rotary channels {source.rope_n_elem} -> {target.rope_n_elem}"
+    return None
+
+
+def resolve_alignment(source: Config, target: Config, alignment: Alignment) -> tuple[Alignment, str | None]:
+    """The alignment that is possible, and why it is not the one asked for (None if it is).
+
+    Raises:
+        UserError: Attention's rows do not fit into the target under the alignment.
+    """
+    reason = heads_reason(source, target) if alignment == "heads" else None
+    alignment = "blocks" if reason else alignment
+    for axis in ("qkv", "heads", *(("norm_q", "norm_k") if source.norm_qk else ())):
+        old, new = axis_size(axis, source), axis_size(axis, target)
+        if alignment == "blocks" and axis == "qkv":
+            old, new = _kv_rows(source), _kv_rows(target)
+        if old > new:
+            raise UserError(
+                f"attention of base {source.name!r} does not fit into target {target.name!r} ({axis} has {old} rows,"
+                f" then {new}): choose a target with more or larger heads"
+            )
+    return alignment, reason
+
+
+def axis_size(axis: Axis, config: Config) -> int:
+    """Length of an axis in a model of this config."""
+    per_head_norm = config.norm_qk_type == "default"
+    return {
+        "vocab": config.padded_vocab_size,
+        "n_embd": config.n_embd,
+        "intermediate": config.intermediate_size,
+        "qkv": _q_rows(config) + 2 * _kv_rows(config),
+        "heads": _q_rows(config),
+        "norm_q": config.head_size if per_head_norm else _q_rows(config),
+        "norm_k": config.head_size if per_head_norm else _kv_rows(config),
+    }[axis]
+
+
+def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -> torch.Tensor:
+    """Where each position of a source axis goes in the target.
+
+    Args:
+        axis: What the axis runs over.
+        source: The smaller model.
+        target: The larger model.
+        alignment: A possible one (see :func:`resolve_alignment`).
+
+    Returns:
+        Target positions, int64, shape ``(axis_size(axis, source),)``, all different.
+    """
+    if axis == "qkv" and alignment != "literal":
+        q, kv = _q_rows(target), _kv_rows(target)
+        if alignment == "blocks":
+            rows_q, rows_kv = torch.arange(_q_rows(source)), torch.arange(_kv_rows(source))
+            return torch.cat((rows_q, q + rows_kv, q + kv + rows_kv))
+        rotary, plain = _rotary_map(source, target), torch.arange(source.head_size)
+        return torch.cat(
+            (
+                _query_map(source, target, rotary),
+                q + _group_map(source, target, rotary),
+                q + kv + _group_map(source, target, plain),
+            )
+        )
+    if alignment == "heads":
+        if axis == "heads":  # attn.proj reads the values' channels, which have no rotary pairs
+            return _query_map(source, target, torch.arange(source.head_size))
+        if axis in ("norm_q", "norm_k"):
+            rotary = _rotary_map(source, target)
+            if source.norm_qk_type == "default":
+                return rotary
+            return (_query_map if axis == "norm_q" else _group_map)(source, target, rotary)
+    return torch.arange(axis_size(axis, source))
+
+
+def grow_tensor(
+    name: str,
+    source: torch.Tensor,
+    initial: torch.Tensor,
+    source_config: Config,
+    target_config: Config,
+    shrink: float,
+    alignment: Alignment,
+    gains: Gains = "shrunk",
+) -> torch.Tensor:
+    """Grow one parameter: ``initial + shrink * Pad0(source)``; a norm's gain by :func:`grown_gain`.
+
+    Args:
+        name: The parameter's name in a LitGPT state dict.
+        source: Its value in the source, unfolded, of any floating type.
+        initial: The target's initialization, fp32, in the target's shape; it is overwritten. Zeros (ones for a gain)
+            stand for no perturbation.
+        source_config: The source's config.
+        target_config: The target's config.
+        shrink: lambda_shrink in [0, 1]; 0 leaves ``initial`` as it is.
+        alignment: A possible one (see :func:`resolve_alignment`).
+        gains: What becomes of the norms' gains.
+
+    Returns:
+        ``initial``, grown.
+    """
+    if shrink == 0:
+        return initial
+    index = tuple(axis_map(axis, source_config, target_config, alignment) for axis in axes(name))
+    if len(index) == 2:
+        index = (index[0][:, None], index[1])
+    source = source.to(initial.dtype)
+    if is_gain(name):
+        initial[index] = grown_gain(source, initial[index], shrink, gains)
+    else:
+        initial[index] += shrink * source
+    return initial
+
+
+def grown_gain(source: torch.Tensor, initial: torch.Tensor, shrink: float, gains: Gains) -> torch.Tensor:
+    """A norm's gain in the channels that the source has, shape (n,) throughout; a new channel keeps ``initial``, 1.
+
+    Args:
+        source: The source's gain.
+        initial: Ones.
+        shrink: lambda_shrink.
+        gains: ``shrunk`` towards 1, exact at 0 and 1: ``(1 - shrink) + shrink * gain``; ``added``, eq. (1) with the
+            ones that muP starts gains from in place of noise: ``1 + shrink * gain``; ``copied`` as they are; ``reset``
+            to 1.
+    """
+    if gains == "copied":
+        return source
+    if gains == "reset":
+        return initial
+    return (initial if gains == "added" else (1 - shrink) * initial) + shrink * source
+
+
+def grow(
+    source: Mapping[str, torch.Tensor],
+    initial: Iterator[tuple[str, torch.Tensor]],
+    source_config: Config,
+    target_config: Config,
+    shrink: float,
+    alignment: Alignment,
+    gains: Gains = "shrunk",
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Grow a whole state dict, one tensor at a time, so that the target stands in memory once.
+
+    Args:
+        source: The source's unfolded weights by name, e.g. memory-mapped.
+        initial: The target's initialization by name, tensor by tensor; each is overwritten.
+        source_config: The source's config.
+        target_config: The target's config.
+        shrink: lambda_shrink in [0, 1].
+        alignment: ``heads`` gives way to ``blocks`` where heads cannot be kept.
+        gains: What becomes of the norms' gains.
+
+    Yields:
+        Name and grown tensor, in the order of ``initial``.
+
+    Raises:
+        UserError: The source cannot grow into the target, or lacks a tensor.
+    """
+    check_growable(source_config, target_config)
+    alignment, _ = resolve_alignment(source_config, target_config, alignment)
+    for name, tensor in initial:
+        if name not in source:
+            raise UserError(f"the base's weights lack {name!r}: its model_config.yaml describes another model")
+        described = tuple(axis_size(axis, source_config) for axis in axes(name))
+        if tuple(source[name].shape) != described:
+            raise UserError(
+                f"the base's {name} has shape {tuple(source[name].shape)}, its model_config.yaml says {described}: they"
+                " belong to different models"
+            )
+        yield name, grow_tensor(name, source[name], tensor, source_config, target_config, shrink, alignment, gains)
+
+
+def _q_rows(config: Config) -> int:
+    return config.n_head * config.head_size
+
+
+def _kv_rows(config: Config) -> int:
+    return config.n_query_groups * config.head_size
+
+
+def _queries_per_group(config: Config) -> int:
+    return config.n_head // config.n_query_groups
+
+
+def _rotary_map(source: Config, target: Config) -> torch.Tensor:
+    """r(j) of q and k channels, shape (head_size,): LitGPT rotates channel j < n/2 together with j + n/2."""
+    n_s, n_t = source.rope_n_elem, target.rope_n_elem
+    j = torch.arange(source.head_size)
+    second_half = (j >= n_s // 2) & (j < n_s)
+    return torch.where(second_half, j - n_s // 2 + n_t // 2, torch.where(j >= n_s, j - n_s + n_t, j))
+
+
+def _query_map(source: Config, target: Config, channels: torch.Tensor) -> torch.Tensor:
+    """(group, index in group, j) -> (the same group, the same index, channels[j]); shape (n_head * head_size,)."""
+    head = torch.arange(source.n_head)
+    group, index = head // _queries_per_group(source), head % _queries_per_group(source)
+    target_head = group * _queries_per_group(target) + index
+    return (target_head[:, None] * target.head_size + channels).flatten()
+
+
+def _group_map(source: Config, target: Config, channels: torch.Tensor) -> torch.Tensor:
+    """(group, j) -> (the same group, channels[j]); shape (n_query_groups * head_size,)."""
+    group = torch.arange(source.n_query_groups)
+    return (group[:, None] * target.head_size + channels).flatten()

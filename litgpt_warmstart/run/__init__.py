@@ -1,0 +1,1 @@
+"""One training run, from its arguments to its folder."""

@@ -1,0 +1,147 @@
+"""A run that something outside it has ended: what failed, in one line, after its last whole step is saved."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import lightning as L
+import torch
+from tqdm import tqdm
+
+from litgpt_warmstart.data.loaders import DataPlan
+from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
+from litgpt_warmstart.run import checkpoint, micro_batch, ownership
+from litgpt_warmstart.run.interrupt import StopRequest, deaf_to_children
+from litgpt_warmstart.run.metrics import RowFile
+from litgpt_warmstart.run.norms import Tracker
+from litgpt_warmstart.run.resume import State, resume_command, save
+from litgpt_warmstart.run.spec import RunSpec
+
+T = TypeVar("T")
+
+
+def end_early(
+    error: Exception, fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, stop: StopRequest
+) -> Path:
+    """Save after the last whole step of a run that an error has ended, and raise; after a signal, only save.
+
+    Returns:
+        The folder, where a signal came first: what fails after it, such as a closed terminal, is its doing.
+
+    Raises:
+        UserError: What has failed, in one line, and the checkpoint to go on from.
+        SystemExit: It diverged after a signal.
+        Exception: ``error`` itself, where it is none that is known.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
+        error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
+    if isinstance(error, Diverged) and stop:
+        raise told_and_stopped(error, stop) from error
+    if isinstance(error, UserError) and not isinstance(error, BrokeOff):
+        raise error
+    try:
+        with deaf_to_children():
+            saved, note = _save_once(fabric, spec, state, plan)
+    except Exception as failed:  # whatever it is, the first one is told
+        last, _ = checkpoint.newest_checkpoint(spec.out_dir)
+        saved, note = last, "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
+    if stop and saved and isinstance(error, BrokeOff | OSError):
+        return saved
+    told = f"the last good checkpoint is {str(saved)!r}" if saved else "no checkpoint was saved: give the command again"
+    told += f"{note}. Go on with: {resume_command(spec)}" if saved else note
+    if isinstance(error, UserError):
+        raise UserError(f"{error}; {told}") from error
+    print(f"At step {state.step_count:,} an error of a kind that is not foreseen: {told}", file=sys.stderr)
+    raise error
+
+
+def told_and_stopped(error: UserError, stop: StopRequest) -> SystemExit:
+    """Print an error, and give what to raise instead after a signal: a study would go on with its next run."""
+    with suppress(OSError):  # a closed terminal
+        print(error, file=sys.stderr)
+    return SystemExit(stop.exit_status)
+
+
+def _save_once(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> tuple[Path | None, str]:
+    """Save the last whole step unless that is done; nothing before the first, nor in the middle of one.
+
+    Returns:
+        The folder to go on from, and what to say besides.
+    """
+    if not state.whole:
+        return checkpoint.newest_checkpoint(spec.out_dir)[0], ""
+    folder = step_folder(spec, state)
+    if state.step_count == 0:
+        return None, ""
+    if ownership.is_checkpoint(folder):
+        return folder, ""
+    made_anew = not spec.out_dir.is_dir()
+    return save(spec, state, plan, fabric, folder), ", in a folder made anew" if made_anew else ""
+
+
+def step_folder(spec: RunSpec, state: State) -> Path:
+    """Where the checkpoint of the last step goes while the run is not at its end."""
+    return spec.out_dir / f"step-{state.step_count:08d}"
+
+
+def save_whole(
+    spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path, rows: RowFile, tracker: Tracker
+) -> Path:
+    """Write a checkpoint folder, and have the rows that belong to it on disk.
+
+    Raises:
+        Diverged: A weight is not finite.
+        BrokeOff: Something cannot be written.
+    """
+    rows.flush_to_disk()
+    tracker.flush_to_disk()
+    try:
+        return save(spec, state, plan, fabric, folder)
+    except Diverged:
+        raise
+    except UserError as error:
+        raise BrokeOff(str(error)) from error
+
+
+def tell(line: str) -> None:
+    """Print a line at once, beside the bar.
+
+    Raises:
+        BrokeOff: Nobody reads standard output any more.
+    """
+    try:
+        with tqdm.external_write_mode():
+            print(line, flush=True)
+    except OSError as error:
+        raise BrokeOff(f"standard output cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Turn any error inside into a :class:`BrokeOff` that names what has failed."""
+    try:
+        yield
+    except BrokeOff:
+        raise
+    except Exception as error:
+        named = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+        raise BrokeOff(f"{what} failed in mid-run: {named}") from error
+
+
+def guarded(batches: Iterator[T], what: str) -> Iterator[T]:
+    """The same batches, where an error of the data's breaks the run off.
+
+    Raises:
+        BrokeOff: A file is missing, a worker was killed, and whatever else may go wrong there.
+    """
+    end = object()
+    while True:
+        with blaming(what):
+            batch = next(batches, end)
+        if batch is end:
+            return
+        yield batch

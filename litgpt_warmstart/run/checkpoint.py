@@ -1,0 +1,379 @@
+"""LitGPT checkpoint folders plus our record: safe loads, atomic writes.
+
+final/
+  lit_model.pth          plain LitGPT weights in fp32, what muP changes folded in: stock LitGPT reads them (folding.py)
+  model_config.yaml      their LitGPT config, its name beginning as its family's do (families.py)
+  config.json, generation_config.json    the same for transformers, where it has the family
+  hyperparameters.yaml   the command's arguments, for --config
+  tokenizer files        as LitGPT has them
+  warmstart.yaml         the record: where the weights come from and what they have seen
+  training_state.pth     what only training needs: what was folded, as trained; optimizer, counters, random states
+"""
+
+import math
+import platform
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
+from litgpt.utils import incremental_save, save_config
+
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others, where_it_is
+from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
+from litgpt_warmstart.method.scales import read_config
+from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
+from litgpt_warmstart.run.record import Ancestor, Record
+from litgpt_warmstart.run.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
+from litgpt_warmstart.run.tokenizer_files import NAMES as TOKENIZER_FILES
+
+WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
+HYPERPARAMETERS = "hyperparameters.yaml"
+DECISIVE = (WEIGHTS, STATE, CONFIG)
+"""Files whose SHA-256 the record has: a flipped bit in one of them would be trained on."""
+VOCABULARIES = (JSON, MODEL)
+FILES = (
+    WEIGHTS, CONFIG, RECORD, STATE, HYPERPARAMETERS, HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES,
+    "special_tokens_map.json",
+)  # fmt: skip
+"""What a checkpoint folder of ours may hold."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint folder says of itself, without its weights; ours or stock LitGPT's."""
+
+    path: Path
+    config: Config
+    """The model, with the ``attention_scores_scalar`` that its weights were trained under."""
+    record: Record | None
+    """None for a folder that this package did not write."""
+
+    @property
+    def mup_base_config(self) -> Config:
+        """Where the learning rate was tuned; a foreign checkpoint's own shapes."""
+        return Config(**self.record.mup_base_config) if self.record else self.config
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder itself if it holds a tokenizer."""
+        return self.path if any((self.path / name).is_file() for name in VOCABULARIES) else None
+
+    @property
+    def tokenizer(self) -> TokenizerFiles | None:
+        """The folder's tokenizer, read; None where it has none.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        return read_tokenizer_files(self.path, self.record and self.record.tokenizer_sha256)
+
+    @property
+    def trained_under(self) -> Folding:
+        """What the model's forward pass did beside LitGPT's while it was trained."""
+        return Folding(self.config, self.record.width_mult if self.record else 1.0)
+
+    @property
+    def folded(self) -> Folding:
+        """What of that is in ``lit_model.pth``: all; the readout alone by a record of version 2; else nothing."""
+        if self.record is None:
+            return without_attention(Folding(self.config))
+        return self.trained_under if self.record.format_version > 2 else without_attention(self.trained_under)
+
+    def check_files(self) -> None:
+        """Compare the folder's files with what the record says of them; a file that was deleted is not missed.
+
+        Raises:
+            UserError: One has changed since it was saved.
+        """
+        if self.record:
+            _check_files(self.path, self.record)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Header):
+    """A checkpoint folder, read."""
+
+    weights: dict[str, torch.Tensor]
+    """By LitGPT name, as trained: nothing is folded in. Memory-mapped where nothing was."""
+
+    def weights_under(self, other: Folding) -> dict[str, torch.Tensor]:
+        """The weights for training on under another muP base: the same logits, whichever base they were trained under.
+
+        Args:
+            other: The same model's, with the ``attention_scores_scalar`` and the width_mult of that base.
+        """
+        return {name: self.trained_under.under(other, name, weight) for name, weight in self.weights.items()}
+
+    def ancestors(self) -> tuple[Ancestor, ...]:
+        """The lineage of a run that starts from this checkpoint: this one last, unless it was only grown."""
+        earlier = self.record.lineage if self.record else ()
+        if self.record and not self.record.tokens:
+            return earlier
+        this = Ancestor(
+            name=self.config.name,
+            path=str(self.path),
+            sha256=file_sha256(self.path / WEIGHTS),
+            parameters=sum(weight.numel() for weight in self.weights.values()),
+            tokens=self.record.tokens if self.record else 0,
+            matmul_flops=self.record.matmul_flops if self.record else 0,
+            hoffmann_flops=self.record.hoffmann_flops if self.record else 0,
+            data=self.record.data if self.record else None,
+            growth=self.record.growth if self.record else None,
+        )
+        return (*earlier, this)
+
+
+def _check_files(folder: Path, record: Record) -> None:
+    for name, sha256 in record.sha256.items():
+        path = folder / name
+        if name in DECISIVE and path.is_file() and file_sha256(path) != sha256:
+            if path.suffix == ".pth":
+                load_tensors(path)  # raises where it can tell more
+            raise UserError(
+                f"{str(path)!r} is not as it was saved (its SHA-256 differs from {RECORD}'s): restore it, or delete"
+                f" {RECORD} to use the folder as a plain LitGPT checkpoint"
+            )
+
+
+def read_header(path: Path, what: str = "base") -> Header:
+    """Read a checkpoint folder's config and record.
+
+    Args:
+        path: The folder.
+        what: What the folder is to the user, for messages.
+
+    Raises:
+        UserError: The folder is missing, no checkpoint, or one of the two files is damaged or may not be read.
+    """
+    try:
+        if not path.is_dir():
+            raise UserError(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
+        missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
+        if missing:
+            hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"
+            raise UserError(f"{what} {str(path)!r} is not a checkpoint folder, {missing[0]} is missing: {hint}")
+        config = read_config(path / CONFIG)
+        if not (path / RECORD).is_file():
+            return Header(path, config, None)
+    except OSError as error:  # a folder that may not be searched
+        raise UserError(f"{what} {str(path)!r} is unreadable: {error.strerror}") from error
+    record = Record.load(path / RECORD)
+    mup_base = Config(**record.mup_base_config)
+    scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
+    header = Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
+    for name, has, told in (
+        ("width_mult", config.n_embd / mup_base.n_embd, record.width_mult),
+        ("attention_scores_scalar", attention_scores_scalar(config, mup_base), scalar or config.head_size),
+    ):
+        if not math.isclose(has, told):
+            raise UserError(
+                f"{str(path / RECORD)!r} is damaged: {name} is {told:g}, by {CONFIG} and mup_base_config {has:g}:"
+                " restore it, or delete it to use the folder as a plain LitGPT checkpoint"
+            )
+    return header
+
+
+def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
+    """Read a checkpoint folder: config, record, and the weights as they were trained.
+
+    Args:
+        path: The folder.
+        what: What the folder is to the user, for messages.
+
+    Raises:
+        UserError: As :func:`read_header`; or a file has changed since it was saved, the weights are cut off, carry
+            pickled code, or hold a NaN or Inf.
+    """
+    header = read_header(path, what)
+    header.check_files()
+    folded = stored_weights(header)
+    for name, weight in folded.items():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{what} {str(path / WEIGHTS)!r} holds NaN or Inf in {name}: take an earlier checkpoint")
+    state = load_tensors(path / STATE) if (path / STATE).is_file() else {}
+    weights = {}
+    for name, weight in folded.items():
+        kept = state.get(name)
+        weights[name] = header.folded.unfold(name, weight, kept if isinstance(kept, torch.Tensor) else None)
+    return Checkpoint(header.path, header.config, header.record, weights)
+
+
+def stored_weights(header: Header) -> dict[str, torch.Tensor]:
+    """The weights as ``lit_model.pth`` has them, memory-mapped, by LitGPT name of today.
+
+    Raises:
+        UserError: They are cut off, carry pickled code, or are no weights.
+    """
+    path = header.path / WEIGHTS
+    weights = dict(_litgpt_names(load_tensors(path), header.config))
+    for name, weight in weights.items():
+        if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+            raise UserError(f"{str(path)!r} holds {name!r}, which is no weight: give a LitGPT checkpoint")
+    return weights
+
+
+def plain_weights(header: Header) -> dict[str, torch.Tensor]:
+    """The weights with everything folded in: those whose logits stock LitGPT's GPT gives without a scalar of its own.
+
+    Raises:
+        UserError: As :func:`stored_weights`.
+    """
+    weights, left = stored_weights(header), Folding(header.config)
+    if header.folded.config.attention_scores_scalar == header.config.attention_scores_scalar:
+        return weights
+    return {name: left.fold(name, weight) for name, weight in weights.items()}
+
+
+def _litgpt_names(content: dict[str, Any], config: Config) -> Iterator[tuple[str, torch.Tensor]]:
+    content = content.get("model", content)
+    for name, weight in content.items() if isinstance(content, dict) else ():
+        name = str(name).replace("_orig_mod.", "").removeprefix("module.")
+        if legacy := re.fullmatch(r"(.*\.attn)\.attn\.(weight|bias)", name):  # older LitGPT
+            name, weight = f"{legacy[1]}.qkv.{legacy[2]}", qkv_reassemble(weight, config)
+        yield name, weight
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """``torch.load`` of tensors and plain values alone, memory-mapped.
+
+    Raises:
+        UserError: The file is missing, cut off, no checkpoint, or carries pickled code.
+    """
+    try:
+        if not _is_torch_file(path):
+            raise UserError(f"{str(path)!r} is no file of torch's: give a checkpoint that torch.save wrote")
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{str(path)!r} does not exist") from None
+    except PermissionError as error:
+        raise UserError(f"{str(path)!r} is unreadable: {error.strerror}") from error
+    except UnpicklingError as error:
+        raise UserError(
+            f"{str(path)!r} carries pickled code besides tensors, which is not run: if you trust it, load it yourself"
+            " and save its state dict alone"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"{str(path)!r} cannot be read, it seems cut off or damaged: copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
+    return content
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether a file begins as torch's do: as a zip archive or, before torch 1.6, as a pickle; a cut-off one may."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start.startswith((b"PK", b"\x80")) or len(start) < 4
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose code decides a run."""
+    found = {"python": platform.python_version()}
+    for package in ("litgpt-warmstart", "litgpt", "lightning", "mup", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree
+            found[package] = "not installed"
+    return found
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    config: Config,
+    record: Record,
+    hyperparameters: dict[str, Any],
+    tokenizer: TokenizerFiles | None,
+    training_state: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint folder, whole or not at all.
+
+    Args:
+        path: The folder.
+        weights: The model's weights as trained, with their LitGPT names, on any device. Each is written before the next
+            one is asked for, so that they need not be in memory together.
+        config: The model, with the ``attention_scores_scalar`` that the weights were trained under.
+        record: Goes into ``warmstart.yaml``; what it says of config and files is filled in here.
+        hyperparameters: The command's arguments.
+        tokenizer: Copied, if there is one.
+        training_state: What only training needs; tensors and plain values.
+    """
+    folding = Folding(config, record.width_mult)
+    plain = replace(config, attention_scores_scalar=None, name=litgpt_name(config))
+    with atomic_folder(path, foreign_entries) as partial:
+        with incremental_save(partial / WEIGHTS) as file:
+            written = {}
+            for name, weight in weights:
+                weight = weight.detach().cpu().contiguous()
+                folded = folding.fold(name, weight)
+                if folded.untyped_storage().nbytes() > folded.nbytes:  # all of a storage is written
+                    folded = folded.clone()
+                written[name] = file.store_early(folded)
+                if (kept := folding.rows_as_trained(name, weight)) is not None:
+                    training_state = {name: kept.clone(), **(training_state or {})}
+            file.save(written)
+        if training_state:
+            torch.save(training_state, partial / STATE)
+        if tokenizer is not None:
+            tokenizer.write(partial)
+        write_hf_configs(partial, plain, tokenizer)
+        save_config(plain, partial)
+        sha256 = {name: file_sha256(partial / name) for name in DECISIVE if (partial / name).is_file()}
+        told = dict(attention_scores_scalar=config.attention_scores_scalar, sha256=sha256)
+        replace(record, tokenizer_sha256=tokenizer and tokenizer.sha256, **told).save(partial / RECORD)
+        dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
+
+
+def foreign_entries(folder: Path) -> list[str]:
+    """What in a folder is no part of a checkpoint of ours; without a record, all of it."""
+    return others(folder, FILES) if (folder / RECORD).is_file() else entries(folder)
+
+
+def step_folders(out_dir: Path) -> list[Path]:
+    """The folders step-<digits>, by their steps; step-best is a user's own."""
+    numbered = [(int(f.name[5:]), f) for f in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]+", f.name)]
+    return [folder for _, folder in sorted(numbered)]
+
+
+def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
+
+    Folders without a record, and those that were only grown, are no part of a run. Nothing is moved: final/ may be at
+    :func:`older_folder`.
+
+    Returns:
+        The folder, and those that were passed over, with the reason: their record cannot be read, a file is missing,
+        or, of those with more steps, one has changed since it was saved.
+    """
+    final = where_it_is(out_dir / "final")
+    found, unread = [], []
+    for folder in (*step_folders(out_dir), final):
+        if not (folder / RECORD).is_file():
+            continue
+        try:
+            record = Record.load(folder / RECORD)
+            missing = [name for name in DECISIVE if not (folder / name).is_file()]
+            if record.training and missing:
+                unread.append((folder, f"{missing[0]} is missing"))
+            elif record.training:
+                found.append((record.step_count, folder == final, folder, record))
+        except (UserError, OSError) as error:
+            unread.append((folder, one_line(error)))
+    for _, _, folder, record in sorted(found, key=lambda one: one[:2], reverse=True):
+        try:
+            _check_files(folder, record)
+            return folder, unread
+        except (UserError, OSError) as error:
+            unread.append((folder, one_line(error)))
+    return None, unread

@@ -1,0 +1,84 @@
+"""A checkpoint for other tools: transformers' names and config, or a plain LitGPT folder of one that is not."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from litgpt.utils import save_config
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from litgpt_warmstart import files
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.method.model import check_supported
+from litgpt_warmstart.run import checkpoint
+from litgpt_warmstart.run.families import (
+    GENERATION_CONFIG,
+    HF_CONFIG,
+    find_family,
+    litgpt_name,
+    why_none,
+    write_hf_configs,
+)
+from litgpt_warmstart.run.tokenizer_files import NAMES
+
+Format = Literal["transformers", "litgpt"]
+SAFETENSORS = "model.safetensors"
+MARK = ".warmstart_export"
+"""Tells what is exported here from a model that somebody has downloaded."""
+
+
+def export(source: Path, out_dir: Path, format: Format) -> str:
+    """Write a checkpoint folder for other tools, whole or not at all.
+
+    Args:
+        source: A LitGPT checkpoint folder, ours or stock.
+        out_dir: The folder.
+        format: ``transformers``: config.json, model.safetensors; ``litgpt``: a plain LitGPT checkpoint.
+
+    Returns:
+        transformers' class that loads it, or LitGPT's.
+
+    Raises:
+        UserError: No family of transformers' can hold the model, or it has a part that warmstarting does not support.
+    """
+    header = checkpoint.read_header(source, "checkpoint")
+    header.check_files()
+    check_supported(header.config)
+    config = replace(header.config, attention_scores_scalar=None)
+    family = find_family(config)
+    if family is None and format == "transformers":
+        raise UserError(
+            f"{config.name!r} has {why_none(config)}, which no model of transformers known here has: pass --format"
+            " litgpt"
+        )
+    weights = checkpoint.plain_weights(header)
+    tokenizer = header.tokenizer
+    with files.atomic_folder(out_dir, foreign_to_export) as partial:
+        (partial / MARK).write_text(f"{source}\n", encoding="utf-8")
+        if tokenizer:
+            tokenizer.write(partial)
+        write_hf_configs(partial, config, tokenizer, str(weights["lm_head.weight"].dtype).removeprefix("torch."))
+        if format == "litgpt":
+            torch.save(weights, partial / checkpoint.WEIGHTS)
+            save_config(replace(config, name=litgpt_name(config)), partial)
+            return "LitGPT"
+        named = family.named(weights, config)
+        whole = {name: weight.contiguous().clone() for name, weight in named.items()}  # views share storage
+        try:
+            save_file(whole, partial / SAFETENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(one_line(error)) from error  # what a full disk is to atomic_folder
+        # safetensors makes its file the owner's alone.
+        shutil.copymode(partial / HF_CONFIG, partial / SAFETENSORS)
+    return family.architecture
+
+
+def foreign_to_export(folder: Path) -> list[str]:
+    """What in a folder is not of those that :func:`export` writes; without its mark, all of it."""
+    if not (folder / MARK).is_file():
+        return files.entries(folder)
+    weights = (checkpoint.WEIGHTS, SAFETENSORS)
+    return files.others(folder, (MARK, *weights, checkpoint.CONFIG, HF_CONFIG, GENERATION_CONFIG, *NAMES))

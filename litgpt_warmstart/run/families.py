@@ -1,0 +1,227 @@
+"""Families of models: which of transformers' a LitGPT config is, its config.json, and the name LitGPT converts it by.
+
+``litgpt convert_from_litgpt``, and ``evaluate`` with it, looks at the name of a config before it looks at its fields.
+So a name must begin as its family's do, and must not begin as another's.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from litgpt.config import Config
+from litgpt.scripts import convert_lit_checkpoint as litgpt_convert
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.run.tokenizer_files import TokenizerFiles
+
+HF_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+CONVERTED_BY_NAME = ("phi", "qwen2.5", "qwq", "olmo-2-", "qwen3", "gemma-2", "gemma-3")
+"""Beginnings of names, in lower case, that LitGPT 0.5.13's conversion goes by."""
+
+_PLAIN = dict(
+    norm_qk=False, post_attention_norm=False, post_mlp_norm=False, shared_attention_norm=False, norm_1=True,
+    norm_2=True, sliding_window_size=None, attention_logit_softcapping=None, final_logit_softcapping=None,
+    rope_adjustments=None, rope_condense_ratio=1, rope_interleave=False, rope_indices=None, lm_head_bias=False,
+    scale_embeddings=False,
+)  # fmt: skip
+_NEOX = dict(_PLAIN, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", bias=True)
+_LLAMA = dict(
+    _PLAIN, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", bias=False, attn_bias=False, parallel_residual=False,
+    rotary_percentage=1.0,
+)  # fmt: skip
+_ROPE_ADJUSTMENTS = {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of transformers' models."""
+
+    model_type: str
+    architecture: str
+    """transformers' class."""
+    wanted: Mapping[str, Any]
+    """What a LitGPT config must say for that class to compute the same."""
+    entries: Callable[[Config], dict[str, Any]]
+    """Of config.json, beside those that all families share."""
+    convert: Callable[..., None]
+    """LitGPT's own conversion of weights."""
+    prefix: str
+    """Put before a name that LitGPT would convert as another family's."""
+    converted_by: tuple[str, ...] = ()
+    """Beginnings of names by which LitGPT converts it; without any it goes by the config's fields."""
+    whole_heads: bool = True
+    """Whether its heads must make up n_embd."""
+    query_groups: bool = True
+    """Whether queries may share keys."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Parts of LitGPT's names that LitGPT's conversion knows by other names."""
+
+    def in_the_way(self, config: Config) -> list[str]:
+        """What the config has that transformers' class has not, in words; empty where it can hold the model."""
+        found = [f"{name} {getattr(config, name)!r}" for name, value in self.wanted.items()
+                 if getattr(config, name) != value]  # fmt: skip
+        if self.whole_heads and config.n_head * config.head_size != config.n_embd:
+            found.append("heads that do not make up n_embd")
+        if not self.query_groups and config.n_query_groups != config.n_head:
+            found.append("queries that share keys")
+        return found
+
+    def named(self, weights: Mapping[str, Any], config: Config) -> dict[str, Any]:
+        """Weights by transformers' names.
+
+        Args:
+            weights: A plain LitGPT checkpoint's.
+            config: The model.
+        """
+        found: dict[str, Any] = {}
+        known = {}
+        for name, weight in weights.items():
+            for ours, theirs in self.renamed.items():
+                name = name.replace(ours, theirs)
+            known[name] = weight
+        self.convert(replace(config, name=litgpt_name(config)), found, known)
+        return found
+
+
+def _llama_entries(config: Config) -> dict[str, Any]:
+    return dict(
+        hidden_act="silu", head_dim=config.head_size, num_key_value_heads=config.n_query_groups,
+        rms_norm_eps=config.norm_eps, attention_bias=False, mlp_bias=False,
+    )  # fmt: skip
+
+
+def _neox_entries(config: Config) -> dict[str, Any]:
+    return dict(
+        hidden_act="gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh",
+        layer_norm_eps=config.norm_eps, rotary_pct=config.rotary_percentage, rotary_emb_base=config.rope_base,
+        use_parallel_residual=config.parallel_residual, attention_bias=True,
+    )  # fmt: skip
+
+
+def _phi_entries(config: Config) -> dict[str, Any]:
+    return dict(
+        hidden_act="gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh",
+        layer_norm_eps=config.norm_eps, partial_rotary_factor=config.rotary_percentage,
+        num_key_value_heads=config.n_query_groups, qk_layernorm=False, attention_dropout=0.0, resid_pdrop=0.0,
+        embd_pdrop=0.0,
+    )  # fmt: skip
+
+
+def _phi3_entries(config: Config) -> dict[str, Any]:
+    block_size = config.block_size
+    return _llama_entries(config) | dict(
+        original_max_position_embeddings=block_size, sliding_window=None, pad_token_id=None, attention_dropout=0.0,
+        resid_pdrop=0.0, embd_pdrop=0.0,
+    )  # fmt: skip
+
+
+FAMILIES = (
+    Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _neox_entries, litgpt_convert.copy_weights_gpt_neox, "pythia-",
+           query_groups=False),
+    Family("phi", "PhiForCausalLM", _NEOX | dict(shared_attention_norm=True, lm_head_bias=True, parallel_residual=True),
+           _phi_entries, litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
+    Family("phi3", "Phi3ForCausalLM", _LLAMA, _phi3_entries, litgpt_convert.copy_weights_phi, "phi-3-",
+           ("phi-3", "phi-4")),
+    Family("llama", "LlamaForCausalLM", _LLAMA, _llama_entries, litgpt_convert.copy_weights_llama, "Llama-",
+           whole_heads=False),
+    Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _llama_entries,
+           litgpt_convert.copy_weights_qwen_2_5, "Qwen2.5-", ("qwen2.5", "qwq"), whole_heads=False),
+    Family("qwen3", "Qwen3ForCausalLM", _LLAMA | dict(norm_qk=True, norm_qk_type="default"), _llama_entries,
+           litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
+    Family("olmo2", "Olmo2ForCausalLM",
+           _LLAMA | dict(norm_qk=True, norm_qk_type="olmo2", post_attention_norm=True, post_mlp_norm=True,
+                         norm_1=False, norm_2=False),
+           _llama_entries, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
+           renamed={".post_attention_norm.": ".norm_2."}),
+)  # fmt: skip
+"""In the order in which they are tried: a phi-3 has the fields of a Llama, and is known by its name."""
+
+
+def _without_rope_adjustments(config: Config) -> Config:
+    """The config, less what every Llama can do: Llama 3's slower rotation."""
+    adjusted = config.rope_adjustments
+    return replace(config, rope_adjustments=None) if adjusted and set(adjusted) == _ROPE_ADJUSTMENTS else config
+
+
+def find_family(config: Config) -> Family | None:
+    """The family whose class in transformers computes the same; None where there is none."""
+    fields, name = _without_rope_adjustments(config), config.name.lower()
+    for family in FAMILIES:
+        if family.model_type == "phi3" and not name.startswith(family.converted_by):
+            continue
+        if not family.in_the_way(fields):
+            return family
+    return None
+
+
+def why_none(config: Config) -> str:
+    """What keeps a model out of the family that is the nearest, in words."""
+    fields = _without_rope_adjustments(config)
+    return ", ".join(min((family.in_the_way(fields) for family in FAMILIES), key=len))
+
+
+def litgpt_name(config: Config) -> str:
+    """The model's name, by which LitGPT's conversion finds its family: as it is, or with the family's prefix."""
+    family, name = find_family(config), config.name.lower()
+    if family is None:
+        return config.name
+    if family.converted_by:
+        # LitGPT leaves the readout of a "Phi-4" out, as if it were the embedding.
+        fits = name.startswith(family.converted_by) and not config.name.startswith("Phi-4")
+        fits = fits and not (family.model_type == "phi" and name.startswith(("phi-3", "phi-4")))
+    else:
+        fits = not name.startswith(CONVERTED_BY_NAME)
+    return (config.name if fits else f"{family.prefix}{config.name}").replace("falcon", "Falcon")  # anywhere in a name
+
+
+def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: str = "float32") -> dict[str, Any]:
+    """transformers' config.json of a plain LitGPT checkpoint.
+
+    Args:
+        config: The model, without an ``attention_scores_scalar``.
+        tokenizer: Tells which ids begin and end a text.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: No class of transformers computes the same; names what is in the way.
+    """
+    family = find_family(config)
+    if family is None:
+        raise UserError(f"{config.name!r} has {why_none(config)}, which no model of transformers known here has")
+    rope: dict[str, Any] = dict(rope_theta=config.rope_base)
+    if adjusted := config.rope_adjustments:
+        rope["rope_scaling"] = dict(
+            rope_type="llama3", original_max_position_embeddings=adjusted["original_max_seq_len"],
+            **{name: adjusted[name] for name in ("factor", "low_freq_factor", "high_freq_factor")},
+        )  # fmt: skip
+    return dict(
+        architectures=[family.architecture], model_type=family.model_type, hidden_size=config.n_embd,
+        num_hidden_layers=config.n_layer, num_attention_heads=config.n_head,
+        intermediate_size=config.intermediate_size, max_position_embeddings=config.block_size,
+        vocab_size=config.padded_vocab_size, tie_word_embeddings=False, dtype=dtype, **rope,
+        **special_ids(tokenizer), **family.entries(config),
+    )  # fmt: skip
+
+
+def special_ids(tokenizer: TokenizerFiles | None) -> dict[str, int | None]:
+    """The ids that begin and end a text, by transformers' names."""
+    return dict(bos_token_id=tokenizer and tokenizer.bos_id, eos_token_id=tokenizer and tokenizer.eos_id)
+
+
+def write_hf_configs(folder: Path, config: Config, tokenizer: TokenizerFiles | None, dtype: str = "float32") -> None:
+    """Write config.json and generation_config.json, where transformers has the model's family.
+
+    Args:
+        folder: A checkpoint folder that is being filled.
+        config: The model, without an ``attention_scores_scalar``.
+        tokenizer: Tells which ids begin and end a text.
+        dtype: Of the weights.
+    """
+    if find_family(config) is None:
+        return
+    contents = {HF_CONFIG: hf_config(config, tokenizer, dtype), GENERATION_CONFIG: special_ids(tokenizer)}
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,319 @@
+"""Carry out a list of runs: what is not finished, here or on Ray, each exactly once.
+
+A run's folder gets outcome.json when it has ended; a run that was stopped or killed goes on from its last checkpoint.
+"""
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks
+from litgpt_warmstart.errors import Diverged, UserError, one_line
+from litgpt_warmstart.files import file_sha256, write_whole
+from litgpt_warmstart.parsing import Count, Finite, Unreadable, parse
+from litgpt_warmstart.run import train as pretrain
+from litgpt_warmstart.run.checkpoint import WEIGHTS, read_header
+from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.run.optimizer import recorded_optimizer
+from litgpt_warmstart.run.ownership import OUTCOME, check_free
+from litgpt_warmstart.run.record import DataUse
+from litgpt_warmstart.run.resume import check_writable
+from litgpt_warmstart.run.spec import RunSpec
+
+Status = Literal["finished", "diverged", "skipped"]
+Executor = Literal["here", "ray"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an experiment."""
+
+    name: str
+    """Tells it from the others; part of its folder's name."""
+    spec: RunSpec
+    factors: Mapping[str, Any] = field(default_factory=dict)
+    """What is varied, by name, for tables."""
+    after: tuple[str, ...] = ()
+    """Names of the runs that must have ended before, such as the one whose checkpoint it grows."""
+    data_after: Path | None = None
+    """A checkpoint, perhaps not written yet, whose lineage's tokens this run does not read again."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, in numbers that tables need; ``None`` where it did not get that far."""
+
+    status: Status
+    reason: str | None = None
+    """Why, where it did not finish."""
+    first_val_loss: Finite | None = None
+    """Validation loss before the first step."""
+    val_loss: Finite | None = None
+    """The last one."""
+    step_count: Count = 0
+    tokens: Count = 0
+    seconds: Finite = 0.0
+    """Of training."""
+    matmul_flops: Finite = 0.0
+    hoffmann_flops: Finite = 0.0
+    settings: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What decided the run; another run in its place must have the same."""
+
+
+def carry_out(
+    runs: Sequence[Run],
+    executor: Executor = "here",
+    ray_address: str | None = None,
+    cpus_per_run: int | None = None,
+    gpus_per_run: float | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Outcome]:
+    """Carry out runs in an order that respects ``after``; finished ones are read, not run again.
+
+    Args:
+        runs: With different names and folders, each after the ones that it names.
+        executor: This process, one run after another, or a Ray cluster.
+        ray_address: Of a running cluster; None starts Ray on this machine.
+        cpus_per_run: Cores that Ray gives a run. Default: one.
+        gpus_per_run: GPUs that Ray gives a run, or a part of one. Default: one where this machine has any.
+        say: Takes a line of progress.
+
+    Returns:
+        Outcomes by name, in the order of ``runs``.
+
+    Raises:
+        UserError: An option without its executor, a folder that holds another run, or a run that cannot start; what
+            has ended before stays ended.
+        SystemExit: Stopped by a signal, after saving; the same call goes on.
+    """
+    if executor == "here" and (ray_address, cpus_per_run, gpus_per_run) != (None, None, None):
+        raise UserError("--ray_address, --cpus_per_run and --gpus_per_run are for --executor ray: pass that too")
+    names = [run.name for run in runs]
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise UserError(f"two runs would both be called {twice!r}: give models, learning rates or folders other names")
+    assert all(set(run.after) <= set(names[:i]) for i, run in enumerate(runs)), "a run stands after those it needs"
+    ended: dict[str, Outcome] = {}
+    for run in runs:
+        outcome = None if any(name not in ended for name in run.after) else read_outcome(run)
+        if outcome is not None:
+            ended[run.name] = outcome
+    if ended:
+        say(f"{len(ended)} of {len(runs)} runs have ended before")
+    if len(ended) < len(runs):
+        check_data(runs)
+        for run in runs:
+            if run.name not in ended:
+                check_writable(run.spec.out_dir)
+                check_free(run.spec.out_dir)
+        if executor == "ray":
+            from litgpt_warmstart.study.on_ray import carry_out_on_ray
+
+            carry_out_on_ray(runs, ended, ray_address, cpus_per_run, gpus_per_run, say)
+        else:
+            _carry_out_here(runs, ended, say)
+    return {name: ended[name] for name in names}
+
+
+def check_data(runs: Sequence[Run]) -> None:
+    """Raise a UserError, before anything is trained, where data that is prepared already is too short for a run."""
+    used: dict[Path, DataUse] = {}
+    for run in runs:
+        spec, data = run.spec, run.spec.data
+        if not isinstance(data, BlockDataModule) or not data.is_prepared:
+            continue
+        seen = spec.seen
+        if run.data_after in used:
+            seen = (used[run.data_after],)
+        elif run.data_after is not None and (record := read_header(run.data_after).record):
+            seen = record.data_uses
+        data.connect(batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
+        try:
+            blocks = plan_blocks(replace(spec, seen=seen)).blocks
+        except UserError as error:
+            raise UserError(f"{run.name}: {error}") from error
+        used[spec.out_dir / "final"] = DataUse(
+            class_path(data),
+            {},
+            0,
+            data.fingerprint,
+            blocks.start_token(),
+            blocks.stop_token(blocks.stop - blocks.first),
+        )
+
+
+def _carry_out_here(runs: Sequence[Run], ended: dict[str, Outcome], say: Callable[[str], None]) -> None:
+    for number, run in enumerate(runs, start=1):
+        if run.name not in ended:
+            say(f"\n[{number}/{len(runs)}] {run.name}")
+            ended[run.name] = carry_out_one(run, {name: ended[name] for name in run.after})
+            say(f"[{number}/{len(runs)}] {run.name}: {in_words(ended[run.name])}")
+
+
+def carry_out_one(run: Run, before: Mapping[str, Outcome]) -> Outcome:
+    """Carry out a run in this process, from its last checkpoint if it has one, and write its outcome.
+
+    Args:
+        run: The run.
+        before: Outcomes of the runs that it comes after.
+
+    Raises:
+        UserError: It cannot start.
+    """
+    for name, outcome in before.items():
+        if outcome.status != "finished":
+            return Outcome("skipped", f"{name} {outcome.status}")
+    start_afresh()
+    spec = replace(run.spec, resume="auto")
+    if run.data_after is not None:
+        record = read_header(run.data_after).record
+        spec = replace(spec, seen=record.data_uses if record else ())
+    status: Status = "finished"
+    reason = None
+    try:
+        pretrain.setup(spec)
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    outcome = _measured(run, status, reason)
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish()  # else the next run's metrics would go to this one's page
+    write_whole(spec.out_dir / OUTCOME, json.dumps({**asdict(outcome), "ended": _now()}, indent=1, default=str) + "\n")
+    return outcome
+
+
+def start_afresh() -> None:
+    """Forget the model before, for one process that builds several."""
+    torch._dynamo.reset()  # it compiles a code object for a few models only, then goes on eagerly
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _measured(run: Run, status: Status, reason: str | None) -> Outcome:
+    spec = run.spec
+    rows = read_metrics(spec.out_dir / FILE_NAME)
+    val_losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    last = rows[-1] if rows else {}
+    return Outcome(
+        status,
+        reason,
+        first_val_loss=val_losses[0] if val_losses and spec.eval.initial_validation else None,
+        val_loss=val_losses[-1] if val_losses else None,
+        step_count=int(last.get("step", 0)),
+        tokens=int(last.get("tokens", 0)),
+        seconds=last.get("seconds", 0.0),
+        matmul_flops=last.get("matmul_flops", 0.0),
+        hoffmann_flops=last.get("hoffmann_flops", 0.0),
+        settings=settings(run),
+    )
+
+
+def read_outcome(run: Run) -> Outcome | None:
+    """The outcome of a run that has ended; None for one that has not.
+
+    Raises:
+        UserError: Its folder holds a run with other settings; names the first one.
+    """
+    path = run.spec.out_dir / OUTCOME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            content.pop("ended", None)
+        outcome = parse(Outcome, content)
+        if not outcome.settings or (outcome.status == "finished" and outcome.val_loss is None):
+            raise Unreadable("it tells no settings or no loss")
+    except (OSError, ValueError, RecursionError, Unreadable) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({one_line(error, 80)}): delete it, and the run is looked at again"
+        ) from error
+    now = json.loads(json.dumps(settings(run), default=str))
+    before = {**outcome.settings}
+    if "optimizer" in before:
+        before["optimizer"] = recorded_optimizer(before["optimizer"]).plain
+    if difference := first_difference(before, now):
+        name, before, now = difference[0], *(one_line(str(value), 100) for value in difference[1:])
+        raise UserError(
+            f"{str(run.spec.out_dir)!r} holds a run with {name} {before}, now {now}: choose another --out_dir, or"
+            " delete that run's folder"
+        )
+    return outcome
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that two runs both tell and that differs: its name, and both values; None if there is none.
+
+    What only one of them tells is of another version of this package or of LitGPT, or not known yet; but an optimizer
+    has other arguments only where the user has given others, and no growth at all is not another version's.
+    """
+    for name, value in now.items():
+        other = before.get(name, value)
+        if value == other:
+            continue
+        if isinstance(value, dict) and isinstance(other, dict) and value and other:
+            if inner := first_difference(other, value):
+                return f"{name}.{inner[0]}", *inner[1:]
+            if name != "optimizer":
+                continue
+        return name, other, value
+    return None
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """What decides a run's numbers, as plain values, the most telling first, without what is not known yet."""
+    spec = run.spec
+    grown = asdict(spec.growth) if spec.growth else {}
+    grown.pop("source_dir", None)  # its sha256 tells
+    known = {
+        "lr": spec.base_lr,
+        "train.global_batch_size": spec.train.global_batch_size,
+        "seed": spec.seed,
+        "parametrization": spec.parametrization,
+        "growth": grown,
+        "target": asdict(spec.config),
+        "mup_base": asdict(spec.mup_base_config),
+        "optimizer": spec.optimizer.plain,
+        "precision": spec.precision,
+        "block_size": spec.block_size,
+        "train.max_norm": spec.train.max_norm,
+        "tokens": spec.max_steps * spec.tokens_per_step,
+        "schedule": asdict(spec.schedule),
+        "eval": {k: getattr(spec.eval, k) for k in ("interval", "max_iters")},
+    }
+    later = {
+        "the sha256 of what it starts from": _sha256(spec.growth and spec.growth.source_dir),
+        "the sha256 of what it reads on after": _sha256(run.data_after),
+        "data": _data_identity(spec),
+        "data.init_args": None if isinstance(spec.data, BlockDataModule) else data_arguments(init_args(spec.data)),
+    }
+    return known | {name: value for name, value in later.items() if value is not None}
+
+
+def _sha256(checkpoint_dir: Path | None) -> str | None:
+    weights = checkpoint_dir / WEIGHTS if checkpoint_dir else None
+    return file_sha256(weights) if weights and weights.is_file() else None
+
+
+def _data_identity(spec: RunSpec) -> str | None:
+    """The fingerprint of prepared tokens; of a foreign DataModule its class; None while it is not known."""
+    if not isinstance(spec.data, BlockDataModule):
+        return class_path(spec.data)
+    return spec.data.fingerprint if spec.data.is_prepared else None
+
+
+def in_words(outcome: Outcome) -> str:
+    """An outcome in a few words."""
+    if outcome.status != "finished":
+        return f"{outcome.status}: {outcome.reason}"
+    return f"validation loss {outcome.val_loss:.4f}" if outcome.val_loss is not None else "finished"

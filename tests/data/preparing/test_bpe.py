@@ -1,0 +1,103 @@
+"""A tokenizer of one's own: of the size asked for, lossless, trained once."""
+
+import pytest
+from litgpt.tokenizer import Tokenizer
+
+from litgpt_warmstart.commands import warmstart_prepare_data
+from litgpt_warmstart.data import PreparedText
+from litgpt_warmstart.data.preparing.bpe import folder_texts, train_bpe
+from litgpt_warmstart.errors import UserError
+
+
+@pytest.fixture
+def text_dir(tmp_path, texts):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.txt").write_text("\n".join(texts[number::5]), encoding="utf-8", newline="")
+    return folder
+
+
+def test_a_preparation_trains_its_tokenizer_once_and_prepares_with_it(text_dir, tmp_path, capsys):
+    settings = dict(text_dir=text_dir, tokenizer_vocab_size=300, data_path=tmp_path / "data/tiny")
+    warmstart_prepare_data.setup(**settings)
+    assert "vocabulary 300" in capsys.readouterr().out
+    folder = tmp_path / "data/tiny-tokenizer"
+    written = (folder / "tokenizer.json").stat().st_mtime_ns
+    tokenizer = Tokenizer(tmp_path / "data/tiny")
+    assert tokenizer.vocab_size == 300
+    text = "def naïve(x):\n\treturn '本'"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert PreparedText(tmp_path / "data/tiny").is_prepared
+
+    warmstart_prepare_data.setup(**settings)  # and again
+    assert "Already prepared" in capsys.readouterr().out
+    assert (folder / "tokenizer.json").stat().st_mtime_ns == written
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["tiny", "tiny-tokenizer"]
+
+
+def test_a_tokenizer_of_another_size_is_not_taken_for_what_was_asked(text_dir, tmp_path, capsys):
+    settings = dict(text_dir=text_dir, data_path=tmp_path / "data/tiny")
+    warmstart_prepare_data.setup(tokenizer_vocab_size=300, **settings)
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(tokenizer_vocab_size=301, **settings)
+    assert "has 300 tokens, not 301" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(tokenizer="somewhere"), dict(text_dir=None, repo_id="someone/something"), dict(text_dir=None)]
+)
+def test_a_vocabulary_size_is_for_a_folder_of_text_without_a_tokenizer(settings, text_dir, tmp_path, capsys):
+    settings = dict(text_dir=text_dir, tokenizer_vocab_size=300, data_path=tmp_path / "data") | settings
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(**settings)
+    assert "tokenizer_vocab_size is for text_dir" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("size", "told"), [(256, "at least 257 tokens"), (100_000, "too short for 100,000 tokens")])
+def test_a_size_that_the_text_cannot_have_is_refused_and_leaves_nothing(size, told, text_dir, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=size, data_path=tmp_path / "data/tiny")
+    assert told in capsys.readouterr().err
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_of_much_text_each_part_gives_its_share_whatever_the_sizes_of_files(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("tiny\n")
+    (tmp_path / "b.txt").write_text("".join(f"line {number}\n" for number in range(200_000)))
+    monkeypatch.setattr("litgpt_warmstart.data.preparing.sources.PART_BYTES", 400_000)
+    monkeypatch.setattr("litgpt_warmstart.data.preparing.bpe.TEXT_BYTES", 500_000)
+    texts = list(folder_texts(tmp_path, None, "text"))
+    assert texts[0] == "tiny\n" and "line 199999" not in texts[-1]
+    assert 500_000 <= sum(map(len, texts)) < 500_000 + 6 * 70_000  # whole documents, of 64 KiB, from each of 6 parts
+    monkeypatch.setattr("litgpt_warmstart.data.preparing.bpe.TEXT_BYTES", 10**9)
+    assert "".join(folder_texts(tmp_path, None, "text")) == "".join(
+        (tmp_path / name).read_text() for name in ("a.txt", "b.txt")
+    )
+
+
+def test_nothing_is_trained_for_a_preparation_that_is_refused(text_dir, capsys):
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=text_dir / "prepared")
+    assert "lies within text_dir" in capsys.readouterr().err
+    assert sorted(path.name for path in text_dir.iterdir()) == [f"{number}.txt" for number in range(5)]
+
+
+def test_a_damaged_tokenizer_is_told_in_one_line_and_a_bare_dot_is_a_folder(text_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here-tokenizer").mkdir()
+    (tmp_path / "here-tokenizer/tokenizer.json").write_text("{")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SystemExit):
+        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=".")
+    assert "tokenizer.json' is damaged" in capsys.readouterr().err
+
+
+def test_the_same_text_gives_the_same_tokenizer(texts, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        train_bpe(texts, 400, tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
+    with pytest.raises(UserError, match="at least 257"):
+        train_bpe(texts, 10, tmp_path / "a")

@@ -1,0 +1,186 @@
+"""tiktoken's ids are those of the tokenizer, or it is not used."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from litgpt.tokenizer import Tokenizer as LitGPTTokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from litgpt_warmstart.data.preparing import encoding
+from litgpt_warmstart.data.preparing.encoding import DocumentEncoder
+from litgpt_warmstart.errors import UserError
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BLANKS = st.text(st.sampled_from(" \n\t\r\xa0\u2003\u3000ab1.'"), max_size=60)
+PIECES = st.lists(
+    st.sampled_from(["<|endoftext|>", "<|pad|>", "<|", " ", "'ll", "12", "caf\xe9", "\n\n", "x"]), max_size=12
+)
+
+
+@pytest.fixture(scope="session")
+def encoders(stdlib_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DocumentEncoder]:
+    """GPT-2's kind, one with ids in another order and more special tokens, LLaMA 3's splitting, and a normalizer."""
+    content = json.loads((stdlib_path / "tokenizer.json").read_text(encoding="utf-8"))
+    folders = {"gpt2": stdlib_path}
+
+    shuffled = json.loads(json.dumps(content))
+    order = np.random.default_rng(0).permutation(4096).tolist()
+    shuffled["model"]["vocab"] = {token: order[i] for token, i in content["model"]["vocab"].items()}
+    shuffled["added_tokens"][0]["id"] = order[0]
+    pad = {**shuffled["added_tokens"][0], "id": 5000, "content": "<|pad|>"}
+    shuffled["added_tokens"].append(pad)
+    folders["shuffled"] = tmp_path_factory.mktemp("shuffled")
+    (folders["shuffled"] / "tokenizer.json").write_text(json.dumps(shuffled), encoding="utf-8")
+
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    llama3 = Tokenizer.from_str(json.dumps(content))
+    llama3.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    folders["llama3"] = tmp_path_factory.mktemp("llama3")
+    llama3.save(str(folders["llama3"] / "tokenizer.json"))
+
+    nfc = Tokenizer.from_str(json.dumps(content))
+    nfc.normalizer = normalizers.NFC()
+    folders["nfc"] = tmp_path_factory.mktemp("nfc")
+    nfc.save(str(folders["nfc"] / "tokenizer.json"))
+    return {name: DocumentEncoder(folder) for name, folder in folders.items()}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "shuffled", "llama3", "nfc"])
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.text(max_size=80), BLANKS, PIECES.map("".join)))
+@example(" " * 3000)
+@example("a" * 3000 + "\u0301" * 50)
+@example("e\u0301 \u0130 caf\xe9 \u212b ")
+def test_ids_are_those_of_the_tokenizer_on_any_text(encoders, kind, text):
+    encoder = encoders[kind]
+    assert encoder.name == "tiktoken", encoder.why_not_tiktoken
+    assert encoder([text])[0].tolist() == encoder._reference.encode(text, add_special_tokens=False).ids
+
+
+def test_ids_are_those_of_litgpts_tokenizer(encoders, stdlib_path, texts):
+    litgpt = LitGPTTokenizer(stdlib_path)
+    for text, ids in zip(texts[:50], encoders["gpt2"](texts[:50]), strict=True):
+        assert ids.tolist() == litgpt.encode(text, bos=False, eos=False).tolist()
+
+
+@pytest.mark.slow
+def test_every_character_splits_alike(encoders):
+    """The two libraries carry Unicode tables of their own; each character stands between letters, digits and blanks."""
+    assigned = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cs", "Co", "Cn")]
+    for start in range(0, len(assigned), 200):
+        text = "".join(f"a{c}1{c} {c}\n" for c in assigned[start : start + 200])
+        assert encoders["gpt2"].agrees([text]), text
+
+
+def test_a_text_that_exceeds_the_stack_of_tiktokens_regex_is_encoded_all_the_same(encoders):
+    text = "\n" * 1_000_000 + "x"
+    with pytest.raises(ValueError, match="stack"):
+        encoders["gpt2"]._fast.encode_to_numpy(text)
+    assert encoders["gpt2"].agrees([text])
+
+
+def test_tiktoken_is_given_up_where_an_id_differs(stdlib_path, monkeypatch):
+    monkeypatch.setattr(encoding, "GPT2_SPLIT", encoding.GPT2_SPLIT.replace("?[^", "[^"))
+    encoder = DocumentEncoder(stdlib_path)
+    assert encoder.name == "tokenizers" and encoder.why_not_tiktoken == "its ids differ on a test case"
+    with pytest.raises(UserError, match="--encoder tiktoken cannot encode as .* ids differ"):
+        DocumentEncoder(stdlib_path, "tiktoken")
+
+
+def test_tiktoken_is_given_up_where_it_differs_only_on_the_text_at_hand(stdlib_path, monkeypatch):
+    wrong = encoding.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
+    monkeypatch.setattr(encoding, "GPT2_SPLIT", wrong)
+    encoder = DocumentEncoder(stdlib_path)
+    assert encoder.name == "tiktoken"
+    encoder.choose(["ordinary words"])
+    assert encoder.name == "tiktoken"
+    encoder.choose(["ordinary words", "a return"])
+    assert encoder.name == "tokenizers" and "on the text" in encoder.why_not_tiktoken
+
+
+def wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(["some words here"], trainers.WordPieceTrainer(special_tokens=["[UNK]"]))
+    return tokenizer
+
+
+def byte_level(**changes: object) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(["some words here"], trainers.BpeTrainer(initial_alphabet=alphabet))
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+def with_two_blanks() -> Tokenizer:
+    """As GPT-NeoX's, whose added tokens are runs of blanks: which of them is taken, only ``tokenizers`` knows."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("  "), AddedToken("    ")])
+    return tokenizer
+
+
+def with_unreachable_token() -> Tokenizer:
+    """As LLaMA 3 may: a token of the vocabulary that no merge makes, taken whole."""
+    content = json.loads(byte_level().to_str())
+    content["model"]["vocab"]["zqzq"] = len(content["model"]["vocab"])
+    content["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def with_stripping_token() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "why"),
+    [
+        (wordpiece(), "its model is WordPiece, not BPE"),
+        (byte_level(normalizer=normalizers.NFKC()), "it normalizes text"),
+        (byte_level(pre_tokenizer=pre_tokenizers.Whitespace()), "its pre-tokenizer is not byte-level"),
+        (byte_level(pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)), "it adds a space before the text"),
+        (
+            byte_level(
+                pre_tokenizer=pre_tokenizers.Sequence(
+                    [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(False, use_regex=False)]
+                )
+            ),
+            "its pre-tokenizer splits in several steps",
+        ),
+        (with_two_blanks(), "its added token '    ' begins as another does"),
+        (with_unreachable_token(), "its vocabulary has tokens that no merge makes"),
+        (with_stripping_token(), "its added token '<mask>' strips what is around it"),
+    ],
+)
+def test_other_tokenizers_are_used_as_they_are_and_the_reason_is_told(tokenizer, why, tmp_path):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = DocumentEncoder(tmp_path)
+    assert encoder.name == "tokenizers" and encoder.why_not_tiktoken == why
+    assert encoder(["some words", ""])[0].tolist() == tokenizer.encode("some words", add_special_tokens=False).ids
+
+
+def test_merges_are_ignored_alike_where_all_tokens_can_be_merged(stdlib_path, tmp_path, texts):
+    content = json.loads((stdlib_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["ignore_merges"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    encoder = DocumentEncoder(tmp_path)
+    assert encoder.name == "tiktoken" and encoder.agrees(texts[:100])
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type"')
+    with pytest.raises(UserError, match="cannot be read"):
+        DocumentEncoder(tmp_path)

@@ -1,0 +1,240 @@
+"""The real client against a Hub of our own: what is fetched, from where, and what is told when it cannot be."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from litgpt_warmstart.data.prepared_text import SlimPajama6B
+from litgpt_warmstart.data.preparing import first_pass, plan
+from litgpt_warmstart.data.preparing import hub as hub_client
+from litgpt_warmstart.data.preparing.plan import Preparation, check_prepared
+from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.errors import UserError
+from tests.data.conftest import contents, parquet
+from tests.data.hub_server import Repository
+
+
+def quiet(line: str) -> None:
+    """Says nothing."""
+
+
+@pytest.fixture
+def slimpajama(tmp_path: Path) -> Preparation:
+    return Preparation(tmp_path / "data", repo_id=plan.SLIMPAJAMA_6B, revision=plan.SLIMPAJAMA_6B_COMMIT)
+
+
+def downloads(hub) -> list[str]:
+    return [path.rpartition("/")[2] for method, path, _ in hub.requests if method == "GET" and ".parquet" in path]
+
+
+def test_slimpajama_is_fetched_at_its_commit_and_prepared_by_split(hub, slimpajama, texts):
+    index = prepare(slimpajama, say=quiet)
+    assert index.documents == {"train": 450, "val": 25, "test": 25}
+    assert index.source.commit == plan.SLIMPAJAMA_6B_COMMIT
+    assert [file.name for file in index.files] == sorted(
+        n for n in hub.datasets[plan.SLIMPAJAMA_6B].files if "data/" in n
+    )
+    assert [file.rows for file in index.files] == [25, 150, 150, 150, 25]
+    assert {
+        path.split("/resolve/")[1].split("/")[0] for _, path, _ in hub.requests if path.startswith("/datasets/")
+    } == {plan.SLIMPAJAMA_6B_COMMIT}
+    assert len(downloads(hub)) == 5 and "README.md" not in str(hub.requests)
+    assert (slimpajama.data_path / "test/index.json").is_file()
+
+
+def test_a_tokenizer_as_sparse_as_gpt2s_becomes_one_that_litgpt_reads(hub, slimpajama):
+    from litgpt.tokenizer import Tokenizer
+
+    prepare(slimpajama, say=quiet)
+    tokenizer = Tokenizer(slimpajama.data_path)
+    assert tokenizer.eos_id == 0 and tokenizer.decode(tokenizer.encode("def f(x):", bos=False)) == "def f(x):"
+
+
+def test_an_interrupted_download_goes_on_where_it_broke_off(hub, slimpajama, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what the client writes at once
+    name = "data/train-00001-of-00003-0123456789abcdef.parquet"
+    hub.cut_after[name] = 1000
+    prepare(slimpajama, say=quiet)
+    ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith(name)]
+    assert ranges == [None, "bytes=1000-"]
+
+
+def test_ctrl_c_ends_a_download_at_its_next_piece_and_the_rest_is_fetched_later(hub, slimpajama, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    received = first_pass.Progress.received
+
+    def interrupt(self, num_bytes: int) -> None:
+        received(self, num_bytes)
+        if self.downloaded > 5000:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(first_pass.Progress, "received", interrupt)
+        prepare(slimpajama, say=quiet)
+    assert list(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    assert prepare(slimpajama, say=quiet).documents["train"] == 450
+    assert any(asked for _, _, asked in hub.requests)
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, slimpajama):
+    prepare(slimpajama, say=quiet)
+    cached = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    blob = next(path for path in cached.rglob("blobs/*") if path.read_bytes()[:4] == b"PAR1")
+    blob.write_bytes(blob.read_bytes()[:-8] + b"\0\0\0\0PAR1")
+    with pytest.raises(
+        UserError,  # reading and hashing go side by side: either may notice first
+        match="it was changed or damaged; restore it or, in the Hub's cache, remove|is no parquet file or damaged",
+    ):
+        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")), say=quiet)
+
+
+def test_what_is_prepared_needs_no_network(hub, slimpajama, monkeypatch):
+    prepare(slimpajama, say=quiet)
+    count = len(hub.requests)
+    SlimPajama6B(slimpajama.data_path).prepare_data()
+    assert len(hub.requests) == count
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
+    prepare(slimpajama, thorough=True, say=quiet)
+
+
+def test_offline_the_cache_is_enough(hub, slimpajama, monkeypatch):
+    prepare(slimpajama, say=quiet)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    again = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"))
+    prepare(again, say=quiet)
+    assert contents(again.data_path) == contents(slimpajama.data_path)
+    with pytest.raises(UserError, match="is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"):
+        prepare(replace(again, data_path=again.data_path.with_name("other"), repo_id="some/other"), say=quiet)
+
+
+def test_offline_a_part_of_the_cache_is_not_taken_for_the_whole(hub, slimpajama, monkeypatch):
+    prepare(slimpajama, say=quiet)
+    next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("snapshots/*/data/train-00001*")).unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cache has 2 of the 3 files train-\* of dataset .*HF_HUB_OFFLINE is set"):
+        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")), say=quiet)
+
+
+def test_downloads_count_where_space_is_short(hub, slimpajama, monkeypatch, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(plan, "BYTES_PER_TOKEN", 1e9)
+    prepare(slimpajama, say=quiet)
+    huge = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"), revision="main")
+    large = [replace(f, num_bytes=free) for f in plan.hub_source(huge.repo_id, "main", None)[1][:2]]
+    plan.check_space(huge, large, plan.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
+    with pytest.raises(UserError, match="free space, or choose another --data_path or HF_HOME"):
+        plan.check_space(huge, [replace(f, name="other") for f in large], plan.SLIMPAJAMA_6B_COMMIT, 2)
+
+
+def test_a_tokenizers_second_file_that_cannot_be_reached_is_no_tokenizer_without_one(hub, monkeypatch):
+    hub.broken.add("tokenizer_config.json")
+    with pytest.raises(UserError, match="tokenizer 'openai-community/gpt2'"):
+        hub_client.tokenizer_files(plan.TOKENIZER)
+
+
+def test_a_branch_is_followed_to_a_commit_once_and_kept(hub, slimpajama, texts):
+    main = replace(slimpajama, revision="main")
+    index = prepare(main, say=quiet)
+    assert (index.source.revision, index.source.commit) == ("main", plan.SLIMPAJAMA_6B_COMMIT)
+    check_prepared(index, slimpajama, thorough=True)  # the commit asked for by its name
+    check_prepared(index, replace(slimpajama, revision="b5f90f4"), thorough=True)
+    with pytest.raises(UserError, match=r"revision 'main' \(commit b5f90f.*\), not '1234567'"):
+        check_prepared(index, replace(slimpajama, revision="1234567"), thorough=False)
+
+    moved = hub.datasets[plan.SLIMPAJAMA_6B]
+    moved.commit = "1" * 40
+    check_prepared(index, main, thorough=True)  # other commit, same files
+    moved.files["data/train-00000-of-00003-0123456789abcdef.parquet"] = parquet(texts)
+    with pytest.raises(UserError, match="of 'main', which is now 1111.* with other files: choose another --data_path"):
+        check_prepared(index, main, thorough=True)
+    check_prepared(index, main, thorough=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(repo_id="nobody/nothing"), "dataset 'nobody/nothing' at revision .* does not exist on http.*HF_TOKEN"),
+        (dict(repo_id="not a name"), "is no name of a repository .*: write owner/name"),
+        (dict(revision="no-such-branch"), "has no such revision: check --revision"),
+        (dict(tokenizer="nobody/nothing"), "tokenizer 'nobody/nothing' does not exist"),
+        (dict(tokenizer="./nowhere"), "the tokenizer folder './nowhere' does not exist"),
+        (dict(column="content"), "has no column 'content', only meta, text: pass --column"),
+        (dict(files="*.csv"), r"has no .parquet, .jsonl or .txt files that match --files '\*.csv'"),
+    ],
+)
+def test_what_is_not_there_is_told(hub, slimpajama, change, told):
+    with pytest.raises(UserError, match=told) as error:
+        prepare(replace(slimpajama, **change), say=quiet)
+    assert "\n" not in str(error.value)
+    assert not slimpajama.data_path.exists()
+
+
+def test_permission_is_asked_for_and_a_token_gives_it(hub, slimpajama, monkeypatch):
+    repository = hub.datasets[plan.SLIMPAJAMA_6B]
+    repository.gated, repository.token = True, "hf_secret"
+    with pytest.raises(UserError, match="no permission for dataset .*: accept its terms on the Hub and set HF_TOKEN"):
+        prepare(slimpajama, say=quiet)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert prepare(slimpajama, say=quiet).documents["train"] == 450
+
+
+def test_without_a_network_one_line_says_so(slimpajama, monkeypatch, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=rf"cannot reach http://127.0.0.1:{port} for dataset .*: check the network"):
+        prepare(slimpajama, say=quiet)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"config.json": b"{}"}, "has no tokenizer.json"),
+        ({"tokenizer.json": b'{"model": {"vocab": {"a": 0}}}'}, "names no end-of-text token: add eos_token"),
+        (
+            {"tokenizer.json": b'{"model": {"vocab": {"a": 0}}}', "tokenizer_config.json": b'{"eos_token": "<end>"}'},
+            "is damaged: its vocabulary lacks its eos_token '<end>'",
+        ),
+        ({"tokenizer.json": b"{"}, "is damaged"),
+    ],
+)
+def test_an_unusable_tokenizer_is_told(hub, files, told):
+    hub.models["some/model"] = Repository(files)
+    with pytest.raises(UserError, match=told):
+        hub_client.tokenizer_files("some/model")
+
+
+def test_the_command_honours_the_environment_and_stock_litgpt_trains_on_the_result(hub, tmp_path, monkeypatch):
+    """The command as typed, in a process of its own; then LitGPT's own module and trainer."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_abc"}
+    command = [sys.executable, "-m", "litgpt_warmstart", "warmstart_prepare_data"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "Prepared 'data/slimpajama-6b': tokens: train " in ran.stdout
+    assert "Train on it with --data SlimPajama6B --data.data_path data/slimpajama-6b" in ran.stdout
+    assert list((tmp_path / "home/hub").glob("datasets--DKYoon--SlimPajama-6B/snapshots/b5f90f*/data/*.parquet"))
+
+    out = tmp_path / "stock"
+    arguments = ["pretrain", "pythia-14m", "--data", "LitData", "--data.data_path", "data/slimpajama-6b",
+                 "--data.split_names", "[train, val]", "--data.num_workers", "1", "--tokenizer_dir",
+                 "data/slimpajama-6b", "--train.max_tokens", "256", "--train.max_seq_length", "32",
+                 "--train.global_batch_size", "4", "--train.micro_batch_size", "4", "--eval.max_iters", "2",
+                 "--train.lr_warmup_steps", "1", "--out_dir", str(out), "--logger_name", "csv"]  # fmt: skip
+    script = "import sys; sys.argv[0] = 'litgpt'; from litgpt.__main__ import main; main()"
+    stock = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=tmp_path, env={**environment, "TORCHDYNAMO_DISABLE": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert stock.returncode == 0, stock.stderr[-3000:]
+    assert (out / "final/lit_model.pth").is_file(), stock.stdout
+    assert json.loads((out / "final/tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"

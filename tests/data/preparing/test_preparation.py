@@ -1,0 +1,222 @@
+"""Text to tokens: what comes out, whatever the workers, the order and the chunks."""
+
+import gzip
+import json
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+
+from litgpt_warmstart.data.preparing import encoding, plan, preparation
+from litgpt_warmstart.data.preparing.encoding import DocumentEncoder
+from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.preparing.segments import Segment, held_out
+from litgpt_warmstart.errors import UserError
+from tests.data.conftest import contents, jsonl, parquet, quiet, stop_before_chunks, stored_documents, write_folder
+
+
+def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, stdlib_path, small):
+    index = prepare(ask, say=quiet)
+    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    train, val = stored_documents(ask.data_path, "train"), stored_documents(ask.data_path, "val")
+    assert sorted(train) == sorted(expected[20:]) and sorted(val) == sorted(expected[:20])
+    assert train != expected[20:] and val != expected[:20], "not shuffled"
+    assert index.documents == {"train": 480, "val": 20}
+    assert index.tokens["train"] == sum(map(len, train)) + 480
+    assert len(index.chunks_sha256["train"]) > 5
+    assert sum(file.rows for file in index.files) == 500
+    assert json.loads((ask.data_path / "train/index.json").read_text())["chunks"][0]["filename"] == "chunk-0-0.bin"
+
+
+def test_the_bytes_are_the_same_for_any_number_of_workers(ask, small):
+    found = []
+    for workers in (1, 2, 5):
+        data_path = ask.data_path.with_name(f"with-{workers}")
+        prepare(replace(ask, data_path=data_path, num_workers=workers), say=quiet)
+        found.append(contents(data_path))
+    assert found[0] == found[1] == found[2]
+    assert {path.name for path in (ask.data_path.with_name("with-1")).iterdir()} == {
+        "train", "val", "prepared.json", "tokenizer.json", "tokenizer_config.json"
+    }  # fmt: skip
+    assert not list(ask.data_path.parent.glob(".*"))
+
+
+def test_the_seed_decides_the_order_and_nothing_else(ask, small):
+    orders = {}
+    for seed in (42, 43):
+        data_path = ask.data_path.with_name(f"seed-{seed}")
+        prepare(replace(ask, data_path=data_path, seed=seed), say=quiet)
+        orders[seed] = stored_documents(data_path, "train")
+    assert orders[42] != orders[43] and sorted(orders[42]) == sorted(orders[43])
+
+
+def test_the_order_does_not_depend_on_the_size_of_chunks(ask, small, monkeypatch):
+    prepare(replace(ask, data_path=ask.data_path.with_name("small")), say=quiet)
+    monkeypatch.setattr(preparation, "CHUNK_TOKENS", 2**24)
+    prepare(replace(ask, data_path=ask.data_path.with_name("large")), say=quiet)
+    small_order, large_order = (stored_documents(ask.data_path.with_name(n), "train") for n in ("small", "large"))
+    assert small_order == large_order
+
+
+def test_the_shuffle_moves_documents_over_the_whole_split(ask, texts, small, stdlib_path):
+    """Of the first and the last half of a single file, about as many end up in each half of the order."""
+    folder = ask.text_dir.with_name("one")
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes(parquet(texts[:400]))
+    (folder / "validation.jsonl").write_bytes(jsonl(texts[400:]))
+    prepare(replace(ask, text_dir=folder), say=quiet)
+    place = {tuple(ids): n for n, ids in enumerate(stored_documents(ask.data_path, "train"))}
+    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
+    places = [place[tuple(encoding.ids)] for encoding in tokenizer.encode_batch(texts[:400])]
+    assert 70 <= sum(p < 200 for p in places[:200]) <= 130  # 100 expected, standard deviation 7
+    assert abs(np.corrcoef(range(400), places)[0, 1]) < 0.2
+
+
+def test_without_validation_files_documents_are_held_out_by_their_text_whatever_the_seed(ask, texts, small):
+    (ask.text_dir / "validation.parquet").unlink()
+    held = {}
+    for seed in (1, 2):
+        data_path = ask.data_path.with_name(f"held-{seed}")
+        index = prepare(replace(ask, data_path=data_path, seed=seed, val_fraction=0.1), say=quiet)
+        held[seed] = sorted(stored_documents(data_path, "val"))
+        assert sum(index.documents.values()) == 480
+        with pytest.raises(UserError, match="val_fraction 0.1, not 0.2"):
+            prepare(replace(ask, data_path=data_path, val_fraction=0.2), say=quiet)
+    assert held[1] == held[2]
+    assert len(held[1]) == sum(held_out(text.encode(), 0.1) for text in texts[20:])
+    assert 25 <= len(held[1]) <= 75
+
+
+def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
+    folder = ask.text_dir.with_name("short")
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(jsonl(texts))
+    short = replace(ask, text_dir=folder)
+    index = prepare(short)
+    assert 0.01 < index.source.val_fraction <= 0.08 and index.documents["val"] == sum(
+        held_out(text.encode(), index.source.val_fraction) for text in texts
+    )
+    assert index.tokens["val"] >= 20_000 or index.source.val_fraction == 0.08
+    assert "are held out, too few to validate: beginning anew with val_fraction 0.02" in capsys.readouterr().out
+    prepare(short, say=quiet)
+    asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01), say=quiet)
+    assert asked.source.val_fraction == 0.01, "what is asked for is done"
+
+
+def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(texts, ask, tmp_path):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.txt").write_text("".join(f"{number} {line}\n" for line in range(2000)))
+    counts = {}
+    for piece_bytes in (2048, 256):
+        asked = replace(ask, text_dir=folder, piece_bytes=piece_bytes, data_path=tmp_path / f"pieces-{piece_bytes}")
+        counts[piece_bytes] = sum(prepare(asked).documents.values())
+    assert 12 <= counts[2048] <= 20 and 8 * counts[2048] * 0.8 < counts[256] < 8 * counts[2048] * 1.3
+    stored, tokenizer = (
+        stored_documents(tmp_path / "pieces-256", "train"),
+        Tokenizer.from_file(str(tmp_path / "pieces-256/tokenizer.json")),
+    )
+    firsts = [tokenizer.decode(ids).split()[:2] for ids in stored[:20]]
+    assert {first[0] for first in firsts} == {"0", "1"} and firsts != sorted(firsts)
+    with pytest.raises(UserError, match="piece_bytes 2048, not 256"):
+        prepare(replace(ask, text_dir=folder, piece_bytes=256, data_path=tmp_path / "pieces-2048"))
+
+
+def test_rows_without_text_are_counted_but_not_stored(ask, texts):
+    folder = ask.text_dir.with_name("gaps")
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes(parquet([texts[0], None, "", " \n", texts[1]]))
+    (folder / "validation.parquet").write_bytes(parquet(texts[2:4]))
+    index = prepare(replace(ask, text_dir=folder), say=quiet)
+    assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
+
+
+def test_many_segments_need_few_open_files(ask, small):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
+    try:
+        prepare(ask, say=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_each_segment_of_a_part_has_keys_of_its_own(ask, texts, small):
+    """Documents of equal places in two segments would otherwise follow each other."""
+    folder = ask.text_dir.with_name("one")
+    folder.mkdir()
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress(jsonl(texts)))
+    paths = sorted(stop_before_chunks(replace(ask, text_dir=folder, val_fraction=0.1)).glob("segments/*.segment"))
+    keys = np.concatenate([s.table(0, s.bounds[-1])["key"] for s in (Segment(p, np.dtype("uint16")) for p in paths)])
+    assert len(paths) > 5 and len(set(keys.tolist())) == len(keys) == 500
+
+
+def quiet_choice(self, texts: list[str]) -> None:
+    """Sees nothing wrong."""
+
+
+def test_where_tiktoken_is_wrong_on_a_file_all_is_encoded_anew(ask, small, monkeypatch, capsys):
+    wrong = encoding.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
+    expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"), say=quiet)
+    monkeypatch.setattr(encoding, "GPT2_SPLIT", wrong)
+    monkeypatch.setattr(DocumentEncoder, "choose", quiet_choice)
+    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: leave --encoder out"):
+        prepare(replace(ask, encoder="tiktoken"), say=quiet)
+    index = prepare(ask)
+    assert "beginning anew with tokenizers" in capsys.readouterr().out
+    assert index.encoder == "tokenizers" and index.fingerprint == expected.fingerprint
+
+
+def test_a_link_to_another_disk_is_followed(ask, tmp_path):
+    (tmp_path / "big disk").mkdir()
+    ask.data_path.parent.mkdir()
+    ask.data_path.symlink_to(tmp_path / "big disk")
+    prepare(ask, say=quiet)
+    assert ask.data_path.is_symlink() and (tmp_path / "big disk/prepared.json").is_file()
+
+
+def test_files_left_out_are_told(ask, texts, capsys):
+    prepare(replace(ask, files=None))
+    assert "Reading the .parquet files and leaving out 99 others such as" in capsys.readouterr().out
+
+
+def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path):
+    monkeypatch.chdir(ask.text_dir.parent)
+    prepare(replace(ask, text_dir=Path(ask.text_dir.name)), say=quiet)
+    (tmp_path / "elsewhere" / ask.text_dir.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    prepare(ask, say=quiet)
+    prepare(replace(ask, text_dir=None), say=quiet)
+
+
+def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask, texts):
+    folder = ask.text_dir.with_name("empties")
+    folder.mkdir()
+    pq.ParquetWriter(folder / "train-0.parquet", pa.schema({"text": pa.string()})).close()
+    (folder / "validation.parquet").write_bytes(parquet(texts[:5]))
+    empties = replace(ask, text_dir=folder)
+    with pytest.raises(UserError, match="the training files of .* are empty"):
+        prepare(empties, say=quiet)
+    (folder / "train-1.parquet").write_bytes(parquet(texts[5:]))
+    assert prepare(empties, say=quiet).documents == {"train": 495, "val": 5}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "asked", "expected"),
+    [(50_257, None, "uint16"), (65_536, None, "uint16"), (65_537, None, "int32"), (50_257, "int32", "int32")],
+)
+def test_tokens_take_the_smallest_type_that_holds_them(vocab_size, asked, expected):
+    assert plan.token_dtype(vocab_size, asked) == expected
+
+
+def test_a_written_folder_is_the_same_for_the_same_text(tmp_path, texts):
+    """What the tests above rely on."""
+    assert contents(write_folder(tmp_path / "a", texts)).keys() == contents(write_folder(tmp_path / "b", texts)).keys()

@@ -1,0 +1,277 @@
+"""Growth: where each weight goes, and what it becomes there (eq. 1 of arXiv 2411.07340)."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from litgpt.config import Config
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method import growth, parametrization
+from tests.conftest import FAMILIES, build, llama, neox, randomized
+
+
+def grown(source_model, target: Config, shrink: float, alignment="heads", mup_base=None, seed=3, perturb=1.0):
+    """State dict of ``target`` grown from a model."""
+    model = build(target, mup_base or source_model.config)
+    initial = parametrization.initial_weights(model, mup_base or source_model.config, seed, perturb)
+    source = {name: p.detach() for name, p in source_model.named_parameters()}
+    return dict(growth.grow(source, initial, source_model.config, target, shrink, alignment))
+
+
+# --- the map against a slow reference, written from the definition -------------------------------------------------
+
+
+def slow_r(j: int, source: Config, target: Config) -> int:
+    n_s, n_t = source.rope_n_elem, target.rope_n_elem
+    if j < n_s / 2:
+        return j
+    if j < n_s:
+        return j - n_s // 2 + n_t // 2
+    return j - n_s + n_t
+
+
+def slow_heads_map(axis: str, source: Config, target: Config) -> list[int]:
+    """Loops over blocks, groups, queries and channels, with no arithmetic shared with the implementation."""
+    per_group_s, per_group_t = source.n_head // source.n_query_groups, target.n_head // target.n_query_groups
+    groups, channels = range(target.n_query_groups), range(target.head_size)
+    # (group, index in group, channel) -> row of the target's block, counted off
+    position_q = {place: row for row, place in enumerate(itertools.product(groups, range(per_group_t), channels))}
+    position_kv = {place: row for row, place in enumerate(itertools.product(groups, channels))}
+    queries, keys, values, heads = [], [], [], []
+    for group, index, j in itertools.product(range(source.n_query_groups), range(per_group_s), range(source.head_size)):
+        queries.append(position_q[group, index, slow_r(j, source, target)])
+        heads.append(position_q[group, index, j])
+    for group, j in itertools.product(range(source.n_query_groups), range(source.head_size)):
+        keys.append(len(position_q) + position_kv[group, slow_r(j, source, target)])
+        values.append(len(position_q) + len(position_kv) + position_kv[group, j])
+    return {
+        "qkv": queries + keys + values,
+        "heads": heads,
+        "norm_q": queries,
+        "norm_k": [k - len(position_q) for k in keys],
+    }[axis]
+
+
+def slow_blocks_map(axis: str, source: Config, target: Config) -> list[int]:
+    if axis != "qkv":
+        return list(range(growth.axis_size(axis, source)))
+    q_s, kv_s = source.n_head * source.head_size, source.n_query_groups * source.head_size
+    q_t, kv_t = target.n_head * target.head_size, target.n_query_groups * target.head_size
+    return [*range(q_s), *(q_t + r for r in range(kv_s)), *(q_t + kv_t + r for r in range(kv_s))]
+
+
+@st.composite
+def config_pairs(draw) -> tuple[Config, Config]:
+    """Source and wider target with query groups and head sizes of their own."""
+    rotary = draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+    small = {k: draw(st.integers(1, high)) for k, high in (("groups", 3), ("per_group", 3), ("head_size", 12))}
+    large = {k: v + draw(st.integers(0, 5)) for k, v in small.items()}
+    source, target = (
+        llama(8 * k, n["groups"] * n["per_group"], n_query_groups=n["groups"], head_size=n["head_size"],
+              rotary_percentage=rotary, norm_qk=True, norm_qk_type="olmo2")
+        for k, n in ((1, small), (2, large))
+    )  # fmt: skip
+    return source, target
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(config_pairs())
+def test_heads_map_equals_the_definition(pair):
+    source, target = pair
+    assume(growth.heads_reason(source, target) is None)
+    for axis in ("qkv", "heads", "norm_q", "norm_k"):
+        assert growth.axis_map(axis, source, target, "heads").tolist() == slow_heads_map(axis, source, target), axis
+
+
+@settings(max_examples=200, deadline=None)
+@given(config_pairs())
+def test_every_map_is_injective_and_inside_the_target(pair):
+    source, target = pair
+    possible, _ = growth.resolve_alignment(source, target, "heads")
+    for alignment, axis in itertools.product((possible, "blocks", "literal"), ("qkv", "heads", "norm_q", "norm_k")):
+        positions = growth.axis_map(axis, source, target, alignment).tolist()
+        assert len(set(positions)) == len(positions) == growth.axis_size(axis, source)
+        assert min(positions) >= 0 and max(positions) < growth.axis_size(axis, target)
+
+
+@settings(max_examples=200, deadline=None)
+@given(config_pairs())
+def test_blocks_map_keeps_row_r_of_each_of_q_k_and_v(pair):
+    for axis in ("qkv", "heads"):
+        assert growth.axis_map(axis, *pair, "blocks").tolist() == slow_blocks_map(axis, *pair)
+
+
+def test_rotary_pairs_stay_pairs():
+    source, target = llama(16, 2, head_size=8), llama(32, 2, head_size=12)
+    rows = growth.axis_map("qkv", source, target, "heads")[:8].tolist()  # LitGPT rotates j together with j + n/2
+    assert [b - a for a, b in zip(rows[:4], rows[4:], strict=True)] == [target.rope_n_elem // 2] * 4
+
+
+def test_literal_pads_the_fused_tensor_as_it_stands():
+    source, target = neox(16, 2), neox(32, 4)
+    assert growth.axis_map("qkv", source, target, "literal").tolist() == list(range(48))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(head_size=6), "head_size 8 -> 6"),
+        (dict(n_query_groups=1), "query groups 2 -> 1"),
+        (dict(n_query_groups=4), "queries per group 2 -> 1"),
+        (dict(rotary_percentage=0.5, head_size=16), "rotary_percentage 1.0 -> 0.5"),
+        (dict(rope_interleave=True), "interleaved"),
+        (dict(head_size=9), "odd number of rotary channels 8 -> 9"),
+    ],
+)
+def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, reason):
+    source = llama(16, 4, n_query_groups=2, head_size=8)
+    target = llama(64, 4, **({"n_query_groups": 2, "head_size": 8} | change))
+    assert reason in growth.heads_reason(source, target)
+    if target.n_query_groups * target.head_size < 16:  # too few rows even for blocks
+        with pytest.raises(UserError, match="does not fit"):
+            growth.resolve_alignment(source, target, "heads")
+    else:
+        assert growth.resolve_alignment(source, target, "heads")[0] == "blocks"
+
+
+def test_5m_to_10m_falls_back_to_blocks():
+    from litgpt_warmstart.method.scales import resolve_config
+
+    alignment, reason = growth.resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
+    assert (alignment, reason) == ("blocks", "head_size 24 -> 16")
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shrink_0_equals_the_vanilla_mup_init_bit_for_bit(family):
+    source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
+    vanilla = {name: p.detach() for name, p in build(target, source, seed=3).named_parameters()}
+    for name, tensor in grown(randomized(build(source)), target, shrink=0.0).items():
+        assert torch.equal(tensor.view(torch.int32), vanilla[name].view(torch.int32)), name
+
+
+@pytest.mark.parametrize("alignment", ["heads", "blocks", "literal"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says_and_nothing_elsewhere(family, alignment):
+    source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
+    model = randomized(build(source))
+    result = grown(model, target, shrink=1.0, alignment=alignment, perturb=0.0)
+    assert result.keys() == dict(build(target).named_parameters()).keys()
+    for name, p in model.named_parameters():
+        index = [growth.axis_map(axis, source, target, alignment) for axis in growth.axes(name)]
+        expected = torch.ones(result[name].shape) if growth.is_gain(name) else torch.zeros(result[name].shape)
+        for place in itertools.product(*(range(n) for n in p.shape)):
+            expected[tuple(index[axis][i] for axis, i in enumerate(place))] = p[place].detach()
+        assert torch.equal(result[name], expected), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_size_shrink_1_no_perturbation_is_the_identity_bit_for_bit(family):
+    config = FAMILIES[family](16, 4)
+    model = randomized(build(config))
+    for name, tensor in grown(model, config, shrink=1.0, perturb=0.0).items():
+        assert torch.equal(tensor.view(torch.int32), model.get_parameter(name).detach().view(torch.int32)), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_target_element_is_written(family):
+    source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
+    for name, tensor in grown(randomized(build(source)), target, shrink=0.4).items():
+        assert torch.isfinite(tensor).all()
+        if not name.endswith("bias"):
+            assert (tensor != 0).all(), name
+
+
+def test_a_weight_becomes_shrink_times_source_plus_the_init_and_a_gain_moves_towards_1():
+    source, target = neox(16, 2), neox(32, 4)
+    model = randomized(build(source))
+    result, init = grown(model, target, shrink=0.4), build(target, source, seed=3)
+    fc = "transformer.h.0.mlp.fc.weight"
+    torch.testing.assert_close(
+        result[fc][:64, :16], init.get_parameter(fc)[:64, :16] + 0.4 * model.get_parameter(fc), rtol=0, atol=1e-7
+    )
+    assert torch.equal(result[fc][64:], init.get_parameter(fc)[64:])
+    gain = "transformer.h.1.norm_1.weight"
+    torch.testing.assert_close(result[gain][:16], 0.6 + 0.4 * model.get_parameter(gain), rtol=0, atol=1e-7)
+    assert (result[gain][16:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"), [("shrunk", 0.6 + 0.4 * 1.5), ("added", 1 + 0.4 * 1.5), ("copied", 1.5), ("reset", 1.0)]
+)
+def test_each_way_to_grow_a_gain_by_hand_and_new_channels_get_1(gains, expected):
+    name = "transformer.ln_f.weight"
+    result = growth.grow_tensor(
+        name, torch.full((16,), 1.5), torch.ones(32), neox(16), neox(32, 4), 0.4, "heads", gains
+    )
+    torch.testing.assert_close(result[:16], torch.full((16,), expected), rtol=0, atol=1e-6)
+    assert (result[16:] == 1).all()
+    weight = growth.grow_tensor("transformer.wte.weight", torch.ones(96, 16), torch.zeros(96, 32), neox(16),
+                                neox(32, 4), 0.4, "heads", gains)  # fmt: skip
+    assert (weight[:, :16] == 0.4).all() and (weight[:, 16:] == 0).all()
+
+
+def test_source_in_bf16_grows_into_fp32():
+    source = {name: p.detach().bfloat16() for name, p in randomized(build(neox())).named_parameters()}
+    model = build(neox(32, 4), neox())
+    initial = parametrization.initial_weights(model, neox(), 0, 0.0)
+    result = dict(growth.grow(source, initial, neox(), neox(32, 4), 1.0, "heads"))
+    assert result["transformer.wte.weight"].dtype == torch.float32
+    assert torch.equal(result["transformer.wte.weight"][:, :16], source["transformer.wte.weight"].float())
+
+
+# --- what cannot grow ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "names"),
+    [
+        (neox(32, 4), neox(16, 2), ["wider", "32 > 16"]),
+        (neox(), neox(32, n_layer=3), ["n_layer 2", "depth"]),
+        (neox(), neox(32, padded_vocab_size=128), ["padded_vocab_size 96", "tokenizer"]),
+        (neox(), llama(32), ["mlp_class_name", "kind of block"]),
+        (neox(), neox(32, bias=False), ["bias True"]),
+        (llama(16, 4, norm_qk=True), llama(32, 4), ["norm_qk True"]),
+        (llama(16, 4, intermediate_size=200), llama(32, 4), ["intermediate_size 200 > 96"]),
+    ],
+)
+def test_a_pair_that_cannot_grow_is_refused_by_name(source, target, names):
+    with pytest.raises(UserError) as error:
+        growth.check_growable(source, target)
+    assert all(name in str(error.value) for name in names) and "\n" not in str(error.value)
+
+
+def test_attention_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="more or larger heads"):
+        growth.resolve_alignment(neox(16, 4, head_size=8), neox(32, 2, head_size=8), "heads")
+
+
+def test_weights_of_another_shape_than_their_config_are_refused():
+    source = {name: p.detach() for name, p in build(neox(24, 2)).named_parameters()}
+    initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0)
+    with pytest.raises(UserError, match="belong to different models"):
+        dict(growth.grow(source, initial, neox(), neox(32, 4), 0.4, "heads"))
+
+
+def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_seed():
+    source, target = neox(64, 4), neox(128, 8)
+    wide, narrow = build(target, source, seed=3), build(source, seed=3)
+    for name in ("transformer.wte.weight", "lm_head.weight", "transformer.h.0.attn.qkv.weight"):
+        a, b = wide.get_parameter(name).detach(), narrow.get_parameter(name).detach()
+        rows = min(len(a), len(b))
+        for row in (0, 1, rows - 1):  # a shared stream would show in the first row, or in all of them
+            pair = torch.stack((a[row, :64], b[row, :64]))
+            assert abs(torch.corrcoef(pair)[0, 1]) < 0.6, (name, row)
+    same_width = build(neox(64, 8, intermediate_size=512), source, seed=3)
+    pair = torch.stack((same_width.lm_head.weight.detach().flatten(), narrow.lm_head.weight.detach().flatten()))
+    assert abs(torch.corrcoef(pair)[0, 1]) < 0.1
+
+
+def test_an_unknown_parameter_raises():
+    with pytest.raises(KeyError, match="gate"):
+        growth.axes("transformer.h.0.mlp.gate.weight")

@@ -1,0 +1,216 @@
+"""Every way of head and cross entropy gives the plain loss, in fp32, and its gradients."""
+
+from typing import get_args
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litgpt_warmstart.method import loss as loss_module
+from litgpt_warmstart.method.loss import IGNORE_INDEX, NextTokenLoss, chunk_size, chunked_cross_entropy, why_not
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.run.spec import LossImpl
+from tests.conftest import FAMILIES, build, neox, randomized
+
+HERE = [impl for impl in get_args(LossImpl) if why_not(impl, neox(), "32-true") is None]
+
+
+def batch(block_size: int = 33, classes: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets, a fifth of which does not count."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, classes, (3, block_size + 1), generator=generator)
+    targets = tokens[:, 1:].clone()
+    targets[torch.rand(targets.shape, generator=generator) < 0.2] = IGNORE_INDEX
+    return tokens[:, :-1], targets
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.double() for name, parameter in model.named_parameters()}
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((found - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_mean_cross_entropy_in_fp32_over_the_targets_that_count(impl, dtype):
+    model = randomized(build(neox())).to(dtype)
+    input_ids, targets = batch()
+    found = NextTokenLoss(model, impl)(input_ids, targets)
+    logits = model(input_ids).float()
+    expected = F.cross_entropy(logits[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX])
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-3  # the chunked and torch's keep more of bf16 than the plain one
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(expected.item(), rel=tolerance)
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_in_fp32_agree_with_float64_to_1e_5(impl, family, monkeypatch):
+    monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 32 * 96)  # several chunks
+    model = build(FAMILIES[family](32, 4), mup_base=FAMILIES[family](16, 4))  # a readout multiplier of 2
+    if model.lm_head.bias is not None:
+        torch.nn.init.normal_(model.lm_head.bias)
+    input_ids, targets = batch()
+    found = NextTokenLoss(model, impl)(input_ids, targets)
+    found_gradients = gradients(model, found)
+    exact = NextTokenLoss(model.double(), "full")
+    logits = exact.gpt(input_ids).flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, gradient in gradients(model, expected).items():
+        assert relative_error(found_gradients[name], gradient) < 1e-5, name
+
+
+@pytest.mark.parametrize("impl", [impl for impl in HERE if impl != "full"])
+@pytest.mark.parametrize("emulated", [True, False])
+def test_gradients_in_bf16_are_no_worse_than_1_5_times_the_plain_ones(impl, emulated, monkeypatch):
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: not emulated)
+    monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 64 * 512)
+    model = build(neox(64, 4, vocab_size=512, padded_vocab_size=512), seed=3)
+    input_ids, targets = batch(64, 512)
+    exact_model = build(neox(64, 4, vocab_size=512, padded_vocab_size=512), seed=3).double()
+    logits = exact_model(input_ids).flatten(0, 1)
+    exact = gradients(exact_model, F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX))
+
+    def errors(impl: LossImpl) -> dict[str, float]:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = NextTokenLoss(model, impl)(input_ids, targets)
+        assert found.dtype == torch.float32
+        return {name: relative_error(g, exact[name]) for name, g in gradients(model, found).items()}
+
+    plain, ours = errors("full"), errors(impl)
+    assert plain["lm_head.weight"] > 1e-3  # bf16 indeed
+    for name in exact:
+        assert ours[name] <= 1.5 * plain[name], name
+
+
+@pytest.mark.parametrize("confident", [0.0, 0.5, 0.9, 0.99])
+def test_bf16_gradients_of_well_predicted_tokens_are_no_worse_than_1_5_times_the_plain_ones(confident, monkeypatch):
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: True)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(512, 64, generator=generator)
+    targets = torch.randint(0, 512, (1024,), generator=generator)
+    x = torch.randn(1024, 64, generator=generator) * 0.1
+    sure = torch.rand(1024, generator=generator) < confident
+    x = x + 0.2 * weight[targets] * sure[:, None]
+    x, weight = x.bfloat16().float(), weight.bfloat16().float()  # the input's own rounding is not in question
+
+    def found(bf16: bool, chunked: bool) -> list[torch.Tensor]:
+        dtype = torch.float32 if bf16 else torch.float64
+        leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            if chunked:
+                loss = chunked_cross_entropy(*leaves, None, targets, chunk_tokens=256)
+            else:
+                loss = F.cross_entropy(F.linear(*leaves).to(dtype), targets)
+        return [g.double() for g in torch.autograd.grad(loss, leaves)]
+
+    exact = found(False, False)
+    plain, ours = found(True, False), found(True, True)
+    for e, p, o in zip(exact, plain, ours, strict=True):
+        assert relative_error(o, e) <= 1.5 * relative_error(p, e)
+
+
+@pytest.mark.parametrize("impl", HERE)
+def test_under_fabrics_bf16_true_the_loss_keeps_its_digits(impl):
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-true")
+    with fabric.init_module():
+        model = MuGPT(neox())
+    module = fabric.setup(NextTokenLoss(model, impl))
+    input_ids, targets = batch()
+    logits = model(input_ids).double().flatten(0, 1)
+    expected = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORE_INDEX).item()
+    with torch.no_grad():
+        found = module(input_ids, targets)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(expected, rel=1e-3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    tokens=st.integers(1, 50),
+    chunk_tokens=st.integers(1, 60),
+    with_bias=st.booleans(),
+    scale=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 5),
+)
+def test_chunks_of_any_size_give_the_loss_of_the_whole(tokens, chunk_tokens, with_bias, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(tokens, 8, generator=generator) * scale).requires_grad_()
+    weight = torch.randn(11, 8, generator=generator, requires_grad=True)
+    bias = torch.randn(11, generator=generator, requires_grad=True) if with_bias else None
+    targets = torch.randint(0, 11, (tokens,), generator=generator)
+    targets[1:][torch.rand(tokens - 1, generator=generator) < 0.3] = IGNORE_INDEX
+    leaves = [leaf for leaf in (x, weight, bias) if leaf is not None]
+    found = chunked_cross_entropy(x, weight, bias, targets, chunk_tokens=chunk_tokens)
+    expected = F.cross_entropy(F.linear(x, weight, bias).double(), targets, ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    pairs = zip(torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * expected, leaves), strict=True)
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0, 39.0, 41.0, 1000.0])
+def test_large_logits_have_their_maximum_taken_off(scale):
+    x = (scale * torch.eye(4)).requires_grad_()
+    weight = torch.cat((torch.eye(4), -torch.eye(4))).requires_grad_()
+    targets = torch.tensor([0, 5, 2, 7])
+    found = chunked_cross_entropy(x, weight, None, targets)
+    expected = F.cross_entropy((x @ weight.T).double(), targets)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    for ours, plain in zip(
+        torch.autograd.grad(found, (x, weight)), torch.autograd.grad(expected, (x, weight)), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6 * scale)
+
+
+@given(tokens=st.integers(1, 2**20), classes=st.integers(1, 2**18), device=st.sampled_from(["cpu", "cuda"]))
+def test_a_chunks_logits_stay_within_the_limit(tokens, classes, device):
+    size = chunk_size(tokens, classes, device)
+    assert size >= 1 and (size <= 32 or size * classes <= loss_module.CHUNK_LOGITS[device] + 32 * classes)
+
+
+def test_without_gradients_none_are_made():
+    model = build(neox())
+    loss = NextTokenLoss(model, "chunked")
+    with torch.no_grad():
+        found = loss(*batch())
+    assert not found.requires_grad and all(p.grad is None for p in model.parameters())
+
+
+def test_the_readout_gives_logits_again_after_a_loss():
+    model = build(neox())
+    before = model(batch()[0])
+    NextTokenLoss(model, "chunked")(*batch())
+    assert torch.equal(model(batch()[0]), before)
+
+
+@pytest.mark.parametrize("impl", [impl for impl in HERE if impl != "full"])
+def test_50_steps_stay_within_1e_2_of_the_plain_loss(impl):
+    losses = {}
+    for way in ("full", impl):
+        model = build(neox(32, 4), seed=5)
+        module, optimizer = NextTokenLoss(model, way), torch.optim.AdamW(model.parameters(), lr=0.01)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(50):
+            tokens = torch.randint(0, 96, (4, 65), generator=generator).sort(1).values  # something to learn
+            loss = module(tokens[:, :-1], tokens[:, 1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.setdefault(way, []).append(loss.item())
+    assert losses["full"][-1] < losses["full"][0] - 1
+    assert losses[impl] == pytest.approx(losses["full"], abs=1e-2)
+
+
+def test_what_cannot_be_taken_is_told(monkeypatch):
+    assert "caps its logits" in why_not("chunked", neox(final_logit_softcapping=30.0), "32-true")
+    assert "fp16" in why_not("chunked", neox(), "16-mixed")
+    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
+    assert "has no linear_cross_entropy" in why_not("torch", neox(), "32-true")
+    assert why_not("full", neox(final_logit_softcapping=30.0), "16-mixed") is None

@@ -1,0 +1,165 @@
+"""muP's table: initial std, learning rate and multiplier of every parameter; optimizers."""
+
+import math
+
+import mup
+import pytest
+import torch
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.scales import resolve_config
+from litgpt_warmstart.method.schedule import Schedule
+from litgpt_warmstart.run.optimizer import resolve_optimizer
+from tests.conftest import FAMILIES, build, llama, neox
+
+# Name in a model of 48 over a muP base of 16 -> learning rate over base_lr.
+LR_SCALE = {
+    "lm_head.weight": 1,
+    "transformer.wte.weight": 1,
+    "transformer.h.0.norm_1.weight": 1,
+    "transformer.h.0.norm_1.bias": 1,
+    "transformer.h.0.attn.qkv.weight": 1 / 3,
+    "transformer.h.0.attn.qkv.bias": 1,
+    "transformer.h.0.attn.proj.weight": 1 / 3,
+    "transformer.h.0.attn.proj.bias": 1,
+    "transformer.h.0.norm_2.weight": 1,
+    "transformer.h.0.norm_2.bias": 1,
+    "transformer.h.0.mlp.fc.weight": 1 / 3,
+    "transformer.h.0.mlp.fc.bias": 1,
+    "transformer.h.0.mlp.proj.weight": 1 / 3,
+    "transformer.h.0.mlp.proj.bias": 1,
+    "transformer.ln_f.weight": 1,
+    "transformer.ln_f.bias": 1,
+}
+
+
+def lr_by_name(model, optimizer) -> dict[str, float]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert names[parameter] not in found, "in two groups"
+            found[names[parameter]] = group["lr"]
+    return found
+
+
+def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1_elsewhere():
+    model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    assert {n: lr / 0.02 for n, lr in lr_by_name(model, optimizer).items()} == pytest.approx(LR_SCALE)
+
+
+@pytest.mark.parametrize(
+    "schedule", [Schedule("constant", 10), Schedule("warmup", 10, 4), Schedule("cosine", 10, 3, 0.1)]
+)
+def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
+    model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    for step in range(10):
+        parametrization.set_learning_rate(optimizer, 0.02, schedule(step))
+        expected = {name: scale * 0.02 * schedule(step) for name, scale in LR_SCALE.items()}
+        assert lr_by_name(model, optimizer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_is_in_exactly_one_group(family):
+    model = build(FAMILIES[family](48, 8), FAMILIES[family](16, 4))
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01)
+    assert lr_by_name(model, optimizer).keys() == dict(model.named_parameters()).keys()
+
+
+def test_each_matrix_is_scaled_by_its_own_fan_in():
+    base, target = llama(16, 4, intermediate_size=32), llama(32, 4, head_size=12, intermediate_size=128)
+    model = build(target, base)
+    lrs = lr_by_name(model, parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 1.0))
+    assert lrs["transformer.h.0.mlp.fc_1.weight"] == pytest.approx(16 / 32)
+    assert lrs["transformer.h.0.mlp.proj.weight"] == pytest.approx(32 / 128)
+    assert lrs["transformer.h.0.attn.proj.weight"] == pytest.approx(16 / 48)
+
+
+def test_initial_std_at_the_mup_base_is_gpt_neoxs_and_shrinks_with_width_only_for_growing_matrices():
+    base, target = neox(64, 4, padded_vocab_size=512), neox(256, 16, padded_vocab_size=512)
+    small, residual = math.sqrt(2 / (5 * 64)), 1 / (math.sqrt(64) * 2)
+    for config, width_mult in ((base, 1), (target, 4)):
+        weights = dict(build(config, base).named_parameters())
+        for name, std in {
+            "lm_head.weight": small,
+            "transformer.wte.weight": small,
+            "transformer.h.0.attn.qkv.weight": small / math.sqrt(width_mult),
+            "transformer.h.1.mlp.fc.weight": small / math.sqrt(width_mult),
+            "transformer.h.0.attn.proj.weight": residual / math.sqrt(width_mult),
+            "transformer.h.1.mlp.proj.weight": residual / math.sqrt(width_mult),
+        }.items():
+            assert weights[name].std().item() == pytest.approx(std, rel=0.05), (name, width_mult)
+        assert all((w == 0).all() for n, w in weights.items() if n.endswith("bias"))
+
+
+def test_a_parameters_draw_depends_on_seed_name_and_widths_but_not_on_depth():
+    deep, shallow = build(neox(n_layer=3), seed=5), build(neox(n_layer=2), seed=5)
+    name = "transformer.h.1.attn.qkv.weight"
+    assert torch.equal(deep.get_parameter(name), shallow.get_parameter(name))
+    assert not torch.equal(build(neox(), seed=6).get_parameter(name), shallow.get_parameter(name))
+
+
+def test_standard_parametrization_is_the_target_as_its_own_mup_base():
+    model = build(neox(48, 6))
+    assert all(p.infshape.width_mult() == 1 for p in model.parameters())
+    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.02}
+
+
+def test_70m_over_5m_has_the_shapes_that_mup_expects():
+    with torch.device("meta"):
+        from litgpt_warmstart.method.model import MuGPT
+
+        base, target = resolve_config("5M"), resolve_config("70M")
+        model = MuGPT(parametrization.mup_config(target, base), parametrization.width_mult(target, base))
+    parametrization.set_base_shapes(model, base)
+    assert model.lm_head.width_mult() == pytest.approx(512 / 48)
+    assert model.config.attention_scores_scalar == pytest.approx(32**2 / 24)
+    assert model.transformer.h[0].attn.qkv.weight.infshape == mup.InfShape([mup.InfDim(144, 1536), mup.InfDim(48, 512)])
+    assert not model.transformer.wte.weight.infshape[0].isinf()
+
+
+def test_mup_base_of_another_depth_is_refused():
+    with pytest.raises(UserError, match="over width only"):
+        parametrization.mup_config(neox(n_layer=3), neox())
+
+
+def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
+    model = build(neox())
+    optimizer = parametrization.build_optimizer(
+        model,
+        resolve_optimizer({"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}}),
+        base_lr=0.01,
+    )
+    assert type(optimizer) is torch.optim.Adam
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.01, (0.9, 0.95), 0.0, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"])
+def test_adam_like_optimizers_are_taken(name):
+    parametrization.build_optimizer(build(neox()), resolve_optimizer(name), 0.01)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SGD", "LBFGS", "SparseAdam", "Adafactor", "Muon", "Rprop", "ASGD", "NoSuch", "no.such.Optimizer", "math.pi", ""],
+)
+def test_other_optimizers_are_refused_by_name(name):
+    with pytest.raises(UserError, match=name or "AdamW"):
+        resolve_optimizer(name)
+
+
+def test_arguments_that_the_optimizer_does_not_take_are_refused():
+    with pytest.raises(UserError, match="AdamW.*no_such"):
+        resolve_optimizer({"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}})
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="no such parameter"):
+        parametrization.load_weights(build(neox()), iter([("lm_tail.weight", torch.zeros(2))]))
+    with pytest.raises(UserError, match="lack"):
+        parametrization.load_weights(build(neox()), iter([]))

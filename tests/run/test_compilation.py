@@ -1,0 +1,78 @@
+"""Training compiles its graphs once: neither accumulation nor validation nor more steps make new ones."""
+
+import shutil
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from litgpt_warmstart.commands import warmstart_scratch
+from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.loss import NextTokenLoss
+from litgpt_warmstart.run.compilation import uses_cuda_graphs
+from litgpt_warmstart.run.optimizer import resolve_optimizer
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from tests.conftest import build, losses, neox
+
+compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+@pytest.mark.slow
+@compiler
+@pytest.mark.parametrize("impl", ["full", "chunked"])
+def test_accumulation_validation_and_more_steps_compile_nothing_anew(impl, tiny, tiny_settings, tmp_path):
+    graphs = {}
+    for steps, batch in ((2, 4), (5, 12)):
+        torch._dynamo.reset()
+        counters.clear()
+        train = TrainArgs(global_batch_size=batch, micro_batch_size=4, max_steps=steps)
+        settings = tiny_settings | dict(compile=True, eval=EvalArgs(interval=2, max_iters=6), loss_impl=impl)
+        warmstart_scratch.setup(target=tiny[16], lr=0.01, train=train, out_dir=tmp_path / str(steps), **settings)
+        graphs[steps] = counters["stats"]["unique_graphs"]
+    assert graphs[5] == graphs[2] <= 2  # one to train, one to validate
+
+
+@pytest.mark.slow
+@compiler
+def test_every_way_trains_the_same_compiled_as_eagerly(tiny, tiny_settings, tmp_path):
+    train = TrainArgs(global_batch_size=8, micro_batch_size=4, max_steps=4)
+    runs = {}
+    for impl in ("full", "chunked"):
+        for compile in (False, True):
+            torch._dynamo.reset()
+            out_dir = tmp_path / f"{impl}-{compile}"
+            settings = tiny_settings | dict(compile=compile, loss_impl=impl, out_dir=out_dir)
+            warmstart_scratch.setup(target=tiny[16], lr=0.01, train=replace(train), **settings)
+            runs[out_dir.name] = losses(out_dir)
+    for name, run in runs.items():
+        assert run == pytest.approx(runs["full-False"], abs=1e-4), name
+
+
+def test_cuda_graphs_are_for_cuda_and_their_modes():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert uses_cuda_graphs("reduce-overhead", cuda) and uses_cuda_graphs("max-autotune", cuda)
+    assert not uses_cuda_graphs("reduce-overhead", cpu)
+    assert not uses_cuda_graphs(True, cuda) and not uses_cuda_graphs("max-autotune-no-cudagraphs", cuda)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("impl", ["full", "chunked"])
+def test_a_step_does_not_wait_for_the_gpu(impl):
+    fabric = L.Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
+    model = build(neox()).to(fabric.device)
+    parametrization.set_base_shapes(model, neox())
+    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01))
+    module = fabric.setup(NextTokenLoss(model, impl))
+    tokens = torch.randint(0, 96, (2, 65), device=fabric.device)
+    try:
+        for mode in ("default", "error"):  # the first step may wait
+            torch.cuda.set_sync_debug_mode(mode)
+            fabric.backward(module(tokens[:, :-1], tokens[:, 1:]))
+            fabric.clip_gradients(model, optimizer, max_norm=1.0, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

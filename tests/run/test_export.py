@@ -1,0 +1,108 @@
+"""Checkpoints for other tools: the same logits where the attention scale has nowhere to go."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
+from litgpt.utils import save_config
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from litgpt_warmstart.commands import warmstart_export, warmstart_grow
+from litgpt_warmstart.run.export import export
+from tests.conftest import FAMILIES
+
+
+def logits(config: Config, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    model = GPT(config)
+    model.load_state_dict(weights)
+    return model(torch.arange(12).view(1, 12) % 90)
+
+
+def made(config: Config) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
+
+
+@pytest.mark.parametrize("family", ["neox", "llama"])
+def test_litgpts_own_import_of_transformers_names_gives_the_logits_back(family, tmp_path):
+    config = replace(FAMILIES[family](48, 4), attention_scores_scalar=36)
+    weights = made(config)
+    (tmp_path / "source").mkdir()
+    torch.save(weights, tmp_path / "source/lit_model.pth")
+    save_config(config, tmp_path / "source")
+    kind = export(tmp_path / "source", tmp_path / "out", "transformers")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert kind == written["architectures"][0] and written["hidden_size"] == 48 and written["dtype"] == "float32"
+    named, back, plain = (
+        load_file(tmp_path / "out/model.safetensors"),
+        {},
+        replace(config, attention_scores_scalar=None),
+    )
+    if written["model_type"] == "gpt_neox":
+        copy_weights_gpt_neox(plain, back, named)
+    else:
+        assert written["num_key_value_heads"] == config.n_query_groups and written["head_dim"] == config.head_size
+        copy_weights_hf_llama(plain, {}, back, named)
+    torch.testing.assert_close(logits(plain, back), logits(config, weights), rtol=1e-4, atol=1e-4)
+
+
+def test_a_grown_checkpoint_is_exported_in_both_formats_with_its_tokenizer(base, tiny, tmp_path, capsys):
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    shared = dict(checkpoint_dir=tmp_path / "grown", overwrite=True)
+    for format in ("litgpt", "transformers"):
+        warmstart_export.setup(out_dir=tmp_path / format, format=format, **shared)
+        assert "Wrote" in capsys.readouterr().out
+        assert (tmp_path / format / "tokenizer.json").is_file()
+        assert not (tmp_path / format / "warmstart.yaml").exists()  # it tells of the scale
+    warmstart_export.setup(out_dir=tmp_path / "litgpt", **shared)  # replaced
+    assert (tmp_path / "litgpt/config.json").is_file() and not (tmp_path / "litgpt/lit_model.pth").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(base, tmp_path, capsys, monkeypatch):
+    def full(*args: object, **more: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("litgpt_warmstart.run.export.save_file", full)
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(base, tmp_path / "out")
+    err = capsys.readouterr().err
+    assert "No space left on device; free space" in err and len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_not_supported_is_refused(base, tmp_path, capsys):
+    shutil.copytree(base, tmp_path / "gemma")
+    config = Config.from_file(base / "model_config.yaml")
+    save_config(replace(config, scale_embeddings=True), tmp_path / "gemma")
+    (tmp_path / "gemma/warmstart.yaml").unlink()
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(tmp_path / "gemma", tmp_path / "out", format="litgpt")
+    assert "has embeddings scaled by sqrt(n_embd)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(checkpoint_dir=None), "--checkpoint_dir is missing"),
+        (dict(out_dir=None), "--out_dir is missing"),
+        (dict(out_dir="source"), "holds the checkpoint"),
+        (dict(out_dir="mine"), "was not written by warmstart_export alone"),
+        (dict(out_dir="before"), "exists: pass --overwrite true"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(base, tmp_path, capsys, changes, told):
+    for name in ("mine/notes", "before/.warmstart_export"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    if changes.get("out_dir"):
+        changes = dict(out_dir=base.parent if changes["out_dir"] == "source" else tmp_path / changes["out_dir"])
+    with pytest.raises(SystemExit):
+        warmstart_export.setup(**dict(checkpoint_dir=base, out_dir=tmp_path / "new") | changes)
+    err = capsys.readouterr().err
+    assert told in err and len(err.splitlines()) == 1 and not (tmp_path / "new").exists()

@@ -1,0 +1,286 @@
+"""--track: norms equal to hand-computed ones, at the right steps, over resumes, and without a trace in the training."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mup.coord_check import FDICT
+from torch._dynamo.utils import counters
+
+from litgpt_warmstart.commands import warmstart, warmstart_scratch
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.loaders import DataPlan, first_val_block
+from litgpt_warmstart.run.metrics import RowFile
+from litgpt_warmstart.run.norms import COLUMNS, Norm, measure, read_norms
+from litgpt_warmstart.run.spec import EvalArgs
+from tests.conftest import FAMILIES, TRAIN, assert_same_weights, build, llama, losses, neox, randomized, weights
+
+# --- the values ---------------------------------------------------------------------------------------------------
+
+
+def forward_by_hand(c, w: dict[str, torch.Tensor], tokens: torch.Tensor, width_mult: float) -> dict[str, torch.Tensor]:
+    """Every module's output, by torch's functions and LitGPT's names. tokens (B, T)."""
+    out = {}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        out[name] = F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+        return out[name]
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        if c.norm_class_name == "RMSNorm":
+            x = x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * w[f"{name}.weight"]
+        else:
+            x = F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], c.norm_eps)
+        out[name] = x
+        return x
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:  # (B, heads, T, head_size), channels i and i + n/2 as one number
+        n, T = c.rope_n_elem, x.shape[2]
+        angles = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(0, n, 2) / n)
+        turned = torch.complex(x[..., : n // 2], x[..., n // 2 : n]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat((turned.real, turned.imag, x[..., n:]), -1)
+
+    def attention(name: str, x: torch.Tensor) -> torch.Tensor:
+        heads, groups, size = c.n_head, c.n_query_groups, c.head_size
+        qkv = linear(f"{name}.qkv", x).unflatten(-1, (heads + 2 * groups, size)).transpose(1, 2)
+        q, k, v = qkv.split((heads, groups, groups), dim=1)
+        k, v = (y.repeat_interleave(heads // groups, dim=1) for y in (rotated(k), v))
+        scores = rotated(q) @ k.mT / (c.attention_scores_scalar or size) ** 0.5
+        scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        out[name] = linear(f"{name}.proj", (scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return out[name]
+
+    def mlp(name: str, x: torch.Tensor) -> torch.Tensor:
+        if c.mlp_class_name == "LLaMAMLP":
+            inner = F.silu(linear(f"{name}.fc_1", x)) * linear(f"{name}.fc_2", x)
+        else:
+            inner = F.gelu(linear(f"{name}.fc", x))
+        out[name] = linear(f"{name}.proj", inner)
+        return out[name]
+
+    x = out["transformer.wte"] = w["transformer.wte.weight"][tokens]
+    for i in range(c.n_layer):
+        block = f"transformer.h.{i}"
+        attended = x + attention(f"{block}.attn", norm(f"{block}.norm_1", x))
+        x = attended + mlp(f"{block}.mlp", norm(f"{block}.norm_2", x if c.parallel_residual else attended))
+        out[block] = x
+    x = norm("transformer.ln_f", x)
+    out["lm_head"] = F.linear(x, w["lm_head.weight"]) / width_mult
+    return out
+
+
+def by_name(rows: list[dict], kind: str) -> dict[str, tuple[float, float]]:
+    return {row["name"]: (row["l1"], row["l2"]) for row in rows if row["kind"] == kind}
+
+
+def coord_checks(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+    """mup.coord_check's l1 and l2."""
+    return {name: (FDICT["l1"](x).item(), FDICT["l2"](x).item()) for name, x in tensors.items()}
+
+
+def assert_close(found: dict, expected: dict, rel: float = 2e-5) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == pytest.approx(expected[name], rel=rel), name
+
+
+@pytest.mark.parametrize("family", [neox, llama])
+def test_norms_equal_those_of_a_forward_pass_by_hand(family):
+    base, config = family(16), family(32, 4)
+    model = randomized(build(config, base))
+    tokens = torch.randint(96, (1, 40), generator=torch.Generator().manual_seed(3))
+    rows = measure(model, tokens)
+    by_hand = forward_by_hand(model.config, model.state_dict(), tokens, width_mult=2)
+    assert_close(by_name(rows, "activation"), coord_checks(by_hand))
+    assert_close(by_name(rows, "weight"), coord_checks(dict(model.named_parameters())))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_module_with_an_output_of_its_own_and_every_parameter_is_measured(family):
+    model = randomized(build(FAMILIES[family]()))
+    rows = measure(model, torch.arange(64)[None])
+    holders = (torch.nn.Identity, torch.nn.ModuleDict, torch.nn.ModuleList)
+    modules = {name for name, module in model.named_modules() if name and not isinstance(module, holders)}
+    assert by_name(rows, "activation").keys() == modules
+    assert by_name(rows, "weight").keys() == dict(model.named_parameters()).keys()
+    assert len(rows) == len(modules) + len(list(model.parameters()))
+    logits = model(torch.arange(64)[None])  # with lm_head's bias, where there is one
+    assert_close({"lm_head": by_name(rows, "activation")["lm_head"]}, coord_checks({"lm_head": logits}))
+
+
+def test_norms_over_millions_of_entries_are_as_exact_as_over_few():
+    model = build(neox(128, 4, vocab_size=50304, padded_vocab_size=50304))
+    tokens = torch.arange(64)[None]
+    rows, logits = measure(model, tokens), model(tokens)  # 6.4 million weights each side, 3.2 million logits
+    exact = {name: x.double() for name, x in model.named_parameters()}
+    assert_close(by_name(rows, "weight"), coord_checks(exact), rel=1e-5)
+    assert by_name(rows, "activation")["lm_head"] == pytest.approx(coord_checks({"": logits.double()})[""], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_norms_are_near_those_in_fp32(precision):
+    model, tokens = build(neox(32, 4)), torch.arange(64)[None]
+    expected = measure(model, tokens)
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision=precision)
+    model = fabric.strategy.precision.convert_module(model)
+    with fabric.autocast():
+        found = measure(model, tokens)
+    for kind in ("activation", "weight"):
+        assert_close(by_name(found, kind), by_name(expected, kind), rel=0.02)
+    assert (
+        by_name(found, "activation")["transformer.h.0.attn.qkv"]
+        != by_name(expected, "activation")["transformer.h.0.attn.qkv"]
+    )  # and yet the precision of the run
+
+
+def test_measuring_leaves_gradients_modes_hooks_and_random_states_alone():
+    model = build(neox())
+    model.transformer.h[0].eval()
+    model(torch.arange(64)[None]).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    measure(model, torch.arange(64)[None])
+    assert all(torch.equal(p.grad, gradients[name]) for name, p in model.named_parameters())
+    assert [m.training for m in model.modules()] == modes and torch.equal(torch.get_rng_state(), state)
+    assert not any(m._forward_hooks for m in model.modules()) and not model.lm_head.gives_input
+    assert model(torch.arange(64)[None]).requires_grad
+
+
+def test_the_probe_is_the_first_validation_block_and_draws_no_random_number(stdlib_path):
+    data = StdlibText(stdlib_path)
+    data.connect(batch_size=4, max_seq_length=64)
+    data.setup()
+    state = torch.get_rng_state()
+    config = SimpleNamespace(padded_vocab_size=4096)
+    spec = SimpleNamespace(data=data, train=TRAIN, seed=1, block_size=64, config=config)
+    probe = first_val_block(DataPlan(spec), torch.device("cpu"))
+    assert probe.tolist() == [data.tokens("val")[:64].tolist()]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+@given(cut=st.integers(0, 400))
+def test_a_file_cut_off_anywhere_gives_the_rows_before(cut, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "norms.csv"
+    rows = [Norm(2 * i, 1024 * i, "weight", f"w{i}", 0.125 * i + 0.01, 1.5e-7 * (i + 1)) for i in range(9)]
+    file = RowFile(path, COLUMNS, Norm.read)
+    file.append(map(vars, rows))
+    file.close()
+    content = path.read_bytes()[:cut]
+    path.write_bytes(content)
+    assert read_norms(path) == rows[: max(0, content.count(b"\n") - 1)]
+
+
+def steps(out_dir: Path) -> list[int]:
+    return sorted({row.step for row in read_norms(out_dir / "norms.csv")})
+
+
+@pytest.fixture(scope="module")
+def runs(base, tiny, tiny_settings, tmp_path_factory) -> dict[str, Path]:
+    """The same warmstart of 5 steps with ``--track 2`` and without."""
+    folders = {}
+    for name, track in (("tracked", 2), ("plain", None)):
+        folders[name] = tmp_path_factory.mktemp(name)
+        warmstart.setup(base=base, target=tiny[48], out_dir=folders[name], track=track, overwrite=True,
+                        train=replace(TRAIN, max_steps=5, save_interval=2), **tiny_settings)  # fmt: skip
+    return folders
+
+
+def test_rows_stand_at_step_0_every_n_steps_and_the_last(runs, tiny_settings):
+    rows = read_norms(runs["tracked"] / "norms.csv")
+    assert steps(runs["tracked"]) == [0, 2, 4, 5]
+    assert all(row.tokens == row.step * 8 * 64 for row in rows)
+    assert len({(row.step, row.kind, row.name) for row in rows}) == len(rows)
+    assert len(rows) == 4 * len([row for row in rows if row.step == 0])
+    last = {row.name: (row.l1, row.l2) for row in rows if row.step == 5 and row.kind == "weight"}
+    assert_close(last, coord_checks(weights(runs["tracked"] / "final")))  # as trained: the readout is not folded
+    probe = torch.from_numpy(tiny_settings["data"].tokens("val")[:64].astype("int64"))
+    embedded = weights(runs["tracked"] / "final")["transformer.wte.weight"][probe]
+    wte = next(row for row in rows if (row.step, row.kind, row.name) == (5, "activation", "transformer.wte"))
+    assert (wte.l1, wte.l2) == pytest.approx(coord_checks({"wte": embedded})["wte"], rel=1e-5)
+    used = yaml.safe_load((runs["tracked"] / "final/hyperparameters.yaml").read_text())
+    assert used["track"] == 2
+
+
+def test_a_tracked_run_equals_an_untracked_one_bit_for_bit(runs):
+    assert not (runs["plain"] / "norms.csv").exists()
+    assert losses(runs["tracked"]) == losses(runs["plain"])
+    assert losses(runs["tracked"], "val_loss") == losses(runs["plain"], "val_loss")
+    assert_same_weights(runs["tracked"] / "final", runs["plain"] / "final")
+
+
+def test_a_resumed_run_has_the_norms_of_an_undisturbed_one(runs, base, tiny, tiny_settings, tmp_path):
+    resumed, expected = tmp_path / "run", (runs["tracked"] / "norms.csv").read_text()
+    shutil.copytree(runs["tracked"], resumed)
+    shutil.rmtree(resumed / "final")
+    with (resumed / "norms.csv").open("a") as file:
+        file.write("5,2560,weight,lm_head.wei")  # killed while writing
+    shared = dict(base=base, target=tiny[48], out_dir=resumed, train=replace(TRAIN, max_steps=5), **tiny_settings)
+    warmstart.setup(resume=True, track=2, **shared)
+    assert (resumed / "norms.csv").read_text() == expected
+    warmstart.setup(resume=resumed / "step-00000002", **shared)  # untracked now: rows of steps taken back go
+    assert steps(resumed) == [0, 2]
+
+
+def test_overwriting_a_run_removes_its_norms(tiny, tiny_settings, tmp_path):
+    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, train=replace(TRAIN, max_steps=1), **tiny_settings)
+    warmstart_scratch.setup(track=1, **shared)
+    assert steps(tmp_path) == [0, 1]
+    warmstart_scratch.setup(overwrite=True, **shared)
+    assert not (tmp_path / "norms.csv").exists()
+
+
+@pytest.fixture
+def one_thread():
+    """Compiled code on several threads adds in another order from run to run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_tracking_compiles_nothing_anew_and_leaves_a_compiled_run_alone(tiny, tiny_settings, tmp_path, one_thread):
+    graphs = {}
+    for name, compile, track in (("plain", True, None), ("tracked", True, 1), ("eager", False, 1)):
+        torch._dynamo.reset()
+        counters.clear()
+        settings = tiny_settings | dict(compile=compile, eval=EvalArgs(interval=2, max_iters=4), loss_impl="chunked")
+        warmstart_scratch.setup(target=tiny[16], lr=0.01, train=replace(TRAIN, max_steps=4), track=track,
+                                out_dir=tmp_path / name, **settings)  # fmt: skip
+        graphs[name] = counters["stats"]["unique_graphs"]
+    assert graphs["tracked"] == graphs["plain"] > 0
+    assert losses(tmp_path / "tracked") == losses(tmp_path / "plain")
+    assert losses(tmp_path / "tracked", "val_loss") == losses(tmp_path / "plain", "val_loss")
+    assert_same_weights(tmp_path / "tracked/final", tmp_path / "plain/final")
+    compiled, eager = (read_norms(tmp_path / name / "norms.csv") for name in ("tracked", "eager"))
+    assert steps(tmp_path / "tracked") == [0, 1, 2, 3, 4]
+    for a, b in zip(compiled, eager, strict=True):
+        assert (a.step, a.kind, a.name) == (b.step, b.kind, b.name)
+        assert (a.l1, a.l2) == pytest.approx((b.l1, b.l2), rel=1e-2 if a.step else 1e-6), a  # training drifts a little
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("track", [0, -5])
+def test_an_interval_that_is_not_above_0_is_refused_in_one_line(base, tiny, tiny_settings, tmp_path, capsys, track):
+    shared = dict(target=tiny[48], out_dir=tmp_path / "out", track=track, train=TRAIN, **tiny_settings)
+    for call in (lambda: warmstart.setup(base=base, **shared), lambda: warmstart_scratch.setup(lr=0.01, **shared)):
+        with pytest.raises(SystemExit) as error:
+            call()
+        told = capsys.readouterr().err
+        assert error.value.code == 1 and len(told.splitlines()) == 1
+        assert f"--track must be above 0, got {track}: leave it out to record nothing" in told
+    assert not list((tmp_path / "out").glob("*"))

@@ -1,0 +1,376 @@
+"""The loop: LitGPT's losses under SP, muP's rates at every step, resumes to the bit, no token twice."""
+
+import itertools
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import litgpt.pretrain
+import pytest
+import torch
+import yaml
+from lightning.fabric.loggers import CSVLogger
+from litgpt.config import Config
+from litgpt.data import TextFiles
+from litgpt.model import GPT
+from litgpt.tokenizer import Tokenizer
+
+from litgpt_warmstart import files
+from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.stdlib_text import stdlib_documents
+from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.run import breaking_off, checkpoint
+from litgpt_warmstart.run import train as pretrain
+from litgpt_warmstart.run.metrics import read_metrics
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from tests.conftest import TRAIN, assert_same_weights, build, losses, weights
+
+# --- the same numbers as LitGPT's own loop ------------------------------------------------------------------------
+
+
+def pretrain_with_litgpt(
+    out_dir: Path, config: Config, data, initial: Path | None, optimizer: dict, steps: int, **more
+):
+    """Losses of ``litgpt.pretrain.main`` with a constant learning rate; it leaves out_dir/final."""
+    fabric = L.Fabric(devices=1, precision="32-true", loggers=CSVLogger(out_dir, name="csv"))
+    train = litgpt.pretrain.TrainArgs(
+        global_batch_size=8, micro_batch_size=4, max_tokens=steps * 8 * 64, max_norm=1.0,
+        min_lr=optimizer["init_args"]["lr"], lr_warmup_steps=None, save_interval=None,
+    )  # fmt: skip
+    argv, sys.argv = sys.argv, ["litgpt", "pretrain", "pythia-14m"]  # its save_checkpoint parses the command line anew
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            litgpt.pretrain.main(
+                fabric=fabric, devices=1, seed=42, initial_checkpoint_dir=initial, resume=False, config=config,
+                data=data, out_dir=out_dir, train=train, eval=litgpt.pretrain.EvalArgs(interval=1000, max_iters=2),
+                optimizer=optimizer, **more,
+            )  # fmt: skip
+    finally:
+        sys.argv = argv
+    fabric.logger.finalize("success")
+    lines = next((out_dir / "csv").glob("*/metrics.csv")).read_text().splitlines()
+    column = lines[0].split(",").index("loss")
+    return [float(cells[column]) for line in lines[1:] if (cells := line.split(","))[column]]
+
+
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "betas": [0.9, 0.95], "weight_decay": 0.0}}
+
+
+def test_the_same_sp_run_has_litgpts_losses(tiny, tiny_settings, stdlib_path, tmp_path):
+    config, initial = Config.from_file(tiny[16]), tmp_path / "initial"
+    initial.mkdir()
+    torch.save(build(config, seed=7).state_dict(), initial / "lit_model.pth")
+    (initial / "model_config.yaml").write_text(Path(tiny[16]).read_text())
+    expected = pretrain_with_litgpt(
+        tmp_path / "stock", config, StdlibText(stdlib_path), initial, OPTIMIZER, 20, tokenizer_dir=None, tokenizer=None
+    )
+    warmstart_scratch.setup(
+        initial_checkpoint_dir=initial, parametrization="sp", optimizer=OPTIMIZER, out_dir=tmp_path / "ours",
+        train=replace(TRAIN, max_steps=20), **tiny_settings,
+    )  # fmt: skip
+    ours = losses(tmp_path / "ours")
+    assert len(ours) == len(expected) == 20
+    assert ours[0] == pytest.approx(expected[0], abs=1e-5)
+    assert ours == pytest.approx(expected, abs=1e-3)
+    assert ours[-1] < ours[0] - 1  # and it learns
+
+
+@pytest.fixture(scope="module")
+def text_files(tmp_path_factory) -> Path:
+    """Three small text files."""
+    folder = tmp_path_factory.mktemp("text")
+    for i, text in enumerate(list(stdlib_documents().values())[:3]):
+        (folder / f"{i}.txt").write_text((text + "\n") * (1 + 40_000 // (len(text) + 1)))
+    return folder
+
+
+@pytest.mark.slow
+def test_litgpts_own_checkpoint_and_data_work_end_to_end(
+    tiny, tiny_settings, text_files, stdlib_path, tmp_path, capsys
+):
+    stock, config = tmp_path / "stock", Config.from_file(tiny[16])
+    tokenizer = dict(tokenizer_dir=stdlib_path, tokenizer=Tokenizer(stdlib_path))
+    pretrain_with_litgpt(stock, config, TextFiles(text_files, num_workers=1), None, OPTIMIZER, 3, **tokenizer)
+    assert "model" in torch.load(stock / "final/lit_model.pth", weights_only=True)
+
+    warmstart_grow.setup(base=stock / "final", target=tiny[48], out_dir=tmp_path / "grown")
+    record = Record.load(tmp_path / "grown/warmstart.yaml")
+    assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 3  # its own shapes
+    assert record.lineage[0].sha256 == files.file_sha256(stock / "final/lit_model.pth")
+
+    foreign = dict(base=stock / "final", target=tiny[48], **tiny_settings)
+    for missing, told in (({"data": None}, "pass --data"), ({"lr": None}, "pass --lr")):
+        with pytest.raises(SystemExit):
+            warmstart.setup(**foreign | {"lr": 0.01, "out_dir": tmp_path / "none"} | missing)
+        assert told in capsys.readouterr().err
+
+    data = TextFiles(text_files, num_workers=1)
+    shared = foreign | dict(data=data, lr=0.01, out_dir=tmp_path / "run")
+    train = replace(TRAIN, max_steps=6, save_interval=3)
+    warmstart.setup(train=train, **shared)
+    expected = losses(tmp_path / "run")
+    use = Record.load(tmp_path / "run/final/warmstart.yaml").data
+    assert (use.class_path, use.fingerprint, use.start_token) == ("litgpt.data.TextFiles", None, None)  # unknown
+    assert (tmp_path / "run/final/tokenizer.json").is_file()
+    warmstart.setup(train=train, resume=tmp_path / "run/step-00000003", **shared)
+    assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-6)
+
+    with pytest.raises(SystemExit):
+        warmstart.setup(**shared | dict(out_dir=tmp_path / "long", train=replace(TRAIN, max_steps=10_000)))
+    assert "the data is too short: 5,120,000 tokens asked" in capsys.readouterr().err
+
+
+# --- warmstarts ---------------------------------------------------------------------------------------------------
+
+
+def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, compile=False, logger_name="csv",
+                    train=TrainArgs(max_steps=3), eval=EvalArgs(max_iters=4))  # fmt: skip
+    before, after = Record.load(base / "warmstart.yaml"), Record.load(tmp_path / "final/warmstart.yaml")
+    assert (after.base_lr, after.global_batch_size) == (before.base_lr, before.global_batch_size) == (0.02, 8)
+    assert after.mup_base_config["n_embd"] == 16 and after.width_mult == 3
+    assert after.data.fingerprint == before.data.fingerprint
+    assert after.data.start_token == before.data.stop_token == 10 * 8 * 65  # disjoint, and nothing wasted
+    assert after.data.stop_token == 13 * 8 * 65
+    assert [a.name for a in after.lineage] == ["neox-16"] and after.lineage[0].tokens == 10 * 8 * 64
+    assert after.lineage[0].sha256 == files.file_sha256(base / "lit_model.pth")
+    assert (after.growth.shrink, after.growth.alignment) == (0.4, "heads")
+    for name in ("tokenizer.json", "tokenizer_config.json", "model_config.yaml", "hyperparameters.yaml"):
+        assert (tmp_path / "final" / name).is_file()
+
+
+def test_a_mup_base_named_as_the_record_has_it_keeps_the_records_rate_and_batch(base, tiny, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], mup_base=tiny[16], out_dir=tmp_path, compile=False, logger_name="csv",
+                    train=TrainArgs(max_steps=1), eval=EvalArgs(max_iters=2))  # fmt: skip
+    record = Record.load(tmp_path / "final/warmstart.yaml")
+    assert (record.base_lr, record.global_batch_size, record.mup_base_config["n_embd"]) == (0.02, 8, 16)
+
+
+def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(base, tiny, tiny_settings, tmp_path):
+    shared = dict(target=tiny[48], train=TRAIN, **tiny_settings)
+    warmstart.setup(base=base, shrink=0.0, out_dir=tmp_path / "warm", **shared)
+    warmstart_scratch.setup(mup_base=str(base), out_dir=tmp_path / "scratch", **shared)
+    assert_same_weights(tmp_path / "warm/final", tmp_path / "scratch/final")
+    assert losses(tmp_path / "warm") == losses(tmp_path / "scratch")
+    uses = [Record.load(tmp_path / run / "final/warmstart.yaml").data for run in ("warm", "scratch")]
+    assert uses[0] == uses[1] and uses[0].start_token == 10 * 8 * 65
+
+
+def test_warmstart_equals_grow_then_train(base, tiny, tiny_settings, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "warm", train=TRAIN, **tiny_settings)
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    warmstart_scratch.setup(
+        initial_checkpoint_dir=tmp_path / "grown", out_dir=tmp_path / "trained", train=TRAIN, **tiny_settings
+    )
+    assert_same_weights(tmp_path / "warm/final", tmp_path / "trained/final")
+    one, two = (Record.load(tmp_path / run / "final/warmstart.yaml") for run in ("warm", "trained"))
+    assert (one.lineage, one.growth, one.data) == (two.lineage, two.growth, two.data)
+
+
+def test_perturb_0_starts_from_the_shrunk_base_alone(base, tiny, tiny_settings, tmp_path):
+    settings = tiny_settings | dict(eval=EvalArgs(max_iters=2))
+    for perturb, seed in ((0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)):
+        warmstart.setup(base=base, target=tiny[48], perturb=perturb, seed=seed, out_dir=tmp_path / f"{perturb}-{seed}",
+                        train=replace(TRAIN, max_steps=1), **settings)  # fmt: skip
+    first = {run.name: losses(run, "val_loss")[0] for run in tmp_path.iterdir()}
+    assert first["0.0-1"] == first["0.0-2"] and first["1.0-1"] != first["1.0-2"]
+
+
+def test_growing_follows_its_seed(base, tiny, tmp_path):
+    for seed in (1, 2):
+        warmstart_grow.setup(base=base, target=tiny[48], seed=seed, out_dir=tmp_path / str(seed))
+    a, b = (weights(tmp_path / seed)["lm_head.weight"] for seed in ("1", "2"))
+    assert not torch.equal(a, b)
+
+
+def test_a_checkpoint_starts_with_its_own_loss_under_sp_and_under_another_mup_base(base, tiny, tiny_settings, tmp_path):
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "wide", train=TRAIN, **tiny_settings)
+    expected = losses(tmp_path / "wide", "val_loss")[-1]
+    wide = tmp_path / "wide/final"
+    other = tmp_path / "other.yaml"  # as wide as the checkpoint, with heads of the muP base's size
+    config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_head=6, n_query_groups=6, head_size=8)
+    other.write_text(yaml.safe_dump(config))
+    for name, more in (("as_is", {}), ("sp", dict(parametrization="sp")), ("mup_base", dict(mup_base=str(other)))):
+        warmstart_scratch.setup(initial_checkpoint_dir=wide, lr=0.01, out_dir=tmp_path / name,
+                                train=replace(TRAIN, max_steps=1), **more, **tiny_settings)  # fmt: skip
+        assert losses(tmp_path / name, "val_loss")[0] == pytest.approx(expected, abs=1e-5), name
+
+
+def test_a_comparison_run_takes_the_bases_tokenizer(base, tiny, tiny_settings, tmp_path):
+    train = replace(TRAIN, max_steps=1)
+    warmstart_scratch.setup(mup_base=str(base), target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
+    assert (tmp_path / "final/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tmp_path):
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    stock = build_from(tmp_path / "grown")
+    assert stock.config.attention_scores_scalar is None
+    read = checkpoint.read_checkpoint(tmp_path / "grown")
+    ours = build(Config.from_file(tiny[48]), read.mup_base_config)
+    parametrization.load_weights(ours, read.weights.items())
+    tokens = torch.randint(0, 4096, (2, 64))
+    torch.testing.assert_close(stock(tokens), ours(tokens), rtol=0, atol=1e-5)
+
+
+def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(base, tiny, tiny_settings, tmp_path):
+    wider = tmp_path / "wider.yaml"
+    config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_embd=96, n_head=8, n_query_groups=8, head_size=12)
+    wider.write_text(yaml.safe_dump(config | dict(name="neox-96", intermediate_size=384)))
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "second", train=TRAIN, **tiny_settings)
+    warmstart.setup(
+        base=tmp_path / "second/final", target=str(wider), out_dir=tmp_path / "third", train=TRAIN, **tiny_settings
+    )
+    record = Record.load(tmp_path / "third/final/warmstart.yaml")
+    assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 6
+    assert [ancestor.name for ancestor in record.lineage] == ["neox-16", "neox-48"]
+    assert [ancestor.growth and ancestor.growth.shrink for ancestor in record.lineage] == [None, 0.4]
+    ranges = [(use.start_token, use.stop_token) for use in record.data_uses]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges)) and len(ranges) == 3
+
+
+# --- learning rates, validation, budget ---------------------------------------------------------------------------
+
+
+def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tiny_settings, tmp_path, monkeypatch):
+    seen = []
+    set_learning_rate = parametrization.set_learning_rate
+
+    def record(optimizer, base_lr, multiplier):
+        set_learning_rate(optimizer, base_lr, multiplier)
+        seen.append({round(group["lr_scale"], 6): group["lr"] for group in optimizer.param_groups if group["params"]})
+
+    monkeypatch.setattr(parametrization, "set_learning_rate", record)
+    shared = dict(base=base, target=tiny[48], schedule="cosine", out_dir=tmp_path, **tiny_settings)
+    train = replace(TRAIN, max_steps=8, lr_warmup_steps=2, min_lr=0.25, save_interval=3)
+    warmstart.setup(train=train, **shared)
+    expected = parametrization_free_cosine(8, 2, 0.25)
+    for step, (rates, multiplier) in enumerate(zip(seen, expected, strict=True)):
+        assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier}), step
+    logged = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv") if "learning_rate" in row]
+    assert logged == pytest.approx([0.02 * m for m in expected])
+
+    seen.clear()  # and after a resume in the middle
+    warmstart.setup(train=train, resume=tmp_path / "step-00000003", **shared)
+    for rates, multiplier in zip(seen, expected[3:], strict=True):
+        assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier})
+
+
+def test_validations_are_a_tenth_of_the_run_apart_and_not_twice_at_its_end(base, tiny, tiny_settings, tmp_path):
+    settings = tiny_settings | {"eval": EvalArgs(max_iters=4)}
+    warmstart.setup(base=base, target=tiny[48], train=replace(TRAIN, max_steps=21), out_dir=tmp_path, **settings)
+    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.csv") if "val_loss" in row]
+    assert steps == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, tiny_settings, tmp_path, monkeypatch):
+    def slow(seconds, function):
+        def slowed(*args):
+            time.sleep(seconds)
+            return function(*args)
+
+        return slowed
+
+    monkeypatch.setattr(parametrization, "set_learning_rate", slow(0.05, parametrization.set_learning_rate))
+    monkeypatch.setattr(pretrain, "validate", slow(0.25, pretrain.validate))
+    monkeypatch.setattr(breaking_off, "save", slow(0.5, breaking_off.save))
+    settings = tiny_settings | {"eval": EvalArgs(max_iters=4, interval=1)}
+    train = replace(TRAIN, max_steps=8, log_interval=4, save_interval=3)
+    start = time.perf_counter()
+    warmstart.setup(base=base, target=tiny[48], train=train, out_dir=tmp_path, **settings)
+    whole = time.perf_counter() - start
+    logged = [row for row in read_metrics(tmp_path / "metrics.csv") if "tokens_per_sec" in row]
+    seconds = [4 * 8 * 64 / row["tokens_per_sec"] for row in logged]
+    assert len(seconds) == 2 and min(seconds) >= 4 * 0.05
+    assert sum(seconds) <= logged[-1]["seconds"] - 2 * 0.5 + 0.01  # two saves, which count among seconds
+    assert logged[-1]["seconds"] <= whole - 8 * 0.25 - 0.5  # no validation does, nor the save at the end
+
+
+def parametrization_free_cosine(total: int, warmup: int, ratio: float) -> list[float]:
+    import math
+
+    return [
+        s / warmup
+        if s < warmup
+        else ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * (s - warmup) / (total - warmup)))
+        for s in range(total)
+    ]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
+def test_validation_is_the_same_blocks_whatever_the_micro_batch(base, tiny, tiny_settings, tmp_path, micro_batch_size):
+    settings = tiny_settings | dict(eval=EvalArgs(max_iters=7))
+    train = replace(TRAIN, max_steps=1, micro_batch_size=micro_batch_size)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **settings)
+    model = build_from(tmp_path / "final")
+    data = tiny_settings["data"]
+    blocks = torch.from_numpy(data.tokens("val")[: 7 * 65].astype("int64")).view(7, 65)
+    logits = model(blocks[:, :-1])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
+    assert losses(tmp_path, "val_loss")[-1] == pytest.approx(expected, abs=2e-5)
+
+
+def build_from(folder: Path) -> GPT:
+    model = GPT(Config.from_file(folder / "model_config.yaml"))
+    model.load_state_dict(torch.load(folder / "lit_model.pth", weights_only=True))
+    return model
+
+
+def test_the_budget_is_cut_to_whole_steps_and_max_tokens_goes_before_tokens_per_param(
+    base, tiny, tiny_settings, tmp_path
+):
+    for name, arguments, tokens in (
+        ("per_param", dict(tokens_per_param=0.01, train=TrainArgs(save_interval=None)), 4096),
+        ("max_tokens", dict(train=TrainArgs(max_tokens=1500)), 1024),
+        ("max_steps", dict(train=TrainArgs(max_steps=1)), 512),
+    ):
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, **arguments, **tiny_settings)
+        record = Record.load(tmp_path / name / "final/warmstart.yaml")
+        assert record.tokens == tokens, (name, record.parameters)
+        assert len(losses(tmp_path / name)) == tokens // 512
+    assert record.matmul_flops > 0
+
+
+def test_max_time_ends_the_run_with_a_checkpoint(base, tiny, tiny_settings, tmp_path):
+    train = replace(TRAIN, max_steps=400, max_time=1.0)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
+    assert 0 < Record.load(tmp_path / "final/warmstart.yaml").step_count < 400
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
+def test_bf16_stays_close_to_fp32(base, tiny, tiny_settings, tmp_path, precision, dtype):
+    for name in (precision, "32-true"):
+        settings = tiny_settings | dict(precision=name)
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=TRAIN, **settings)
+    assert weights(tmp_path / precision / "final")["lm_head.weight"].dtype == dtype
+    assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "32-true"), abs=0.05)
+
+
+def test_without_a_compiler_training_goes_on_eagerly_and_says_so(
+    base, tiny, tiny_settings, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    settings = tiny_settings | dict(compile=True)
+    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=1), **settings)
+    told = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
+    assert told == ["Training without torch.compile: no C++ compiler 'no-such-compiler'; install one for more speed"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("compile", [True, "reduce-overhead"])
+@pytest.mark.parametrize("loss_impl", ["full", "chunked"])
+def test_a_cuda_run_trains_compiled_and_fused(base, tiny, tiny_settings, tmp_path, precision, compile, loss_impl):
+    if (precision, loss_impl) == ("16-mixed", "chunked"):
+        pytest.skip("refused")
+    for name, compiled in (("compiled", compile), ("eager", False)):  # each step accumulates two micro-batches
+        settings = tiny_settings | dict(precision=precision, compile=compiled, loss_impl=loss_impl)
+        train = replace(TRAIN, max_steps=20)
+        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=train, **settings)
+    assert losses(tmp_path / "compiled")[-1] < losses(tmp_path / "compiled")[0]
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=0.05)

@@ -1,0 +1,210 @@
+"""Ablations as data: arms, the run from scratch beside each, and what is told of them."""
+
+import csv
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.study.ablations import Summary, expand, labels, summaries, table
+from tests.conftest import assert_same_weights
+
+DEFAULTS = dict(base="5M", target="22M")
+
+
+def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch():
+    arms = expand([dict(shrink=[0.2, 0.4], perturb=[0, 1], schedule=["constant", "wsd"])], DEFAULTS)
+    assert len(arms) == 2 * 2 * 2 + 2
+    assert [arm.schedule for arm in arms if not arm.shrink] == ["constant", "wsd"]
+    assert all(arm.perturb == 1 for arm in arms if not arm.shrink)
+
+
+def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled():
+    arms = expand([dict(shrink=[0, 0.4], perturb=[0.5, 1], gains=["reset", "copied"])], DEFAULTS)
+    none = [(arm.perturb, arm.gains, arm.is_scratch) for arm in arms if not arm.shrink]
+    assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
+    assert len(arms) == 2 + 4
+
+
+def test_what_two_arms_share_is_run_once():
+    arms = expand([dict(shrink=[0.2, 0.4]), dict(gains=["shrunk", "reset"])], DEFAULTS)
+    assert [(arm.shrink, arm.gains) for arm in arms] == [
+        (0, "shrunk"),
+        (0.2, "shrunk"),
+        (0.4, "shrunk"),
+        (0.4, "reset"),
+    ]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional=dict(
+                shrink=st.lists(st.sampled_from([0, 0.2, 1]), min_size=1), target=st.sampled_from(["22M", "70M"]),
+                tokens_per_param=st.sampled_from([20, 30]), alignment=st.sampled_from(["heads", "literal"]),
+                weight_decay=st.lists(st.sampled_from([0, 0.1]), min_size=1),
+            ),
+        ),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+def test_arms_have_names_of_their_own_and_each_has_its_scratch_run_before_it(given_arms):
+    arms = expand(given_arms, DEFAULTS)
+    assert len({arm.name for arm in arms}) == len(set(arms)) == len(arms)
+    for i, arm in enumerate(arms):
+        assert arm.scratch in arms[: i + 1]
+        assert all("/" not in part for part in arm.name)
+
+
+@pytest.mark.parametrize(
+    ("arms", "told"),
+    [
+        ([], "is empty"),
+        ([dict(shirnk=1)], "no 'shirnk' to vary: choose from base, target, shrink"),
+        ([dict(shrink=2)], "--shrink must lie in [0, 1]"),
+        ([dict(shrink="much")], "could not convert"),
+        ([dict(gains="lost")], "gains 'lost' is none of shrunk, added, copied, reset"),
+        ([dict(schedule="steep")], "schedule 'steep' is none of constant, "),
+        ([dict(tokens_per_param=0)], "tokens_per_param must be above 0"),
+        (["shrink"], "is no mapping"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
+    with pytest.raises(UserError) as error:
+        expand(arms, DEFAULTS)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
+    scratch, warm = expand([dict(shrink=0.4)], DEFAULTS)
+    rows = [
+        dict(**asdict(arm), first_val_loss=8.0, seed=seed, status=status, val_loss=loss, scratch_status=beside,
+             scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
+             scratch_tokens_to_scratch_val_loss=reached and 6)
+        for arm, seed, status, loss, beside, reached in (
+            (scratch, 1, "finished", 5.0, "finished", None), (scratch, 2, "diverged", 9.0, "diverged", None),
+            (warm, 1, "finished", 5.5, "finished", 3), (warm, 2, "finished", 9.5, "diverged", None),
+        )
+    ]  # fmt: skip
+    told = summaries([scratch, warm], rows)[1]
+    assert (told.shares, told.ended_above, told.alone) == ((0.5,), 1, 1)
+    assert "50% (1 of 1 seeds); 1 ended above it; 1 without a run from scratch" in table([told])
+
+
+def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviation():
+    arms = expand([dict(shrink=[0.4]), dict(gains="reset", shrink=1)], DEFAULTS)
+    shared, names = labels(arms)
+    assert shared == "5M -> 22M, 20 tokens per parameter, constant"
+    assert names == ["from scratch", "shrink 0.4", "shrink 1, gains reset"]
+    ends = (((8.0, 8.0), (5.0, 5.0), 0, 0, 0, 0, ()), ((7.0, 7.2, 7.1), (4.0, 4.2, 4.1), 0, 0, 1, 1, (0.3,)),
+            ((7.0,), (), 1, 1, 0, 0, ()))  # fmt: skip
+    text = table([Summary(arm, *end) for arm, end in zip(arms, ends, strict=True)])
+    assert (
+        "4.1000 ± 0.1000" in text
+        and "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
+        and "-; 1 diverged; 1 skipped" in text
+    )
+
+
+@pytest.fixture
+def ablate(tiny, stdlib_path, tmp_path):
+    def run(**changes: object) -> None:
+        settings = dict(
+            base=tiny[16], target=tiny[48], seeds="1,2",
+            arms=[dict(shrink=[0.4]), dict(weight_decay=0.1, schedule="wsd")],
+            base_tokens_per_param=0.01, tokens_per_param=0.01, out_dir=tmp_path / "study", lr=0.02,
+            train=TrainArgs(global_batch_size=8, micro_batch_size=4), data=StdlibText(stdlib_path), precision="32-true",
+            compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+        )  # fmt: skip
+        warmstart_ablations.setup(**(settings | changes))
+
+    return run
+
+
+def read(folder: Path) -> list[dict]:
+    with (folder / "ablations.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(
+    ablate, tiny, stdlib_path, tmp_path, capsys
+):
+    ablate()
+    rows, study = read(tmp_path / "study"), tmp_path / "study"
+    assert len(rows) == 4 * 2 and {row["status"] for row in rows} == {"finished"}
+    runs = {(float(row["shrink"]), row["schedule"], row["seed"]): row for row in rows}
+    for row in rows:
+        beside = runs[0.0, row["schedule"], row["seed"]]
+        assert row["scratch_val_loss"] == beside["val_loss"] and row["tokens"] == beside["tokens"]
+    base = read_header(study / "runs" / "base-neox-16" / "final").record
+    records = {key: read_header(study / "runs" / row["run"] / "final").record for key, row in runs.items()}
+    assert {record.data.start_token for record in records.values()} == {base.data.stop_token}
+    assert records[0.4, "wsd", "2"].training["optimizer"]["init_args"]["weight_decay"] == 0.1
+    assert records[0.4, "wsd", "2"].training["schedule"]["name"] == "wsd"
+    assert records[0.4, "constant", "1"].growth.seed == 1
+    assert (study / "ablations.png").stat().st_size > 10_000
+    # The scratch arm is the run that warmstart_scratch makes.
+    warmstart_scratch.setup(
+        target=tiny[48], mup_base=str(study / "runs" / "base-neox-16" / "final"), seed=2, tokens_per_param=0.01,
+        out_dir=tmp_path / "alone", precision="32-true", compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+        train=TrainArgs(global_batch_size=8, micro_batch_size=4), data=StdlibText(stdlib_path),
+    )  # fmt: skip
+    assert_same_weights(tmp_path / "alone/final", study / "runs" / runs[0.0, "constant", "2"]["run"] / "final")
+
+    # And its own --config file makes it again, on the same batches.
+    given = yaml.safe_load((tmp_path / "alone/final/hyperparameters.yaml").read_text())
+    written = study / "runs" / runs[0.0, "constant", "2"]["run"] / "final" / "hyperparameters.yaml"
+    assert {k for k, v in yaml.safe_load(written.read_text()).items() if v != given[k]} <= {"out_dir", "tokenizer_dir"}
+
+    capsys.readouterr()
+    ablate(seeds=[1, 2], arms=[dict(shrink=[0.4, 1.0])])
+    out = capsys.readouterr().out
+    assert "5 of 7 runs have ended before" in out and "shrink 1 " in out
+
+
+def test_a_base_may_be_a_checkpoint(ablate, base, tmp_path, monkeypatch):
+    ablate(base=str(base), seeds=3, arms=[dict(shrink=0.4)], lr=None)
+    record = read_header(tmp_path / "study" / "runs" / read(tmp_path / "study")[1]["run"] / "final").record
+    assert record.lineage[0].path == str(base) and record.base_lr == 0.02
+    monkeypatch.chdir(base.parent.parent)
+    ablate(base=os.path.relpath(base), seeds=[3, 4], arms=[dict(shrink=0.4)], lr=None)  # the same one
+    assert len(read(tmp_path / "study")) == 4
+
+
+def test_schedules_with_options_stand_beside_constant(ablate, tmp_path):
+    train = TrainArgs(global_batch_size=8, micro_batch_size=4, lr_warmup_steps=2, cooldown_steps=2)
+    ablate(arms=[dict(schedule=["constant", "warmup", "wsd"])], seeds=1, train=train)
+    told = {row["schedule"]: read_header(tmp_path / "study" / "runs" / row["run"] / "final").record.training["schedule"]
+            for row in read(tmp_path / "study")}  # fmt: skip
+    assert {name: (s["warmup_steps"], len(s["cooldowns"])) for name, s in told.items()} == {
+        "constant": (0, 0), "warmup": (2, 0), "wsd": (2, 1)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(base="nowhere"), "unknown scale 'nowhere'"),
+        (dict(eval=EvalArgs(final_validation=False)), "--eval.final_validation false would leave"),
+        (dict(optimizer={"class_path": "AdamW", "init_args": {"weight_decay": 0.3}}), "vary weight_decay in --arms"),
+        (dict(arms=[dict(shrink=[0, 0.4], perturb=[0, 1])]), "leaves no weights"),
+        (dict(target="5M", base="22M"), "is wider than the target"),
+        (dict(seeds="a"), "--seeds a: give int values"),
+        (dict(train=TrainArgs(max_tokens=4)), "give --tokens_per_param"),
+    ],
+)
+def test_what_a_study_cannot_do_is_one_line(ablate, tmp_path, capsys, changes, told):
+    with pytest.raises(SystemExit) as stopped:
+        ablate(**(dict(tokens_per_param=1.0, base_tokens_per_param=1.0) | changes))
+    err = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len(err) == 1 and told in err[0]

@@ -1,0 +1,129 @@
+"""Grid search: equal budgets, the winner's record, divergence, going on."""
+
+import csv
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from litgpt_warmstart.commands import warmstart, warmstart_grid_search
+from litgpt_warmstart.report.grids import Cell, at_the_edge, cells, winner
+from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.study.grid_search import rows, table
+from litgpt_warmstart.study.runner import OUTCOME, Outcome, Run
+
+
+def outcome(first: float, last: float, status: str = "finished") -> Outcome:
+    return Outcome(status, first_val_loss=first, val_loss=last)
+
+
+def test_a_cell_is_the_mean_over_seeds_and_diverged_if_one_seed_is_not_finite_or_ends_above_its_start():
+    factors = [dict(lr=lr, batch_size=4, seed=seed) for lr in (0.1, 1.0, 10.0) for seed in (1, 2)]
+    spec = SimpleNamespace(config=SimpleNamespace(padded_vocab_size=512))
+    runs = [Run(f"{f['lr']}-{f['seed']}", spec, f) for f in factors]
+    ended = [outcome(8, 5), outcome(8, 6), outcome(8, 8.5), outcome(8, 4), outcome(8, 9, "diverged"), outcome(8, 3)]
+    found = cells(rows(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
+    assert [(c.lr, c.val_loss, c.diverged) for c in found] == [(0.1, 5.5, 0), (1.0, None, 1), (10.0, None, 1)]
+    assert winner(found) is found[0]
+    assert "5.5000 <" in table(found, found[0]) and table(found, found[0]).count("diverged") == 2
+
+
+def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
+    found = [Cell(lr, 4, (loss,), 0, ()) for lr, loss in ((1, 3.0), (2, 2.0), (3, 2.5))]
+    assert at_the_edge(found, winner(found)) is None
+    assert "1 is the smallest of --lrs" in at_the_edge(found, found[0])
+
+
+@pytest.fixture
+def search(tiny, stdlib_path, tmp_path):
+    def run(**changes: object) -> None:
+        from litgpt_warmstart.data import StdlibText
+
+        settings = dict(
+            target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1, out_dir=tmp_path / "grid",
+            train=TrainArgs(max_tokens=1700, micro_batch_size=2), data=StdlibText(stdlib_path), precision="32-true",
+            compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+        )  # fmt: skip
+        warmstart_grid_search.setup(**(settings | changes))
+
+    return run
+
+
+def read(folder) -> list[dict]:
+    with (folder / "grid_search.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_grid_trains_every_cell_on_the_same_tokens_and_warmstart_reads_its_winner(search, tiny, tmp_path, capsys):
+    search()
+    rows = read(tmp_path / "grid")
+    assert len(rows) == 6
+    finished = [row for row in rows if row["status"] == "finished"]
+    assert {row["tokens"] for row in finished} == {"1536"}  # 1,700 in whole steps of 2 and of 4 x 64
+    assert {row["lr"] for row in rows if row["status"] == "diverged"} == {"1000000.0"}
+    best = min(finished, key=lambda row: float(row["val_loss"]))
+    record = read_header(tmp_path / "grid" / "best").record
+    assert (record.base_lr, record.global_batch_size) == (float(best["lr"]), int(best["batch_size"]))
+    assert record.training["grid_search"]["run"] == best["run"]
+    assert (tmp_path / "grid" / "grid_search.png").stat().st_size > 10_000
+    assert f"Best: lr {float(best['lr']):g}, batch {best['batch_size']}" in capsys.readouterr().out
+    warmstart.setup(
+        base=tmp_path / "grid" / "best", target=tiny[48], out_dir=tmp_path / "warm", compile=False, logger_name="csv",
+        precision="32-true", train=TrainArgs(max_steps=1), eval=EvalArgs(max_iters=2),
+    )  # fmt: skip
+    grown = yaml.safe_load((tmp_path / "warm" / "final" / "warmstart.yaml").read_text())
+    assert grown["base_lr"] == record.base_lr and grown["global_batch_size"] == record.global_batch_size
+
+
+def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(search, tmp_path, capsys):
+    search(lrs=[0.01, 0.03])
+    rows, runs = read(tmp_path / "grid"), tmp_path / "grid" / "cells"
+    kept = {path: path.stat().st_mtime_ns for path in runs.glob(f"*/{OUTCOME}")}
+    shutil.rmtree(runs / "lr-0.03-batch-2-seed-1")
+    search(lrs=[0.01, 0.03])
+    out = capsys.readouterr().out
+    assert "3 of 4 runs have ended before" in out and "[3/4] lr-0.03-batch-2-seed-1" in out
+    changed = [path.parent.name for path, when in kept.items() if path.stat().st_mtime_ns != when]
+    assert changed == ["lr-0.03-batch-2-seed-1"]
+    assert [row["val_loss"] for row in read(tmp_path / "grid")] == [row["val_loss"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(lrs=""), "--lrs is empty"),
+        (dict(lrs=[]), "--lrs is empty"),
+        (dict(lrs="fast"), "--lrs fast: give float values"),
+        (dict(lrs=[-1]), "must be above 0"),
+        (dict(batch_sizes=[7, 11, 13]), "has no whole steps of every batch size (7, 11, 13)"),
+        (dict(train=TrainArgs(global_batch_size=4)), "give --batch_sizes"),
+        (dict(train=TrainArgs(max_time=5)), "--train.max_time is not for a study"),
+        (dict(target=None), "--target is missing"),
+        (dict(lrs="nan"), "must be above 0"),
+        (dict(lrs="inf"), "must be above 0"),
+        (dict(eval=EvalArgs(initial_validation=False)), "--eval.initial_validation false would leave"),
+        (dict(executor="ray", cpus_per_run=0), "--cpus_per_run must be 1 or more"),
+        (dict(lrs=[1e6], batch_sizes=4, train=TrainArgs(max_tokens=512)), "every cell of the grid diverged"),
+    ],
+)
+def test_what_a_grid_cannot_do_is_one_line(search, capsys, changes, told):
+    with pytest.raises(SystemExit) as stopped:
+        search(**changes)
+    err = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len(err) == 1 and told in err[0]
+    assert err[0].startswith("litgpt warmstart_grid_search: error: ")
+
+
+def test_a_better_winner_of_an_earlier_grid_is_kept(search, tmp_path, capsys):
+    search(lrs=0.03, batch_sizes=4)
+    search(lrs=1e-5, batch_sizes=4)
+    assert "best/ keeps lr 0.03, batch 4 of an earlier grid here" in capsys.readouterr().out
+    assert read_header(tmp_path / "grid" / "best").record.base_lr == 0.03
+
+
+def test_the_folder_of_a_run_is_refused(search, base, capsys):
+    with pytest.raises(SystemExit):
+        search(out_dir=base.parent)
+    assert "is the folder of a run: choose another for the study" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Successive warmstarts: 48 -> 96 -> 192 keeps its muP base, reads no token twice, and has one lineage."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from litgpt.utils import save_config
+
+from litgpt_warmstart.commands import warmstart_successive
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from tests.conftest import losses, neox
+
+WIDTHS = (48, 96, 192)
+
+
+@pytest.fixture(scope="module")
+def scales(tmp_path_factory) -> list[str]:
+    """Config files of heads of 24, two layers, block size 64."""
+    paths = []
+    for n_embd in WIDTHS:
+        folder = tmp_path_factory.mktemp(f"width-{n_embd}")
+        save_config(neox(n_embd, n_embd // 24, vocab_size=4096, padded_vocab_size=4096), folder)
+        paths.append(str(folder / "model_config.yaml"))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def settings(stdlib_path: Path) -> dict:
+    return dict(
+        data=StdlibText(stdlib_path), lr=0.02, precision="32-true", compile=False, logger_name="csv",
+        tokens_per_param=0.001, train=TrainArgs(global_batch_size=4), eval=EvalArgs(max_iters=4),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chain(scales, settings, tmp_path_factory) -> Path:
+    out_dir = tmp_path_factory.mktemp("chain")
+    warmstart_successive.setup(scales=scales, out_dir=out_dir, **settings)
+    return out_dir
+
+
+def test_a_chain_keeps_its_mup_base_reads_no_token_twice_and_has_one_lineage(chain):
+    records = [read_header(chain / f"{i}-neox-{w}" / "final").record for i, w in enumerate(WIDTHS, start=1)]
+    assert [record.mup_base_config["n_embd"] for record in records] == [48, 48, 48]
+    assert [record.width_mult for record in records] == [1, 2, 4]
+    assert [record.base_lr for record in records] == [0.02] * 3
+    spans = [(record.data.start_token, record.data.stop_token) for record in records]
+    assert spans[0][0] == 0 and all(b[0] == a[1] for a, b in zip(spans, spans[1:], strict=False))
+    assert [a.name for a in records[2].lineage] == ["neox-48", "neox-96"]
+    assert records[2].lineage[:1] == records[1].lineage
+    assert [a.growth and a.growth.shrink for a in records[2].lineage] == [None, 0.4]
+    assert records[2].growth.shrink == 0.4
+
+
+def test_its_table_counts_tokens_and_flops_over_the_lineage(chain):
+    with (chain / "successive.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    last = {row["stage"]: row for row in rows}
+    assert list(last) == ["1-neox-48", "2-neox-96", "3-neox-192", "scratch"]
+    tokens, flops = 0, 0.0
+    for name, width in zip(list(last)[:3], WIDTHS, strict=True):
+        own = read_header(chain / name / "final")
+        tokens += own.record.tokens
+        flops += own.record.tokens * hoffmann_flops_per_token(own.config, 64)
+        assert own.config.n_embd == width and int(last[name]["lineage_tokens"]) == tokens
+        assert float(last[name]["lineage_flops"]) == pytest.approx(flops)
+    # From scratch with the compute of the whole chain, up to a step.
+    step = 4 * 64 * hoffmann_flops_per_token(own.config, 64)
+    assert flops - step < float(last["scratch"]["lineage_flops"]) <= flops
+    assert (chain / "successive.png").stat().st_size > 10_000
+
+
+def test_the_growth_shows_as_a_spike(chain):
+    before, after = (losses(chain / name, "val_loss") for name in ("1-neox-48", "2-neox-96"))
+    assert after[0] > before[-1]
+
+
+def test_the_same_command_goes_on_and_a_longer_chain_starts_from_what_there_is(chain, scales, settings, capsys):
+    warmstart_successive.setup(scales=scales, out_dir=chain, **settings)
+    assert "4 of 4 runs have ended before" in capsys.readouterr().out
+
+
+def test_a_chain_may_start_from_a_checkpoint(chain, scales, settings, tmp_path):
+    base = chain / "1-neox-48" / "final"
+    given = {k: v for k, v in settings.items() if k not in ("lr", "data")}
+    warmstart_successive.setup(scales=scales[2:], base=base, out_dir=tmp_path, scratch=False, **given)
+    record = read_header(tmp_path / "1-neox-192" / "final").record
+    assert (record.mup_base_config["n_embd"], record.base_lr, record.lineage[0].path) == (48, 0.02, str(base))
+    with (tmp_path / "successive.csv").open() as file:
+        assert [*dict.fromkeys(row["stage"] for row in csv.DictReader(file))] == ["base", "1-neox-192"]
+
+
+def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, settings, tmp_path, capsys):
+    base = tmp_path / "moved"  # away from its metrics.csv, as a grid's best/
+    shutil.copytree(chain / "2-neox-96" / "final", base)
+    given = {k: v for k, v in settings.items() if k not in ("lr", "data")}
+    warmstart_successive.setup(scales=scales[2:], base=base, mup_base=scales[0], out_dir=tmp_path / "chain", **given)
+    spent = sum(read_header(chain / name / "final").record.hoffmann_flops for name in ("1-neox-48", "2-neox-96"))
+    grown, scratch = (read_header(tmp_path / "chain" / name / "final") for name in ("1-neox-192", "scratch"))
+    step = 4 * 64 * hoffmann_flops_per_token(grown.config, 64)
+    stop = read_header(base).record.data.stop_token
+    for record in (grown.record, scratch.record):  # the named muP base is the record's: its rate, after its tokens
+        assert record.base_lr == 0.02 and record.data.start_token == stop
+    whole = spent + grown.record.hoffmann_flops
+    assert whole - step < scratch.record.hoffmann_flops <= whole
+    assert f"At {whole:.3g} Hoffmann FLOPs the chain's validation loss is" in capsys.readouterr().out
+    with (tmp_path / "chain" / "successive.csv").open() as file:
+        first = next(row for row in csv.DictReader(file) if row["stage"] == "1-neox-192")
+    assert float(first["lineage_flops"]) == pytest.approx(spent)
+
+
+def test_compute_is_split_as_asked(scales, settings, tmp_path):
+    warmstart_successive.setup(
+        scales=scales[:2], out_dir=tmp_path, compute_split="0.25,0.75", max_flops=2e10, scratch=False, **settings
+    )
+    for name, share in (("1-neox-48", 0.25), ("2-neox-96", 0.75)):
+        header = read_header(tmp_path / name / "final")
+        spent, step = header.record.hoffmann_flops, 4 * 64 * hoffmann_flops_per_token(header.config, 64)
+        assert share * 2e10 - step < spent <= share * 2e10
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (dict(scales=None), "--scales is missing"),
+        (dict(scales="5M"), "is a chain of one"),
+        (dict(scales="22M,5M"), "comes after 'warmstart-22m' (n_embd 192; a --base comes first) but is not wider"),
+        (dict(scales="5M,22M,22M"), "comes after 'warmstart-22m'"),
+        (dict(scales="5M,6M"), "unknown scale '6M'"),
+        (dict(compute_split="0.5,0.6"), "give shares above 0 that add up to 1"),
+        (dict(compute_split="1"), "has 1 shares for 2 stages"),
+        (dict(compute_split="a,b"), "give numbers with commas"),
+        (dict(max_flops=1e12), "give that too"),
+        (dict(train=TrainArgs(max_tokens=5)), "give --tokens_per_param"),
+        (dict(shrink=2.0), "--shrink must lie in [0, 1]"),
+    ],
+)
+def test_what_a_chain_cannot_do_is_one_line(settings, tmp_path, capsys, changes, told):
+    with pytest.raises(SystemExit) as stopped:
+        warmstart_successive.setup(
+            **(settings | dict(scales="5M,22M", tokens_per_param=1, out_dir=tmp_path / "no") | changes)
+        )
+    err = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 1 and len(err) == 1 and told in err[0]
+    assert not (tmp_path / "no").exists() or not any((tmp_path / "no").iterdir())
