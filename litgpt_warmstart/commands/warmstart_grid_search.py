@@ -65,7 +65,7 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_grid_search"):
         from litgpt_warmstart.report.grids import CELLS, COLUMNS
-        from litgpt_warmstart.report.runs import GRID_SEARCH
+        from litgpt_warmstart.report.old_runs import GRID_SEARCH
         from litgpt_warmstart.study.grid_search import BEST
         from litgpt_warmstart.study.runner import Run, carry_out
 
@@ -122,7 +122,7 @@ def setup(
 def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
     """Write a grid's table, picture and winner, and print them."""
     from litgpt_warmstart.report.grids import at_the_edge, cells, winner
-    from litgpt_warmstart.report.runs import GRID_SEARCH
+    from litgpt_warmstart.report.old_runs import GRID_SEARCH
     from litgpt_warmstart.report.tables import write_csv
     from litgpt_warmstart.study import grid_search
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from litgpt_warmstart.report.curves import Estimate
 from litgpt_warmstart.report.groups import MIN_VALIDATIONS, Arm, Comparison
-from litgpt_warmstart.report.page import Table
+from litgpt_warmstart.report.html import Table
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""

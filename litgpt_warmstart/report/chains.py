@@ -8,7 +8,7 @@ from pathlib import Path
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import budget, differences, growth, settings
-from litgpt_warmstart.report.runs import Run
+from litgpt_warmstart.report.old_runs import Run
 from litgpt_warmstart.run.checkpoint import WEIGHTS
 from litgpt_warmstart.run.record import Ancestor
 

@@ -12,7 +12,7 @@ from litgpt_warmstart.edge import checked_value
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.groups import MIN_VALIDATIONS, check_comparable
-from litgpt_warmstart.report.runs import Run
+from litgpt_warmstart.report.old_runs import Run
 from litgpt_warmstart.report.tables import COLORS, write_picture
 
 ROWS = 9

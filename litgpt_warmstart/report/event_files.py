@@ -16,7 +16,7 @@ def read_events(out_dir: Path) -> list[dict[str, float]]:
     """Rows as metrics.csv has them: a row a training loss, a row a validation loss, in the order of steps.
 
     Of a step that was logged twice, before and after a resumption, the later version counts. Values are single
-    precision; tokens above 2^24 are therefore rounded (:func:`litgpt_warmstart.report.runs.exact`).
+    precision; tokens above 2^24 are therefore rounded (:func:`litgpt_warmstart.report.old_runs.exact`).
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -7,7 +7,7 @@ from typing import Any
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.scales import short_name
 from litgpt_warmstart.report.curves import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
-from litgpt_warmstart.report.runs import Run
+from litgpt_warmstart.report.old_runs import Run
 from litgpt_warmstart.run.optimizer import recorded_optimizer
 from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.spec import DECAY_OPTIONS

@@ -1,82 +1,112 @@
-"""One HTML page that needs nothing else: text, tables, and figures as SVG, legible light and dark, on a phone too."""
+"""One HTML page that needs nothing else: sections of words, tables and figures, put into ``page.html.jinja``.
+
+Who adds a kind of study to the page writes one function in its module, ``study/NAME.py``::
+
+    RESULTS = "grid_search.csv"          # the file by which a folder of this kind is known; None where there is none
+
+    def section(runs: Runs) -> Section | None:
+        folders = runs.results[RESULTS]  # where such files were found
+        ...
+        return Section("Grid searches", "Last validation loss, mean over seeds.", parts=[
+            Section(title, answers=["Best: lr 0.01, …"], figures=[heat_map(…)], tables=[Table("grid_searches", …)]),
+        ])
+
+:class:`~litgpt_warmstart.report.runs.Runs` is all that was found: one table, a row a run, and each run's curves.
+Figures come from :mod:`litgpt_warmstart.report.figures`, which alone draws. A section says nothing of HTML; a table's
+``frame`` becomes tables/NAME.csv beside the page, and ``shown`` is what the page has of it.
+"""
 
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape, unescape
+from pathlib import Path
+from typing import Protocol
 
-from litgpt_warmstart.report.figures import Figure
+import pandas as pd
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
+from litgpt_warmstart.report.runs import Runs
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MARK = '<meta name="generator" content="litgpt warmstart_report">'
-"""In every page, so that a later report knows what it may replace."""
-
-_CSS = """
-:root { color-scheme: light dark; --back: #fff; --card: #f6f7f9; --ink: #1b1d21; --soft: #5a6068; --line: #d5d8dd;
-  --mark: #0062a3; --blue: #0072b2; }
-@media (prefers-color-scheme: dark) { :root { --back: #15171a; --card: #1e2125; --ink: #e9eaec; --soft: #a6acb5;
-  --line: #3a3f46; --mark: #6cb6ff; --blue: #3a9ad9; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--back); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
-p, li { max-width: 46rem; }
-a { color: var(--mark); }
-nav { color: var(--soft); font-size: .95rem; }
-.answer { border-left: 4px solid var(--mark); background: var(--card); padding: .6rem 1rem; margin: .8rem 0; }
-.answer p { margin: .3rem 0; }
-.notes { color: var(--soft); font-size: .95rem; padding-left: 1.2rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-figure { margin: 0; padding: .8rem; background: var(--card); border-radius: 6px; min-width: 0; max-width: 44rem; }
-figure svg { display: block; width: 100%; height: auto; }
-figcaption, .soft { color: var(--soft); font-size: .88rem; text-align: left; }
-.table { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: normal; }
-th { font-weight: 600; }
-th.group { padding-top: .9rem; }
-th.group span { display: inline-block; position: sticky; left: 0; max-width: min(46rem, calc(100vw - 2rem)); }
-.above { margin: 1rem 0 0; max-width: none; }
-@media (max-width: 40rem) { body { padding: .8rem; } figure { padding: .5rem; } }
-td.short { white-space: nowrap; }
-td.long { min-width: 12rem; overflow-wrap: anywhere; }
-"""
-
+"""Stands in every page, so that a later report knows what it may replace."""
 FIGURES, TABLES = "figures", "tables"
 _FILES = "litgpt-warmstart-files"
 _FILE = re.compile(rf"{FIGURES}/[A-Za-z0-9_-]+\.(svg|png)|{TABLES}/[A-Za-z0-9_-]+\.csv", re.ASCII)
 _UNLINKED = ("gains", "grid_searches", "layer_norms", "norms_over_training", "pairs", "validation_losses")
 """Tables that a page of the first landing did not link to."""
-GROUP = "comparison"
-"""Heading of the column that becomes a line above its rows."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the page."""
+
+    name: str
+    """Is in the page once."""
+    caption: str
+    svg: str
+    """An element with ids of its own, whose text and axes have the page's text colour."""
+    points: tuple[tuple[float, float, str], ...] = ()
+    """Places of the picture (its own x and y), and what is told of them under the pointer."""
+
+    @property
+    def points_json(self) -> str:
+        return json.dumps(self.points, ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page, and of a CSV file."""
+    """A table of the page and of a CSV file."""
 
     name: str
-    """Of the file."""
+    """Of the file, tables/NAME.csv."""
     caption: str
-    rows: Sequence[dict]
-    """As the file has them."""
-    shown: Sequence[dict[str, str]] = ()
-    """As the page has them, by heading; empty for a table that is only a file."""
+    frame: pd.DataFrame
+    """As the file has it; its index is left out."""
+    shown: pd.DataFrame | None = None
+    """As the page has it, text under headings; None for a table that is only a file."""
+    folded: bool = False
+    """Whether the page shows it only when asked to."""
 
 
 @dataclass
 class Section:
-    """A heading and what is under it."""
+    """A heading and what stands under it, in this order."""
 
-    heading: str
-    words: list[str] = field(default_factory=list)
-    answers: list[tuple[str, list[str]]] = field(default_factory=list)
-    """What each is about, and its sentences."""
+    title: str
+    sentence: str = ""
+    """What to look at, and how it was made; only on the page."""
+    answers: list[str] = field(default_factory=list)
+    """What came out; the terminal says it, too."""
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    """What was left out and why; the terminal says it, too."""
+    parts: list["Section"] = field(default_factory=list)
+    """Sections within it, such as one for each pair."""
+
+    @property
+    def anchor(self) -> str:
+        return "-".join(re.findall(r"[a-z0-9]+", self.title.lower()))
+
+    @property
+    def whole(self) -> list["Section"]:
+        """The section and all within it, in reading order."""
+        return [self, *(inner for part in self.parts for inner in part.whole)]
+
+
+class Kind(Protocol):
+    """A kind of study, as a module of ``study/`` is one; commands hand them to :func:`.write.write_report`."""
+
+    RESULTS: str | None
+    """The file by which a folder of this kind is known."""
+
+    def section(self, runs: Runs) -> Section | None:
+        """What the page says of it; None where there is nothing."""
+        ...
 
 
 def render(title: str, sections: Sequence[Section], below: str, files: Sequence[str] = ()) -> str:
@@ -88,33 +118,15 @@ def render(title: str, sections: Sequence[Section], below: str, files: Sequence[
         below: A last line, on what made it.
         files: What lies beside it, for the report that replaces this one.
     """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     listed = escape(json.dumps(list(files)), quote=True)
-    links = " · ".join(f'<a href="#s{n}">{escape(s.heading)}</a>' for n, s in enumerate(sections))
-    parts = [
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'{MARK}\n<meta name="{_FILES}" content="{listed}">',
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>",
-        f"<h1>{escape(title)}</h1>\n<nav>{links}</nav>",
-    ]
-    for number, section in enumerate(sections):
-        parts.append(f'<section>\n<h2 id="s{number}">{escape(section.heading)}</h2>')
-        for about, sentences in section.answers:
-            told = "\n".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-            parts.append(f'<div class="answer">\n<p><strong>{escape(about)}</strong></p>\n{told}\n</div>')
-        parts += [f"<p>{escape(words)}</p>" for words in section.words]
-        if section.notes:
-            parts.append('<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in section.notes) + "</ul>")
-        if section.figures:
-            parts.append('<div class="figures">' + "\n".join(map(_figure, section.figures)) + "</div>")
-        parts += [_table(table) for table in section.tables if table.shown]
-        parts.append("</section>")
-    parts.append(f'<p class="soft">{escape(below)}</p>\n</body>\n</html>\n')
-    return "\n".join(parts)
+    head = Markup(f'{MARK}\n<meta name="{_FILES}" content="{listed}">')
+    return template.render(title=title, sections=sections, below=below, head=head, tables=TABLES, raw=Markup)
 
 
 def listed_files(page: str) -> set[str]:
-    """The files that a page of ours says it has written: figures/NAME.svg, figures/NAME.png, tables/NAME.csv.
+    """The files that a page of ours says it has written: tables/NAME.csv, of older ones figures/NAME.svg and .png, too.
 
     A page of the first landing, which has no list, links to most of them.
     """
@@ -127,33 +139,3 @@ def listed_files(page: str) -> set[str]:
         named += [f"{TABLES}/{name}.csv" for name in _UNLINKED]
     kept = named if isinstance(named, list) else []
     return {name for name in kept if isinstance(name, str) and _FILE.fullmatch(name)}
-
-
-def _figure(figure: Figure) -> str:
-    label = escape(figure.caption, quote=True)
-    svg = figure.svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    path = f"{FIGURES}/{figure.slug}"
-    files = f'<a href="{path}.png">PNG</a>, <a href="{path}.svg">SVG</a>'
-    return f"<figure>{svg}<figcaption>{escape(figure.caption)} {files}</figcaption></figure>"
-
-
-def _table(table: Table) -> str:
-    """A table that scrolls by itself; rows of one comparison stand under its title: a phone has no room beside."""
-    headings = [heading for heading in table.shown[0] if heading != GROUP]
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
-    body, group = [], None
-    for row in table.shown:
-        if row.get(GROUP) != group:
-            group = row[GROUP]
-            title = f"<span>{escape(group)}</span>"
-            body.append(f'<tr><th class="group" scope="rowgroup" colspan="{len(headings)}">{title}</th></tr>')
-        body.append("<tr>" + "".join(_cell(row.get(heading, "")) for heading in headings) + "</tr>")
-    caption = f'<p class="soft above">{escape(table.caption)} <a href="{TABLES}/{table.name}.csv">CSV</a></p>'
-    return (
-        f'{caption}<div class="table"><table aria-label="{escape(table.name, quote=True)}">\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(body)}\n</tbody></table></div>"
-    )
-
-
-def _cell(text: str) -> str:
-    return f'<td class="{"long" if len(text) > 28 else "short"}">{escape(text)}</td>'

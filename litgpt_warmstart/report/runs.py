@@ -1,322 +1,313 @@
-"""Run folders in: what a run was, what it measured, and how far it got."""
+"""Run folders in: one table of runs, and each run's curves."""
 
-import json
 import os
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import Any, NotRequired
 
+import pandas as pd
 from litgpt.config import Config
 from typing_extensions import TypedDict
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
-from litgpt_warmstart.method.scales import read_config
+from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
-from litgpt_warmstart.report.event_files import has_events, read_events
-from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
-from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged, read_metrics
+from litgpt_warmstart.report.folders import is_run, last_written, logged_rows, newest_record, status, why_diverged
+from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS
+from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged
 from litgpt_warmstart.run.norms import FILE_NAME as NORMS
-from litgpt_warmstart.run.norms import Norm, read_norms
-from litgpt_warmstart.run.ownership import OUTCOME
+from litgpt_warmstart.run.norms import read_norms
+from litgpt_warmstart.run.optimizer import recorded_optimizer
 from litgpt_warmstart.run.record import Ancestor, Record
+from litgpt_warmstart.run.spec import DECAY_OPTIONS
 
-COORD_CHECK, GRID_SEARCH = "coord_check.csv", "grid_search.csv"
-Status = Literal["finished", "not finished", "diverged"]
+COLUMNS = {
+    "folder": "str", "status": "str", "told": "str", "kind": "str", "model": "str", "source": "str", "growth": "str",
+    "parameters": "int64", "seed": "int64", "learning_rate": "float64", "batch_size": "int64", "schedule": "str",
+    "max_tokens": "int64", "tokens": "int64", "tokens_per_param": "float64", "hoffmann_flops_per_token": "float64",
+    "base_tokens": "int64", "base_hoffmann_flops": "float64", "first_val_loss": "float64", "val_loss": "float64",
+    "shrink": "float64", "settings": "object", "settings_key": "int64", "growth_key": "int64", "record": "object",
+}  # fmt: skip
+"""Columns of the table of runs and their types; its index is what a run is called.
+
+status                    finished, not finished or diverged; ``told`` says how far it got where it did not finish
+kind                      scratch (muP, nothing of a base in it), standard (the same under SP), warmstart or continued
+source, growth            the models that its weights come from, and how it was grown, in words; "" where it was not
+base_tokens, base_hoffmann_flops   of all training before it; the latter NaN where its lineage does not tell
+settings                  what two runs must share to be compared, by name; without the budget and the seed
+settings_key, growth_key  the same number for runs of equal settings and budget, and of equal growth and lineage
+"""
+LEFT_OUT = {"folder": "str", "status": "str", "told": "str", "tokens": "int64", "val_loss": "float64"}
+"""Columns of the table of folders that have too little of a run to compare it."""
+SCHEDULE_OPTIONS = ("lr_warmup_steps", "lr_warmup_fraction", *DECAY_OPTIONS)
 
 
-class AskedEval(TypedDict):
-    """Of a hyperparameters.yaml, what a report has a use for."""
+@dataclass(frozen=True)
+class Runs:
+    """What lies beneath the folders that were given."""
 
+    table: pd.DataFrame
+    """A row a run that can be read, with :data:`COLUMNS`."""
+    curves: dict[str, pd.DataFrame]
+    """Of each run: ``loss`` and ``val_loss`` by tokens trained on; NaN where only the other was logged."""
+    norms: dict[str, pd.DataFrame]
+    """Of each run that tracked them: the columns of norms.csv."""
+    left_out: pd.DataFrame
+    """Other folders of runs, with :data:`LEFT_OUT`."""
+    results: dict[str, tuple[Path, ...]]
+    """Folders of studies, by the name of the file that tells their kind."""
+
+    def val_losses(self, run: str) -> pd.Series:
+        """Validation losses by tokens trained on."""
+        return self.curves[run]["val_loss"].dropna()
+
+    def losses(self, run: str) -> pd.Series:
+        """Training losses by tokens trained on."""
+        return self.curves[run]["loss"].dropna()
+
+    def chosen(self, **values: Any) -> pd.DataFrame:
+        """The rows that have these values."""
+        table = self.table
+        for column, value in values.items():
+            table = table[table[column] == value]
+        return table
+
+
+class _AskedEval(TypedDict):
     __pydantic_config__ = {"extra": "allow"}
 
     max_iters: Size
 
 
-class Asked(TypedDict):
-    """A hyperparameters.yaml."""
+class _Asked(TypedDict):
+    """What a report has a use for of a hyperparameters.yaml."""
 
     __pydantic_config__ = {"extra": "allow"}
 
-    eval: AskedEval
+    eval: _AskedEval
     schedule: NotRequired[str]
     train: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Run:
+class _Read:
     """A run folder, read."""
 
-    out_dir: Path
-    record: Record
-    """Of its newest checkpoint."""
-    config: Config
-    hyperparameters: Asked
-    val_losses: list[tuple[float, float]]
-    """(tokens, validation loss), in the order of tokens."""
-    losses: list[tuple[float, float]]
-    """(tokens, training loss)."""
-    flops_per_token: float
-    """Hoffmann et al.'s count."""
-    status: Status = "finished"
-    told: str = ""
-    """How far it got, where it did not finish."""
-    norms: list[Norm] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, out_dir: Path) -> "Run":
-        """Read a run folder.
-
-        Raises:
-            UserError: It holds no checkpoint or no validation losses, or one of its files is damaged.
-        """
-        folder, record = newest_record(out_dir)
-        if folder is None:
-            raise UserError(f"{str(out_dir)!r} holds no finished run: give the --out_dir of a run")
-        rows = read_rows_of(out_dir, record)
-        val_losses = [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
-        if not val_losses:
-            raise UserError(f"{str(out_dir / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
-        config = read_config(folder / CONFIG)
-        try:
-            hyperparameters = parse(Asked, read_yaml(folder / HYPERPARAMETERS))
-            norms = read_norms(out_dir / NORMS)
-        except Unreadable as error:
-            raise UserError(f"{str(folder / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{str(out_dir)!r} is damaged: {one_line(error, 80)}") from error
-        counted = [row["hoffmann_flops"] / row["tokens"] for row in rows if row.get("hoffmann_flops") and row["tokens"]]
-        per_token = counted[-1] if counted else hoffmann_flops_per_token(config, record.training["block_size"])
-        losses = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
-        status, told = _status(out_dir, folder, record, int(rows[-1]["step"]))
-        at_start = next((row["val_loss"] for row in rows if "val_loss" in row and row["step"] == 0), None)
-        last = val_losses[-1][1]
-        if status == "finished" and ended_diverged(at_start, last, config.padded_vocab_size):
-            began = "" if at_start is None else f", its first was {at_start:.4g}"
-            status, told = "diverged", f"its last validation loss is {last:.4g}{began}"
-        return cls(out_dir, record, config, hyperparameters, val_losses, losses, per_token, status, told, norms)
-
-    @property
-    def tokens(self) -> float:
-        """Tokens trained on, as far as it logged."""
-        return max(curve[-1][0] for curve in (self.val_losses, self.losses) if curve)
-
-    @property
-    def tokens_per_param(self) -> float:
-        return self.tokens / self.record.parameters
-
-    @property
-    def seed(self) -> int:
-        return self.record.training["seed"]
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether it is what a warmstart is compared with: muP, and nothing of a base in it."""
-        growth = self.record.growth
-        if growth:
-            return growth.shrink == 0 and growth.perturb == 1
-        return self.record.parametrization == "mup" and not self.record.lineage
-
-    @property
-    def warmstarted(self) -> bool:
-        return bool(self.record.growth and self.record.growth.shrink)
-
-    @property
-    def base_flops(self) -> float | None:
-        """Hoffmann FLOPs of all training before it; None where a checkpoint in its lineage does not tell."""
-        spent = [_flops_of(ancestor, self.record) for ancestor in self.record.lineage]
-        return None if None in spent else float(sum(spent))
+    row: dict[str, Any]
+    curve: pd.DataFrame
+    norms: pd.DataFrame
 
 
-def _flops_of(ancestor: Ancestor, record: Record) -> float | None:
+def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
+    """Read all runs beneath folders, each once.
+
+    Args:
+        paths: Folders of runs, or of folders of runs.
+        results: Names of files by which the folders of studies are known.
+
+    Raises:
+        UserError: One does not exist, or there is nothing to report in all of them.
+    """
+    read: dict[Path, _Read | dict[str, Any]] = {}
+    found: dict[str, dict[Path, Path]] = {name: {} for name in results}
+    for path in paths:
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise UserError(f"{str(path)!r} {what}: give the folder of a run, or one with runs in it")
+        anything = False
+        for folder, names in _folders(path):
+            for name in found.keys() & names:
+                found[name][folder.resolve()], anything = folder, True
+            if is_run(folder, names):
+                anything = True
+                if folder.resolve() not in read:
+                    read[folder.resolve()] = _read_or_say(folder)
+        if not anything:
+            read[path.resolve()] = _unread(path, "empty", "no run in this folder")
+    good = [one for one in read.values() if isinstance(one, _Read)]
+    bad = [one for one in read.values() if not isinstance(one, _Read)]
+    if not good and not any(found.values()):
+        said = "; ".join(f"{one['folder']!r}: {one['told']}" for one in bad[:3])
+        raise UserError(f"nothing to report: {said}: give the folders of finished runs")
+    names = display_names([Path(one.row["folder"]) for one in good])
+    settings = _numbered([(one.row["settings"], one.row["max_tokens"]) for one in good])
+    growths = _numbered([_grown(one.row["record"]) for one in good])
+    rows = [one.row | {"settings_key": s, "growth_key": g} for one, s, g in zip(good, settings, growths, strict=True)]
+    return Runs(
+        pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=list(COLUMNS)).astype(COLUMNS),
+        {name: one.curve for name, one in zip(names, good, strict=True)},
+        {name: one.norms for name, one in zip(names, good, strict=True) if len(one.norms)},
+        pd.DataFrame(bad, columns=list(LEFT_OUT)).astype(LEFT_OUT),
+        {name: tuple(folders.values()) for name, folders in found.items()},
+    )
+
+
+def _numbered(values: Sequence[Any]) -> list[int]:
+    """For each value the place of the first that equals it."""
+    return [values.index(value) for value in values]
+
+
+def _grown(record: Record) -> tuple[Any, ...]:
+    """How a run was grown and what its ancestors were, whatever their seeds."""
+    how = record.growth
+    line = [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in record.lineage]
+    return how and (how.shrink, how.perturb, how.alignment, how.gains), line
+
+
+def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Folders at and beneath one, with the names in them, not into runs' own folders."""
+    for name, folders, files in os.walk(path):
+        folder, names = Path(name), {*folders, *files}
+        folders[:] = [] if is_run(folder, names) else sorted(f for f in folders if not f.startswith("."))
+        yield folder, names
+
+
+def _read_or_say(folder: Path) -> _Read | dict[str, Any]:
+    """A run, or why there is none to compare, as a row of the folders left out."""
+    try:
+        checkpoint, record = newest_record(folder)
+        if checkpoint is not None and record is not None:
+            return read_run(folder, checkpoint, record)
+        rows = logged_rows(folder, None)
+        reason = why_diverged(folder)
+        if reason is None and not rows:
+            return _unread(
+                folder, "empty", f"no step was logged and nothing saved; last written {last_written(folder)}"
+            )
+        last = rows[-1] if rows else {"step": 0, "tokens": 0}
+        told = reason or f"step {last['step']:,.0f}, no checkpoint yet; last written {last_written(folder)}"
+        val_loss = next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), float("nan"))
+        return _unread(folder, "diverged" if reason else "not finished", told, int(last["tokens"]), val_loss)
+    except UserError as error:
+        return _unread(folder, "damaged", str(error))
+
+
+def _unread(folder: Path, status: str, told: str, tokens: int = 0, val_loss: float = float("nan")) -> dict[str, Any]:
+    return {"folder": str(folder), "status": status, "told": told, "tokens": tokens, "val_loss": val_loss}
+
+
+def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
+    """Read a run folder.
+
+    Args:
+        folder: Of the run.
+        checkpoint: Its newest checkpoint.
+        record: That checkpoint's.
+
+    Raises:
+        UserError: It holds no validation losses, or one of its files is damaged.
+    """
+    logged = logged_rows(folder, record)
+    curve = pd.DataFrame(logged, columns=["tokens", "loss", "val_loss"]).groupby("tokens").last()
+    val_losses = curve["val_loss"].dropna()
+    if val_losses.empty:
+        raise UserError(f"{str(folder / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
+    config = read_config(checkpoint / CONFIG)
+    try:
+        asked = parse(_Asked, read_yaml(checkpoint / HYPERPARAMETERS))
+        norms = pd.DataFrame([asdict(norm) for norm in read_norms(folder / NORMS)])
+    except Unreadable as error:
+        raise UserError(f"{str(checkpoint / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{str(folder)!r} is damaged: {one_line(error, 80)}") from error
+    counted = [row["hoffmann_flops"] / row["tokens"] for row in logged if row.get("hoffmann_flops") and row["tokens"]]
+    per_token = counted[-1] if counted else hoffmann_flops_per_token(config, record.training["block_size"])
+    last = next(row["val_loss"] for row in reversed(logged) if "val_loss" in row)  # which may be not finite
+    at_start = float(val_losses.iloc[0]) if val_losses.index[0] == 0 else None
+    state, told = status(folder, checkpoint, record, int(logged[-1]["step"]))
+    if state == "finished" and ended_diverged(at_start, last, config.padded_vocab_size):
+        began = "" if at_start is None else f", its first was {at_start:.4g}"
+        state, told = "diverged", f"its last validation loss is {last:.4g}{began}"
+    tokens, grown = int(curve.index[-1]), record.growth
+    row = {
+        "folder": str(folder), "status": state, "told": told, "kind": _kind(record), "model": size(record),
+        "source": lineage(record), "growth": growth_label(record), "parameters": record.parameters,
+        "seed": record.training["seed"], "learning_rate": record.base_lr, "batch_size": record.global_batch_size,
+        "schedule": record.training["schedule"]["name"], "max_tokens": record.training["max_tokens"],
+        "tokens": tokens, "tokens_per_param": tokens / record.parameters, "hoffmann_flops_per_token": per_token,
+        "base_tokens": sum(ancestor.tokens for ancestor in record.lineage),
+        "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
+        "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
+        "shrink": grown.shrink if grown else float("nan"), "settings": _settings(record, config, asked),
+        "record": record,
+    }  # fmt: skip
+    return _Read(row, curve, norms)
+
+
+def _kind(record: Record) -> str:
+    if record.growth:
+        from_scratch = record.growth.shrink == 0 and record.growth.perturb == 1
+        return "scratch" if from_scratch else "warmstart" if record.growth.shrink else "continued"
+    if record.lineage:
+        return "continued"
+    return "scratch" if record.parametrization == "mup" else "standard"
+
+
+def _flops_of(ancestor: Ancestor, record: Record) -> float:
+    """Hoffmann FLOPs of an ancestor's own training; NaN where it does not tell."""
     if ancestor.hoffmann_flops:
         return ancestor.hoffmann_flops
     shape = record.mup_base_config
     if ancestor.tokens and ancestor.name == shape["name"]:  # an older version's record, most often of the muP base
         return ancestor.tokens * hoffmann_flops_per_token(Config(**shape), record.training["block_size"])
-    return None
+    return float("nan")
 
 
-@dataclass(frozen=True)
-class Unread:
-    """A folder without enough of a run to compare it."""
+def _settings(record: Record, config: Config, asked: _Asked) -> dict[str, Any]:
+    """What two runs must share to be compared, by name, the tellingest first.
 
-    out_dir: Path
-    status: Literal["not finished", "diverged", "damaged", "empty"]
-    told: str
-    step_count: int = 0
-    tokens: int = 0
-    val_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """What lies beneath the folders that were given."""
-
-    runs: tuple[Run, ...]
-    unread: tuple[Unread, ...]
-    coord_checks: tuple[Path, ...]
-    """Folders with a coord_check.csv."""
-    grid_searches: tuple[Path, ...]
-    """Folders with a grid_search.csv."""
-
-
-def find(paths: Sequence[Path]) -> Found:
-    """Read all runs beneath folders, each once.
-
-    Args:
-        paths: Folders of runs, or of folders of runs.
-
-    Raises:
-        UserError: One does not exist, or there is nothing to report in all of them.
+    A schedule is as it was asked for, where that is known: a fifth of the steps is another number of them.
     """
-    runs: dict[Path, Run] = {}
-    unread: dict[Path, Unread] = {}
-    checks: dict[Path, Path] = {}
-    grids: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            what = "is a file" if path.exists() else "does not exist"
-            raise UserError(f"{str(path)!r} {what}: give the folder of a run, or one with runs in it")
-        found = False
-        for folder, names in _folders(path):
-            key = folder.resolve()
-            if COORD_CHECK in names:
-                found, checks[key] = True, folder
-            if GRID_SEARCH in names:
-                found, grids[key] = True, folder
-            if not _is_run(folder, names):
-                continue
-            found = True
-            if key in runs or key in unread:
-                continue
-            read = read_or_say(folder)
-            if isinstance(read, Run):
-                runs[key] = read
-            else:
-                unread[key] = read
-        if not found:
-            unread[path.resolve()] = Unread(path, "empty", "no run in this folder")
-    if not runs and not checks and not grids:
-        said = "; ".join(f"{str(u.out_dir)!r}: {u.told}" for u in list(unread.values())[:3])
-        raise UserError(f"nothing to report: {said}: give the folders of finished runs")
-    return Found(tuple(runs.values()), tuple(unread.values()), tuple(checks.values()), tuple(grids.values()))
+    training, data = record.training, record.data
+    schedule: dict[str, Any] = {k: v for k, v in training["schedule"].items() if k != "total_steps"}
+    if "schedule" in asked and "train" in asked:
+        given = asked["train"]
+        schedule = {"name": asked["schedule"], **{name: given.get(name) for name in SCHEDULE_OPTIONS}}
+    return {
+        "vocabulary": config.padded_vocab_size,
+        "model": (record.name, record.parameters, config.n_layer, config.n_embd, config.n_head),
+        "data": data and (data.fingerprint or f"{data.class_path} {data.init_args}"),
+        "first token": data and data.start_token,
+        "validation blocks": asked["eval"]["max_iters"],
+        "block size": training["block_size"],
+        "muP base": (record.mup_base_config["name"], record.mup_base_config["n_embd"]),
+        "learning rate": record.base_lr,
+        "batch size": record.global_batch_size,
+        "schedule": schedule,
+        "optimizer": str(recorded_optimizer(training["optimizer"])),
+        "gradient clipping": training["max_norm"],
+        "precision": training["precision"],
+    }
 
 
-def _folders(path: Path):
-    """Folders at and beneath one, with the names in them, not into runs' own folders."""
-    for name, folders, files in os.walk(path):
-        folder, names = Path(name), {*folders, *files}
-        folders[:] = [] if _is_run(folder, names) else sorted(f for f in folders if not f.startswith("."))
-        yield folder, names
+def size(model: Record | Ancestor) -> str:
+    """A model's name and size."""
+    return f"{short_name(model.name)} ({model.parameters / 1e6:.3g}M)"
 
 
-def _is_run(folder: Path, names: set[str]) -> bool:
-    if FILE_NAME in names or has_events(folder):
-        return True
-    return any((folder / name / RECORD).is_file() for name in names if name == "final" or name.startswith("step-"))
+def lineage(record: Record) -> str:
+    """The models that a run's weights come from, oldest first, with an arrow between two."""
+    return " → ".join(size(ancestor) for ancestor in record.lineage)
 
 
-def read_or_say(out_dir: Path) -> Run | Unread:
-    """A run, or why there is none to compare."""
-    try:
-        folder, record = newest_record(out_dir)
-        if folder is not None:
-            return Run.read(out_dir)
-        rows = read_rows_of(out_dir, None)
-        last = rows[-1] if rows else {"step": 0}
-        val_loss = next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None)
-        reason = _why_diverged(out_dir)
-        told = f"step {last['step']:,.0f}, no checkpoint yet; last written {_when(out_dir)}"
-        if reason is None and not rows:
-            return Unread(out_dir, "empty", f"no step was logged and nothing saved; last written {_when(out_dir)}")
-        return Unread(out_dir, "not finished" if reason is None else "diverged", told if reason is None else reason,
-                      int(last["step"]), int(last.get("tokens", 0)), val_loss)  # fmt: skip
-    except UserError as error:
-        return Unread(out_dir, "damaged", str(error))
+def growth_label(record: Record) -> str:
+    """How a run was grown, in words; what is the default is left out."""
+    growth = record.growth
+    if growth is None:
+        return ""
+    parts = [f"shrink {growth.shrink:g}"]
+    parts += [growth.alignment] if growth.alignment != "heads" else []
+    parts += [f"perturb {growth.perturb:g}"] if growth.perturb != 1 else []
+    parts += [f"gains {growth.gains}"] if growth.gains != "shrunk" else []
+    return ", ".join(parts)
 
 
-def newest_record(out_dir: Path) -> tuple[Path, Record] | tuple[None, None]:
-    """The checkpoint folder of a run with the most optimizer steps, and its record; nothing is renamed or mended.
-
-    Raises:
-        UserError: No record of the run can be read.
-    """
-    trained, failed = {}, []
-    for folder in (*step_folders(out_dir), out_dir / "final"):
-        if not (folder / RECORD).is_file():
-            continue
-        try:
-            record = Record.load(folder / RECORD)
-        except UserError as error:
-            failed.append(error)
-            continue
-        if record.training:
-            trained[folder] = record
-    if not trained:
-        if failed:
-            raise failed[-1]
-        return None, None
-    folder = max(trained, key=lambda folder: (trained[folder].step_count, folder.name == "final"))
-    return folder, trained[folder]
-
-
-def read_rows_of(out_dir: Path, record: Record | None) -> list[dict[str, float]]:
-    """Rows of metrics.csv, of TensorBoard's logs where that is missing.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    try:
-        if not (out_dir / FILE_NAME).is_file() and has_events(out_dir):
-            return exact(read_events(out_dir), record)
-        rows = read_metrics(out_dir / FILE_NAME)
-        if any("step" not in row or "tokens" not in row for row in rows):
-            raise ValueError("rows without step or tokens")
-        return rows
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{str(out_dir / FILE_NAME)!r} is damaged: {one_line(error, 80)}") from error
-
-
-def exact(rows: list[dict[str, float]], record: Record | None) -> list[dict[str, float]]:
-    """Rows with tokens counted from steps, which single precision keeps."""
-    if record is None or not record.global_batch_size:
-        return [{"tokens": 0.0, **row} for row in rows]
-    per_step = record.global_batch_size * record.training["block_size"]
-    return [{**row, "tokens": row["step"] * per_step} for row in rows]
-
-
-def _status(out_dir: Path, folder: Path, record: Record, logged: int) -> tuple[Status, str]:
-    reason = _why_diverged(out_dir)
-    if reason is not None:
-        return "diverged", reason
-    planned = record.training["max_tokens"] * record.step_count // max(record.tokens, 1)
-    if folder.name == "final" and record.step_count >= planned and logged == record.step_count:
-        return "finished", ""
-    return "not finished", f"step {logged:,} of {planned:,}; last written {_when(out_dir)}"
-
-
-def _why_diverged(out_dir: Path) -> str | None:
-    try:
-        outcome = json.loads((out_dir / OUTCOME).read_text(encoding="utf-8"))
-        return str(outcome["reason"]) if outcome["status"] == "diverged" else None
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{str(out_dir / OUTCOME)!r} is damaged: {one_line(error, 80)}") from error
-
-
-def _when(out_dir: Path) -> str:
-    files = [path for path in (out_dir / FILE_NAME, out_dir) if path.exists()]
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(files[0].stat().st_mtime))
-
-
-def display_names(folders: Sequence[Path]) -> dict[Path, str]:
+def display_names(folders: Sequence[Path]) -> list[str]:
     """What to call folders: their paths from the deepest folder that holds them all."""
     if len(folders) == 1:
-        return {folders[0]: folders[0].resolve().name}
-    whole = {folder: folder.resolve() for folder in folders}
-    common = Path(os.path.commonpath([str(path.parent) for path in whole.values()])) if whole else Path()
-    return {folder: path.relative_to(common).as_posix() for folder, path in whole.items()}
+        return [folders[0].resolve().name]
+    whole = [folder.resolve() for folder in folders]
+    common = Path(os.path.commonpath([str(path.parent) for path in whole])) if whole else Path()
+    return [path.relative_to(common).as_posix() for path in whole]

@@ -9,8 +9,8 @@ from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seed
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate, speed_up
 from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, spans
 from litgpt_warmstart.report.groups import Arm, Compared, Comparison, arm_labels, lineage, size
-from litgpt_warmstart.report.page import Section, Table
-from litgpt_warmstart.report.runs import Run, Unread, display_names
+from litgpt_warmstart.report.html import Section, Table
+from litgpt_warmstart.report.old_runs import Run, Unread, display_names
 
 CURVES = (
     ("tokens", "tokens"),

@@ -11,8 +11,8 @@ from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.report import grids, layers, sections
 from litgpt_warmstart.report.chains import chains
 from litgpt_warmstart.report.groups import compare_all
-from litgpt_warmstart.report.page import FIGURES, MARK, TABLES, Section, listed_files, render
-from litgpt_warmstart.report.runs import find
+from litgpt_warmstart.report.html import FIGURES, MARK, TABLES, Section, listed_files, render
+from litgpt_warmstart.report.old_runs import find
 from litgpt_warmstart.report.tables import as_csv
 
 PAGE = "index.html"

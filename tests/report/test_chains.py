@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from litgpt_warmstart.report.chains import at_equal_compute_of, chains, over_seeds
-from litgpt_warmstart.report.runs import find
+from litgpt_warmstart.report.old_runs import find
 from litgpt_warmstart.report.sections import beside_verdict, chain_path, chain_verdict, way_labels
 from litgpt_warmstart.report.write import write_report
 from tests.report.conftest import FLOPS_PER_TOKEN

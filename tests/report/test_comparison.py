@@ -10,7 +10,7 @@ from litgpt_warmstart.commands import warmstart, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.comparison import compare, verdict
 from litgpt_warmstart.report.groups import check_comparable
-from litgpt_warmstart.report.runs import Run
+from litgpt_warmstart.report.old_runs import Run
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
 

@@ -4,7 +4,7 @@ import pytest
 
 from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, loss_at, spans
 from litgpt_warmstart.report.groups import compare_all
-from litgpt_warmstart.report.runs import find
+from litgpt_warmstart.report.old_runs import find
 from litgpt_warmstart.report.write import write_report
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 

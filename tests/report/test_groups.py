@@ -8,7 +8,7 @@ import pytest
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.answers import beyond_growth, sentences
 from litgpt_warmstart.report.groups import compare_all, differences
-from litgpt_warmstart.report.runs import Run, find
+from litgpt_warmstart.report.old_runs import Run, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
