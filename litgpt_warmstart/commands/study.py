@@ -11,7 +11,7 @@ from litgpt_warmstart.files import LOCK, entries, locked
 from litgpt_warmstart.run.metrics import FILE_NAME
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.runner import Run
+from litgpt_warmstart.study.runner import StudyRun
 
 T = TypeVar("T")
 Plan = Literal["tokens", "time"]
@@ -106,7 +106,7 @@ def refuse(train: TrainArgs, names: Sequence[str], remedy: str) -> None:
             raise UserError(f"--train.{name} is not for a study of several runs: {remedy}")
 
 
-def tell_costs(runs: Sequence[Run], plan: Plan) -> None:
+def tell_costs(runs: Sequence[StudyRun], plan: Plan) -> None:
     """Print what runs take."""
     from litgpt_warmstart.study.cost import costs, table
 

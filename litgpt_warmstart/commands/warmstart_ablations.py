@@ -98,7 +98,7 @@ def setup(
         from litgpt_warmstart.method.growth import check_growable, resolve_alignment
         from litgpt_warmstart.report.tables import write_csv
         from litgpt_warmstart.study import ablations
-        from litgpt_warmstart.study.runner import Run, carry_out
+        from litgpt_warmstart.study.runner import StudyRun, carry_out
 
         seed_list = as_list(seeds, int, "--seeds")
         check_seeds("seeds", *seed_list)
@@ -123,7 +123,7 @@ def setup(
                 eval=eval, **kwargs,
             )  # fmt: skip
 
-        runs: list[Run] = []
+        runs: list[StudyRun] = []
         sources: dict[str, Source] = {}
         for model in dict.fromkeys(arm.base for arm in expanded):
             if is_checkpoint(model):
@@ -135,7 +135,7 @@ def setup(
             folder = f"base-{ablations.short_name(model)}"
             spec = spec_of("warmstart_scratch", arm, folder, own, base_seed, model)
             sources[model] = Source(spec.out_dir / "final", spec.config, model, (folder,))
-            runs.append(Run(folder, spec))
+            runs.append(StudyRun(folder, spec))
         for arm in expanded:
             source = sources[arm.base]
             for seed in seed_list:
@@ -153,7 +153,7 @@ def setup(
                     spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source.path)})
                 else:
                     spec = replace(spec, growth=replace(arm.growth(), source_dir=source.path))
-                runs.append(Run(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
+                runs.append(StudyRun(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
         trained = ""
         if any("arm" not in run.factors for run in runs):
             trained = f"; bases are trained on {base_tokens_per_param:g} tokens per parameter (--base_tokens_per_param)"

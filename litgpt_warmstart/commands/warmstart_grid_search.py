@@ -22,7 +22,7 @@ from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, Parametrization, RunSpec, TrainArgs
-from litgpt_warmstart.study.runner import Executor, Outcome, Run
+from litgpt_warmstart.study.runner import Executor, Outcome, StudyRun
 
 
 @checked
@@ -67,7 +67,7 @@ def setup(
         from litgpt_warmstart.report.grids import CELLS, COLUMNS
         from litgpt_warmstart.report.old_runs import GRID_SEARCH
         from litgpt_warmstart.study.grid_search import BEST
-        from litgpt_warmstart.study.runner import Run, carry_out
+        from litgpt_warmstart.study.runner import StudyRun, carry_out
 
         lr_list = as_list(lrs, float, "--lrs")
         batch_list = as_list(batch_sizes, int, "--batch_sizes")
@@ -92,7 +92,7 @@ def setup(
             )  # fmt: skip
 
         targets = as_list(target, str, "--target")
-        searches: list[tuple[Path, int, list[Run]]] = []
+        searches: list[tuple[Path, int, list[StudyRun]]] = []
         for target in targets:
             scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
             folder = out_dir / scale
@@ -104,7 +104,7 @@ def setup(
                 name = f"lr-{lr!r}-batch-{batch}-seed-{seed}"
                 sized = dict(global_batch_size=batch, max_tokens=budget)
                 spec = cell(target, folder / CELLS / name, lr, seed, **sized)
-                runs.append(Run(scale + name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
+                runs.append(StudyRun(scale + name, spec, dict(lr=lr, batch_size=batch, seed=seed)))
             searches.append((folder, budget, runs))
             print(
                 f"Grid search at {runs[0].spec.config.name}: {len(lr_list)} learning rates x {len(batch_list)} batch"
@@ -119,7 +119,7 @@ def setup(
                 _tell(runs, outcomes, budget, len(seed_list), folder)
 
 
-def _tell(runs: list[Run], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
+def _tell(runs: list[StudyRun], outcomes: dict[str, Outcome], budget: int, num_seeds: int, folder: Path) -> None:
     """Write a grid's table, picture and winner, and print them."""
     from litgpt_warmstart.report.grids import at_the_edge, cells, winner
     from litgpt_warmstart.report.old_runs import GRID_SEARCH

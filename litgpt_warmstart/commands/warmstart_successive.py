@@ -75,7 +75,7 @@ def setup(
     """
     with told_in_one_line("litgpt warmstart_successive"):
         from litgpt_warmstart.study import successive
-        from litgpt_warmstart.study.runner import Run, carry_out
+        from litgpt_warmstart.study.runner import StudyRun, carry_out
 
         if scales is None:
             raise UserError("--scales is missing: give at least two, e.g. 5M,22M,70M")
@@ -115,7 +115,7 @@ def setup(
             shares = as_shares(compute_split)
             tokens = successive.split_tokens(specs, shares, max_flops)
             specs = [scratch_spec(*triple) for triple in zip(names, folders, tokens, strict=True)]
-        runs: list[Run] = []
+        runs: list[StudyRun] = []
         for number, (folder, spec) in enumerate(zip(folders, specs, strict=True)):
             source = runs[-1].spec.out_dir / "final" if runs else start.path if start else None
             if source:
@@ -128,13 +128,13 @@ def setup(
                     hyperparameters={**own, **settings},
                 )  # fmt: skip
             after = (runs[-1].name,) if runs else ()
-            runs.append(Run(folder, spec, dict(stage=number + 1), after, source))
+            runs.append(StudyRun(folder, spec, dict(stage=number + 1), after, source))
         chain, before = list(runs), successive.spent_by(start) if start else successive.Spent()
         if scratch:
             flops = before.flops + sum(successive.run_flops(run.spec) for run in chain)
             tokens = int(flops / successive.flops_per_token(specs[-1]))
             spec = scratch_spec(names[-1], successive.SCRATCH, tokens)
-            runs.append(Run(successive.SCRATCH, spec, data_after=start.path if start else None))
+            runs.append(StudyRun(successive.SCRATCH, spec, data_after=start.path if start else None))
         print(f"Successive warmstart {' -> '.join(names)}: {len(runs)} runs in {str(out_dir)!r}")
         if plan:
             return tell_costs(runs, plan)

@@ -18,7 +18,7 @@ from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.tables import COLORS
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.spec import Alignment, Gains, Growth
-from litgpt_warmstart.study.runner import Outcome, Run
+from litgpt_warmstart.study.runner import Outcome, StudyRun
 from litgpt_warmstart.study.tables import picture
 
 
@@ -117,7 +117,7 @@ def _typed(name: str, value: Any) -> Any:
     return float(value) if isinstance(default, float) else str(value)
 
 
-def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+def rows(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
 
     Args:
@@ -153,7 +153,7 @@ def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str,
     return found
 
 
-def _val_losses(run: Run) -> list[tuple[float, float]]:
+def _val_losses(run: StudyRun) -> list[tuple[float, float]]:
     rows = read_metrics(run.spec.out_dir / FILE_NAME)
     return [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
 

@@ -7,7 +7,7 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.run.measurement import Measurement, measure
 from litgpt_warmstart.run.plan import duration, parameter_count
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.runner import Run, read_outcome, start_afresh
+from litgpt_warmstart.study.runner import StudyRun, read_outcome, start_afresh
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Cost:
         return self.tokens / self.measurement.tokens_per_sec
 
 
-def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
+def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
     """Group runs by model and batch size, the smallest first.
 
     Args:
@@ -42,7 +42,7 @@ def costs(runs: Sequence[Run], measured: bool = True) -> list[Cost]:
     Raises:
         UserError: A model does not fit into the device's memory.
     """
-    groups: dict[tuple[str, int, int, int], list[Run]] = {}
+    groups: dict[tuple[str, int, int, int], list[StudyRun]] = {}
     for run in runs:
         parameters = parameter_count(run.spec.config)
         # not by the whole config: muP's base, which is in it, makes no difference to what a model takes

@@ -11,21 +11,21 @@ from litgpt_warmstart.report.grids import Cell, draw_cells
 from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.study.runner import Outcome, Run
+from litgpt_warmstart.study.runner import Outcome, StudyRun
 from litgpt_warmstart.study.tables import picture
 
 BEST = "best"
 """Folder of the winner's checkpoint, which ``warmstart --base`` reads."""
 
 
-def diverged(run: Run, outcome: Outcome) -> bool:
+def diverged(run: StudyRun, outcome: Outcome) -> bool:
     """Whether a run's loss was not finite, or ended above its start and chance, whatever an older version called it."""
     if outcome.status != "finished":
         return True
     return ended_diverged(outcome.first_val_loss, outcome.val_loss, run.spec.config.padded_vocab_size)
 
 
-def rows(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+def rows(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     """A row a run, as grid_search.csv has them.
 
     Args:
@@ -61,7 +61,7 @@ def better_before(best: Cell, tokens: int, out_dir: Path) -> str | None:
     )
 
 
-def write_winner(best: Cell, found: Sequence[Cell], runs: Sequence[Run], out_dir: Path) -> Path:
+def write_winner(best: Cell, found: Sequence[Cell], runs: Sequence[StudyRun], out_dir: Path) -> Path:
     """Copy the winner's checkpoint to ``out_dir``/best, its record telling of the grid.
 
     Of several seeds the first one's: the best one's loss would be better than what its settings promise.

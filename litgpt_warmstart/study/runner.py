@@ -1,4 +1,4 @@
-"""Carry out a list of runs: what is not finished, here or on Ray, each exactly once.
+"""Carry out the runs of a study: what is not finished, here or on Ray, each exactly once.
 
 A run's folder gets outcome.json when it has ended; a run that was stopped or killed goes on from its last checkpoint.
 """
@@ -9,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks
+from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks, prepare_data
 from litgpt_warmstart.errors import Diverged, UserError, one_line
+from litgpt_warmstart.executors import Executor, Task, ray_cluster
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.parsing import Count, Finite, Unreadable, parse
 from litgpt_warmstart.run import train as pretrain
@@ -29,12 +31,11 @@ from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
 
 Status = Literal["finished", "diverged", "skipped"]
-Executor = Literal["here", "ray"]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run of an experiment."""
+class StudyRun:
+    """One run of a study."""
 
     name: str
     """Tells it from the others; part of its folder's name."""
@@ -69,7 +70,7 @@ class Outcome:
 
 
 def carry_out(
-    runs: Sequence[Run],
+    runs: Sequence[StudyRun],
     executor: Executor = "here",
     ray_address: str | None = None,
     cpus_per_run: int | None = None,
@@ -107,22 +108,47 @@ def carry_out(
             ended[run.name] = outcome
     if ended:
         say(f"{len(ended)} of {len(runs)} runs have ended before")
-    if len(ended) < len(runs):
+    if left := [run for run in runs if run.name not in ended]:
         check_data(runs)
-        for run in runs:
-            if run.name not in ended:
-                check_writable(run.spec.out_dir)
-                check_free(run.spec.out_dir)
+        for run in left:
+            check_writable(run.spec.out_dir)
+            check_free(run.spec.out_dir)
         if executor == "ray":
-            from litgpt_warmstart.study.on_ray import carry_out_on_ray
-
-            carry_out_on_ray(runs, ended, ray_address, cpus_per_run, gpus_per_run, say)
+            cpus = 1 if cpus_per_run is None else cpus_per_run
+            ended |= _carry_out_on_ray(left, ended, ray_address, cpus, gpus_per_run, say)
         else:
-            _carry_out_here(runs, ended, say)
+            for number, run in enumerate(runs, start=1):
+                if run.name not in ended:
+                    say(f"\n[{number}/{len(runs)}] {run.name}")
+                    ended[run.name] = carry_out_one(run, *(ended[name] for name in run.after))
+                    say(f"[{number}/{len(runs)}] {run.name}: {in_words(ended[run.name])}")
     return {name: ended[name] for name in names}
 
 
-def check_data(runs: Sequence[Run]) -> None:
+def _carry_out_on_ray(
+    runs: Sequence[StudyRun],
+    ended: Mapping[str, Outcome],
+    address: str | None,
+    cpus: int,
+    gpus: float | None,
+    say: Callable[[str], None],
+) -> dict[str, Outcome]:
+    """Carry out runs, beside those that have ended, as tasks of a Ray cluster; see :func:`carry_out`."""
+    if cpus < 1 or (gpus is not None and not 0 <= gpus <= 1):
+        raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1]: a run uses one device")
+    with ray_cluster(address, cpus, gpus) as cluster:
+        for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
+            prepare_data(spec)  # once, before several processes would
+        say(f"{len(runs)} runs on Ray, {cpus} cores and {cluster.gpus:g} GPUs each")
+        numbers = iter(range(len(ended) + 1, len(ended) + len(runs) + 1))
+        return cluster.carry_out(
+            [Task(run.name, partial(carry_out_one, run), run.after) for run in runs],
+            ended,
+            lambda name, outcome: say(f"[{next(numbers)}/{len(ended) + len(runs)}] {name}: {in_words(outcome)}"),
+        )
+
+
+def check_data(runs: Sequence[StudyRun]) -> None:
     """Raise a UserError, before anything is trained, where data that is prepared already is too short for a run."""
     used: dict[Path, DataUse] = {}
     for run in runs:
@@ -149,25 +175,17 @@ def check_data(runs: Sequence[Run]) -> None:
         )
 
 
-def _carry_out_here(runs: Sequence[Run], ended: dict[str, Outcome], say: Callable[[str], None]) -> None:
-    for number, run in enumerate(runs, start=1):
-        if run.name not in ended:
-            say(f"\n[{number}/{len(runs)}] {run.name}")
-            ended[run.name] = carry_out_one(run, {name: ended[name] for name in run.after})
-            say(f"[{number}/{len(runs)}] {run.name}: {in_words(ended[run.name])}")
-
-
-def carry_out_one(run: Run, before: Mapping[str, Outcome]) -> Outcome:
+def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:
     """Carry out a run in this process, from its last checkpoint if it has one, and write its outcome.
 
     Args:
         run: The run.
-        before: Outcomes of the runs that it comes after.
+        before: Outcomes of the runs that it comes after, in their order.
 
     Raises:
         UserError: It cannot start.
     """
-    for name, outcome in before.items():
+    for name, outcome in zip(run.after, before, strict=True):
         if outcome.status != "finished":
             return Outcome("skipped", f"{name} {outcome.status}")
     start_afresh()
@@ -199,7 +217,7 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _measured(run: Run, status: Status, reason: str | None) -> Outcome:
+def _measured(run: StudyRun, status: Status, reason: str | None) -> Outcome:
     spec = run.spec
     rows = read_metrics(spec.out_dir / FILE_NAME)
     val_losses = [row["val_loss"] for row in rows if "val_loss" in row]
@@ -218,7 +236,7 @@ def _measured(run: Run, status: Status, reason: str | None) -> Outcome:
     )
 
 
-def read_outcome(run: Run) -> Outcome | None:
+def read_outcome(run: StudyRun) -> Outcome | None:
     """The outcome of a run that has ended; None for one that has not.
 
     Raises:
@@ -270,7 +288,7 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     return None
 
 
-def settings(run: Run) -> dict[str, Any]:
+def settings(run: StudyRun) -> dict[str, Any]:
     """What decides a run's numbers, as plain values, the most telling first, without what is not known yet."""
     spec = run.spec
     grown = asdict(spec.growth) if spec.growth else {}

@@ -19,7 +19,7 @@ from litgpt_warmstart.run.checkpoint import Header, read_header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.plan import base_figures
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.runner import Outcome, Run, in_words
+from litgpt_warmstart.study.runner import Outcome, StudyRun, in_words
 from litgpt_warmstart.study.tables import picture
 
 SCRATCH = "scratch"
@@ -194,7 +194,7 @@ def plot(chain: Sequence[Stage], scratch: Stage | None, title: str, path: Path) 
         right.set_title("validation with marks; training faint", fontsize="medium", loc="left")
 
 
-def check_finished(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
+def check_finished(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> None:
     """Raise a UserError for a chain that broke."""
     for run in runs:
         if outcomes[run.name].status != "finished":

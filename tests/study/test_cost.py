@@ -7,7 +7,7 @@ from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study.cost import costs, table
-from litgpt_warmstart.study.runner import Run, carry_out
+from litgpt_warmstart.study.runner import StudyRun, carry_out
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def settings(stdlib_path, tmp_path):
 
 
 def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):
-    runs = [Run(f"seed-{seed}", make_spec(f"seed-{seed}", seed=seed)) for seed in (1, 2, 3)]
+    runs = [StudyRun(f"seed-{seed}", make_spec(f"seed-{seed}", seed=seed)) for seed in (1, 2, 3)]
     carry_out(runs[:1], "here", None, None, None, say=lambda line: None)
     (found,) = costs(runs)
     spec = runs[0].spec

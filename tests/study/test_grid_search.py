@@ -12,7 +12,7 @@ from litgpt_warmstart.report.grids import Cell, at_the_edge, cells, winner
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study.grid_search import rows, table
-from litgpt_warmstart.study.runner import OUTCOME, Outcome, Run
+from litgpt_warmstart.study.runner import OUTCOME, Outcome, StudyRun
 
 
 def outcome(first: float, last: float, status: str = "finished") -> Outcome:
@@ -22,7 +22,7 @@ def outcome(first: float, last: float, status: str = "finished") -> Outcome:
 def test_a_cell_is_the_mean_over_seeds_and_diverged_if_one_seed_is_not_finite_or_ends_above_its_start():
     factors = [dict(lr=lr, batch_size=4, seed=seed) for lr in (0.1, 1.0, 10.0) for seed in (1, 2)]
     spec = SimpleNamespace(config=SimpleNamespace(padded_vocab_size=512))
-    runs = [Run(f"{f['lr']}-{f['seed']}", spec, f) for f in factors]
+    runs = [StudyRun(f"{f['lr']}-{f['seed']}", spec, f) for f in factors]
     ended = [outcome(8, 5), outcome(8, 6), outcome(8, 8.5), outcome(8, 4), outcome(8, 9, "diverged"), outcome(8, 3)]
     found = cells(rows(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
     assert [(c.lr, c.val_loss, c.diverged) for c in found] == [(0.1, 5.5, 0), (1.0, None, 1), (10.0, None, 1)]

@@ -1,16 +1,22 @@
 """Runs of an experiment: each once, also after a stop, a change or a divergence."""
 
 import json
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from litgpt.data import TextFiles
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run import train as pretrain
 from litgpt_warmstart.run.spec import Growth
-from litgpt_warmstart.study.runner import OUTCOME, Run, carry_out, first_difference, read_outcome, settings
-from tests.conftest import losses
+from litgpt_warmstart.study.runner import OUTCOME, StudyRun, carry_out, first_difference, read_outcome, settings
+from tests.conftest import assert_same_weights, losses
 
 
 @pytest.fixture
@@ -27,19 +33,19 @@ def started(monkeypatch) -> list[str]:
 
 
 def test_a_finished_run_is_read_and_not_run_again(make_spec, started):
-    runs = [Run("a", make_spec("a")), Run("b", make_spec("b", seed=2))]
+    runs = [StudyRun("a", make_spec("a")), StudyRun("b", make_spec("b", seed=2))]
     first = carry_out(runs)
     assert started == ["a", "b"] and [o.status for o in first.values()] == ["finished"] * 2
     assert first["a"].val_loss == losses(runs[0].spec.out_dir, "val_loss")[-1]
     assert first["a"].tokens == 4 * 4 * 64 and first["a"].step_count == 4 and first["a"].hoffmann_flops > 0
-    again = carry_out([*runs, Run("c", make_spec("c", seed=3))])
+    again = carry_out([*runs, StudyRun("c", make_spec("c", seed=3))])
     assert started == ["a", "b", "c"]
     assert again["a"] == first["a"]
 
 
 def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_ends_the_same(make_spec, tmp_path):
-    whole = Run("whole", make_spec("whole", max_steps=6))
-    cut = Run("cut", make_spec("cut", max_steps=6, save_interval=2))
+    whole = StudyRun("whole", make_spec("whole", max_steps=6))
+    cut = StudyRun("cut", make_spec("cut", max_steps=6, save_interval=2))
     pretrain.setup(replace(cut.spec, max_steps=2))  # as far as a killed run got
     (cut.spec.out_dir / "final").rename(cut.spec.out_dir / "step-00000002")
     assert read_outcome(cut) is None
@@ -49,9 +55,9 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_ends_the_same(mak
 
 
 def test_a_diverged_run_is_a_result_and_what_needs_its_checkpoint_is_skipped(make_spec, started):
-    bad = Run("bad", make_spec("bad", lr=1e6))
+    bad = StudyRun("bad", make_spec("bad", lr=1e6))
     grown = replace(make_spec("next"), growth=Growth(bad.spec.out_dir / "final"))
-    runs = [bad, Run("next", grown, after=("bad",), data_after=bad.spec.out_dir / "final")]
+    runs = [bad, StudyRun("next", grown, after=("bad",), data_after=bad.spec.out_dir / "final")]
     ended = carry_out(runs)
     assert ended["bad"].status == "diverged" and "loss is" in ended["bad"].reason
     assert ended["next"].status == "skipped" and ended["next"].reason == "bad diverged"
@@ -60,14 +66,17 @@ def test_a_diverged_run_is_a_result_and_what_needs_its_checkpoint_is_skipped(mak
 
 
 def test_a_folder_that_holds_a_run_with_other_settings_is_refused_by_name(make_spec):
-    carry_out([Run("a", make_spec("a"))])
+    carry_out([StudyRun("a", make_spec("a"))])
     for changed, named in ((make_spec("a", lr=0.01), "lr 0.02, now 0.01"), (make_spec("a", seed=5), "seed 1, now 5")):
         with pytest.raises(UserError, match=named):
-            carry_out([Run("a", changed)])
+            carry_out([StudyRun("a", changed)])
 
 
 def test_data_that_is_too_short_for_a_later_run_is_told_before_the_first(make_spec, started):
-    runs = [Run("short", make_spec("short")), Run("long", make_spec("long", max_steps=20_000, tokens_per_param=100.0))]
+    runs = [
+        StudyRun("short", make_spec("short")),
+        StudyRun("long", make_spec("long", max_steps=20_000, tokens_per_param=100.0)),
+    ]
     runs[0].spec.data.prepare_data()
     with pytest.raises(UserError, match="long: the data is too short"):
         carry_out(runs)
@@ -93,14 +102,14 @@ def test_growth_or_none_and_other_optimizer_arguments_are_differences():
 def test_data_of_other_arguments_is_another_run(make_spec, tmp_path):
     given = (("one", 4), ("two", 4), ("two", 8))
     specs = [make_spec("a", data=TextFiles(tmp_path / name, num_workers=workers)) for name, workers in given]
-    found = [settings(Run("a", spec)) for spec in specs]
+    found = [settings(StudyRun("a", spec)) for spec in specs]
     assert first_difference(found[0], found[1])[0] == "data.init_args.train_data_path"
     assert first_difference(found[1], found[2]) is None
 
 
 def test_two_runs_of_one_name_are_refused(make_spec):
     with pytest.raises(UserError, match="two runs would both be called 'a'"):
-        carry_out([Run("a", make_spec("a")), Run("a", make_spec("b"))])
+        carry_out([StudyRun("a", make_spec("a")), StudyRun("a", make_spec("b"))])
 
 
 def test_options_of_ray_without_ray_are_refused():
@@ -110,7 +119,7 @@ def test_options_of_ray_without_ray_are_refused():
 
 
 def test_a_damaged_outcome_is_told_in_one_line(make_spec):
-    run = Run("a", make_spec("a"))
+    run = StudyRun("a", make_spec("a"))
     run.spec.out_dir.mkdir(parents=True)
     for text in ("{", "[]", json.dumps({"status": "finished", "nonsense": 1})):
         (run.spec.out_dir / OUTCOME).write_text(text)
@@ -119,10 +128,65 @@ def test_a_damaged_outcome_is_told_in_one_line(make_spec):
 
 
 def test_a_run_that_reads_on_after_anothers_checkpoint_repeats_no_token(make_spec):
-    first = Run("first", make_spec("first"))
-    second = Run("second", make_spec("second"), after=("first",), data_after=first.spec.out_dir / "final")
+    first = StudyRun("first", make_spec("first"))
+    second = StudyRun("second", make_spec("second"), after=("first",), data_after=first.spec.out_dir / "final")
     carry_out([first, second])
     from litgpt_warmstart.run.checkpoint import read_header
 
     a, b = (read_header(run.spec.out_dir / "final").record.data for run in (first, second))
     assert (a.start_token, a.stop_token) == (0, 16 * 65) and b.start_token == a.stop_token
+
+
+def workers() -> list[int]:
+    """Processes that carry out a run: Ray names them after their task."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::work_in_a_worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_one_after(checkpoint: Path, killed: list[int]) -> None:
+    """SIGKILL the worker once its run has saved a checkpoint."""
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    killed.extend(workers()[:1])
+    os.kill(killed[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc to find the worker in")
+def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_killed(make_spec):
+    pytest.importorskip("ray")
+
+    def runs(where: str) -> list[StudyRun]:
+        first = StudyRun("first", make_spec(f"{where}-first", max_steps=80, save_interval=5))
+        grown = make_spec(f"{where}-second")
+        source = first.spec.out_dir / "final"
+        second = StudyRun("second", replace(grown, growth=Growth(source)), after=("first",), data_after=source)
+        return [first, second, StudyRun("bad", make_spec(f"{where}-bad", lr=1e6))]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what a run on Ray has by default
+    try:
+        here = carry_out(runs("here"))
+    finally:
+        torch.set_num_threads(threads)
+    killed: list[int] = []
+    waiting = threading.Thread(
+        target=kill_one_after, args=(runs("ray")[0].spec.out_dir / "step-00000005", killed), daemon=True
+    )
+    waiting.start()
+    lines: list[str] = []
+    there = carry_out(runs("ray"), "ray", say=lines.append)
+    assert killed and list(there) == list(here)
+    assert [o.status for o in there.values()] == ["finished", "finished", "diverged"]
+    for name in ("first", "second"):
+        a, b = (next(r for r in runs(where) if r.name == name).spec.out_dir for where in ("here", "ray"))
+        assert losses(a) == losses(b) and losses(a, "val_loss") == losses(b, "val_loss")
+        assert_same_weights(a / "final", b / "final")
+    lines.clear()
+    assert carry_out(runs("ray"), "ray", say=lines.append) == there and lines == ["3 of 3 runs have ended before"]

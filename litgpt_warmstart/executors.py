@@ -1,0 +1,202 @@
+"""Tasks of which some need the results of others, as tasks of a Ray cluster; failed ones are tried again.
+
+Every node must see the same files at the same paths, as on shared storage, and have this package installed.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from litgpt_warmstart.errors import UserError, one_line
+
+Executor = Literal["here", "ray"]
+
+MAX_RETRIES = 3
+CONNECT_SECONDS = 5.0
+SAVE_SECONDS = 120.0
+"""What tasks have for their last step and checkpoint when they are stopped."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work, one of several."""
+
+    name: str
+    work: Callable[..., Any]
+    """Called with the results of the tasks in ``after``; calling it again goes on where a lost worker stopped."""
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster, and what each task asks of it."""
+
+    ray: Any
+    """The module, connected."""
+    cpus: int
+    gpus: float
+
+    def carry_out(
+        self, tasks: Sequence[Task], results: Mapping[str, Any], ended: Callable[[str, Any], None] = lambda *_: None
+    ) -> dict[str, Any]:
+        """Carry out tasks, each when those that it comes after have ended.
+
+        Args:
+            tasks: Each stands after those that it needs.
+            results: Of tasks that have ended before, by name.
+            ended: Called with a task's name and result, as each ends.
+
+        Returns:
+            Results by name, in the order in which the tasks ended.
+
+        Raises:
+            UserError: What a task raised, or its worker was lost too often. The tasks that have begun save and end.
+        """
+        remote = self.ray.remote(
+            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MAX_RETRIES, retry_exceptions=[OSError]
+        )(work_in_a_worker)
+        references: dict[str, Any] = {}
+        for task in tasks:
+            before = [results[name] if name in results else references[name] for name in task.after]
+            references[task.name] = remote.remote(task.work, os.getcwd(), sys.argv, self.cpus, *before)
+        names = {reference: name for name, reference in references.items()}
+        waiting, new = list(names), {}
+        try:
+            while waiting:
+                (done,), waiting = self.ray.wait(waiting, num_returns=1)
+                new[names[done]] = result = self._result(done, names[done])
+                ended(names[done], result)
+        except KeyboardInterrupt:
+            print("Stopping: what has begun saves first, and the same command goes on; again to stop at once")
+            raise
+        finally:
+            for reference in waiting:  # after Ctrl-C or an error
+                self.ray.cancel(reference)
+            if waiting:
+                self.ray.wait(waiting, num_returns=len(waiting), timeout=SAVE_SECONDS)
+        return new
+
+    def _result(self, reference: Any, name: str) -> Any:
+        try:
+            result = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except self.ray.exceptions.RayError as error:
+            raise UserError(
+                f"{name!r} was lost by Ray {1 + MAX_RETRIES} times ({type(error).__name__}): look at that node's memory"
+                " and logs; the same command goes on"
+            ) from error
+        if isinstance(result, UserError):
+            raise result
+        return result
+
+
+def work_in_a_worker(
+    work: Callable[..., Any], folder: str, command_line: list[str], cores: int, *before: Any
+) -> Any | UserError:
+    """Do a task's work in a worker.
+
+    Args:
+        work: The task's.
+        folder: Where the driver stands: relative paths start there.
+        command_line: The driver's, for records.
+        cores: Threads of torch.
+        before: Results of the tasks that it comes after.
+
+    Returns:
+        Its result, or what a user can mend: an error that is raised would be retried.
+    """
+    if mended := next((result for result in before if isinstance(result, UserError)), None):
+        return mended
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return UserError(
+            f"{folder!r} is not there on the node {socket.gethostname()}: start Ray on storage that all nodes share"
+            f" ({error.strerror})"
+        )
+    sys.argv = command_line
+    torch.set_num_threads(cores)
+    try:
+        return work(*before)
+    except UserError as error:
+        return error
+
+
+@contextmanager
+def ray_cluster(address: str | None, cpus: int = 1, gpus: float | None = 0.0) -> Iterator[Cluster]:
+    """A running Ray cluster, or one of its own on this machine for as long as it is needed.
+
+    Args:
+        address: Of a running one, host:port or auto; None starts one here.
+        cpus: Cores for each task.
+        gpus: GPUs, or a part of one, for each task; None asks for one where the cluster has any.
+
+    Raises:
+        UserError: Ray is not installed, does not answer, or has no room for a task.
+    """
+    ray = connect(address)
+    try:
+        gpus = _gpus_of(ray) if gpus is None else gpus
+        _check_room(ray, cpus, gpus)
+        yield Cluster(ray, cpus, gpus)
+    finally:
+        ray.shutdown()
+
+
+def connect(address: str | None) -> Any:
+    """The ``ray`` module, connected to a cluster, or to one of its own on this machine.
+
+    Raises:
+        UserError: It is not installed, or does not answer.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("--executor ray needs Ray: pip install 'ray>=2.40'") from None
+    if address not in (None, "auto", "local"):
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"--ray_address {address} does not answer ({one_line(error, 80)}): give host:port of a running head"
+                " node, or leave it out to start Ray here"
+            ) from error
+    try:
+        ray.init(address=address or "local", include_dashboard=None if address else False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"Ray does not start ({one_line(error, 200)}): check --ray_address, here {address}") from error
+    return ray
+
+
+def _gpus_of(ray: Any) -> float:
+    """One GPU on a cluster that has any, else none.
+
+    Raises:
+        UserError: This machine has none, so that what was left out, such as the precision, is a CPU's.
+    """
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if has_gpus and not torch.cuda.is_available():
+        raise UserError(
+            "the Ray cluster has GPUs and this machine none, by which precision and the like were chosen: pass"
+            " --gpus_per_run and --precision"
+        )
+    return float(has_gpus)
+
+
+def _check_room(ray: Any, cpus: int, gpus: float) -> None:
+    """Raise a UserError where no node could ever take a task: Ray would wait for ever."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+        raise UserError(
+            f"no node of the Ray cluster has {cpus} cores and {gpus:g} GPUs (the largest: {largest.get('CPU', 0):g} and"
+            f" {largest.get('GPU', 0):g}): lower --cpus_per_run or --gpus_per_run"
+        )

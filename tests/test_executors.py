@@ -1,0 +1,21 @@
+"""Ray clusters that cannot be had are told in one line."""
+
+import sys
+
+import pytest
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.executors import connect
+
+
+def test_a_ray_address_that_does_not_answer_is_told():
+    pytest.importorskip("ray")
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"):
+        with pytest.raises(UserError, match=f"--ray_address {address} does not answer"):
+            connect(address)
+
+
+def test_without_ray_the_line_to_install_it_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'ray>=2.40'"):
+        connect(None)
