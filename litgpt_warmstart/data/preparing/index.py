@@ -1,0 +1,169 @@
+"""prepared.json: what a folder of prepared tokens was made from, and what is in it.
+
+data/mine/
+  prepared.json          a PreparedIndex: source, tokenizer, and each chunk's name, tokens and sha256
+  tokenizer.json, tokenizer_config.json
+  train/ val/ (test/)    litdata's index.json and its chunks, one item each: 12 bytes of header, then the tokens
+
+The chunks of a split, in the order in which they stand in ``chunks``, are one stream of tokens. Within a chunk documents
+are shuffled; chunks follow the order of the source's files, so whoever trains reads blocks in a permuted order.
+"""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.parsing import Unreadable, parse
+
+FORMAT_VERSION = 2
+PREPARED = "prepared.json"
+Split = Literal["train", "val", "test"]
+EncoderName = Literal["tiktoken", "tokenizers"]
+DtypeName = Literal["uint16", "int32"]
+P = TypeVar("P", bound="Plan")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the text came from."""
+
+    repo_id: str | None
+    """Dataset on the Hub; None for a folder."""
+    revision: str | None
+    """The revision asked for."""
+    commit: str | None
+    """The commit that was."""
+    text_dir: str | None
+    """Folder; None for a dataset on the Hub."""
+    files: str | None
+    """Pattern that the files' names match."""
+    column: str
+    val_fraction: float | None
+    """Share of the training documents that was held out; None where the source has a validation split."""
+    piece_bytes: int | None = None
+    """Size above which .txt files were cut into documents; None for the default, and where there is no such file."""
+
+    @property
+    def name(self) -> str:
+        """The repository or folder, for messages."""
+        return self.repo_id or self.text_dir or ""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source."""
+
+    name: str
+    """Path within the repository or folder."""
+    split: Split
+    num_bytes: int
+    sha256: str | None = None
+    """None until it is read, unless the Hub tells it."""
+    rows: int | None = None
+    """Documents and rows without text; None until it is read."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file of tokens."""
+
+    name: str
+    """File name within the folder of its split."""
+    tokens: int
+    sha256: str
+    """Of the whole file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was decided before the first file was read; plan.json while a preparation goes on."""
+
+    format_version: int = FORMAT_VERSION
+    source: Source
+    files: tuple[SourceFile, ...]
+    tokenizer: str
+    """Name or folder of the tokenizer."""
+    tokenizer_sha256: str
+    """Of its tokenizer.json and its end-of-text token."""
+    encoder: EncoderName
+    """The library that encodes; the ids are the tokenizer's either way."""
+    vocab_size: int
+    eos_id: int
+    dtype: DtypeName
+    seed: int
+    """Of the order of documents within a chunk."""
+
+    def save(self, path: Path) -> None:
+        """Write it into a file, whole or not at all."""
+        write_whole(path, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls: type[P], path: Path) -> P:
+        """Read it from a file.
+
+        Raises:
+            UserError: It is of another format version.
+            Unreadable: It is damaged.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["format_version"]
+            if version == 1:
+                raise UserError(_how_to_prepare_again(path.parent, content))
+            if version > FORMAT_VERSION:
+                raise UserError(
+                    f"{str(path)!r} has format version {version}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
+                    " upgrade it"
+                )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Unreadable(one_line(error, 80)) from error
+        return parse(cls, content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedIndex(Plan):
+    """What a folder of prepared tokens says of itself."""
+
+    fingerprint: str
+    """sha256 over the training chunks' sha256: identity of the training tokens."""
+    documents: dict[str, int]
+    chunks: dict[str, tuple[Chunk, ...]]
+    """The chunks of each split, in order."""
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Stored tokens by split."""
+        return {split: sum(chunk.tokens for chunk in chunks) for split, chunks in self.chunks.items()}
+
+    @classmethod
+    def load(cls, folder: Path) -> "PreparedIndex":
+        """Read it from a folder.
+
+        Raises:
+            UserError: It is damaged, of a newer format, or of the first landing's; names what to do.
+        """
+        path = folder / PREPARED
+        try:
+            return cls.read(path)
+        except Unreadable as error:
+            raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): prepare the data again") from error
+
+
+def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
+    """What to tell of data in the first landing's format: other chunks, in another order."""
+    source = parse(Source, content["source"])
+    words = ["litgpt", "warmstart_prepare_data"]
+    for name in ("repo_id", "revision", "text_dir", "files", "column", "val_fraction", "piece_bytes"):
+        value = getattr(source, name)
+        if value is not None and (name, value) != ("column", "text"):
+            words += [f"--{name}", str(value)]
+    words += ["--tokenizer", content["tokenizer"], "--seed", str(content["seed"])]
+    words += ["--data_path", f"{folder}-2"]
+    return (
+        f"{str(folder)!r} was prepared by litgpt-warmstart 0.1, in another format: prepare it again with"
+        f" {shlex.join(words)}"
+    )
