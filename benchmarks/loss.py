@@ -1,16 +1,12 @@
 """Head and loss: tokens/s of forward and backward with each way that is possible here.
 
-    python benchmarks/loss.py [--n_embd 48 192 512] [--classes 50304] [--precisions 32-true bf16-mixed] [--write]
-
-``--write`` puts the figures into litgpt_warmstart/run/loss_figures.json, from which ``--loss_impl auto`` chooses.
+python benchmarks/loss.py [--n_embd 48 192 512] [--classes 50304] [--precisions 32-true bf16-mixed]
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from datetime import date
 from pathlib import Path
 from typing import get_args
 
@@ -21,11 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import measuring  # puts the repository on the path
 from litgpt.config import Config
 
-from litgpt_warmstart.method.loss import NextTokenLoss, why_not
+from litgpt_warmstart.method.loss import LossImpl, NextTokenLoss, why_not
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.compilation import compiled, why_not_compile
-from litgpt_warmstart.run.loss_choice import FIGURES, Figure, device_name, read_figures
-from litgpt_warmstart.run.spec import LossImpl
 
 BLOCK_SIZE = 1024
 
@@ -63,16 +57,6 @@ def measure(config: Config, precision: str, compile: bool, micro_batch_size: int
     return {impl: round(input_ids.numel() / statistics.median(times), 1) for impl, times in taken.items()}
 
 
-def write(figure: Figure) -> None:
-    """Put a figure into the file, in place of an older one of the same kind."""
-
-    def kind(f: Figure) -> tuple:
-        return f.device, f.name, f.precision, f.compile, f.n_embd, f.padded_vocab_size, f.torch
-
-    kept = [vars(f) for f in read_figures() if kind(f) != kind(figure)] + [vars(figure)]
-    FIGURES.write_text("[\n" + ",\n".join("  " + json.dumps(row) for row in kept) + "\n]\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n_embd", type=int, nargs="+", default=[48, 192, 512])
@@ -81,7 +65,6 @@ def main() -> None:
     parser.add_argument("--compile", nargs="+", choices=["true", "false"], default=["true", "false"])
     parser.add_argument("--micro_batch_size", type=int, default=16 if torch.cuda.is_available() else 2)
     parser.add_argument("--rounds", type=measuring.positive, default=5)
-    parser.add_argument("--write", action="store_true", help="put the figures into loss_figures.json")
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,10 +82,6 @@ def main() -> None:
                     print(f"{precision}, {'compiled' if compile else 'eager'}, n_embd {n_embd}, {classes:,} classes: "
                           + ", ".join(f"{impl} {speed:,.0f}" for impl, speed in speeds.items())
                           + " tokens/s", flush=True)  # fmt: skip
-                    if args.write:
-                        version = torch.__version__.partition("+")[0]
-                        write(Figure(device.type, device_name(device), precision, compile, n_embd, classes, version,
-                                     speeds, date.today().isoformat()))  # fmt: skip
 
 
 if __name__ == "__main__":

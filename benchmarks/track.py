@@ -16,15 +16,13 @@ import torch
 from measuring import command_line, positive, spread, write_result
 
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.loss import NextTokenLoss
+from litgpt_warmstart.method.loss import NextTokenLoss, choose
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import resolve_config
-from litgpt_warmstart.run import loss_choice
 from litgpt_warmstart.run.compilation import compiled
 from litgpt_warmstart.run.metrics import RowFile
 from litgpt_warmstart.run.micro_batch import default_size
 from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, measure
-from litgpt_warmstart.run.spec import LossImpl
 
 INTERVALS = {10: 0.10, 100: 0.03}
 """Steps between two recordings, and the share of the time that they may cost."""
@@ -57,7 +55,7 @@ def measured(scale: str, precision: str, batch: int, micro: int, pairs: int, fol
     gpt.max_seq_length = config.block_size
     parametrization.set_base_shapes(gpt, config)
     parametrization.load_weights(gpt, parametrization.initial_weights(gpt, config, seed=0))
-    impl: LossImpl = loss_choice.choose("auto", config, precision, True, fabric.device)[0]
+    impl, _ = choose("auto", config, precision, fabric.device, micro * config.block_size)
     torch._dynamo.reset()
     module = fabric.setup(compiled(NextTokenLoss(gpt, impl), True))
     optimizer = fabric.setup_optimizers(parametrization.build_optimizer(gpt, "AdamW", 0.003))

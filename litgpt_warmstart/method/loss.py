@@ -1,30 +1,37 @@
-"""Head and cross entropy: the few ways worth having, one result.
+"""Head and cross entropy: two ways, one result.
 
 At 50,304 classes the logits outweigh the rest of a small model's step. The ways differ in how much of them exists:
 
     full      all logits, as a matrix; with torch.compile the softmax is fused into what stands around it
     chunked   the logits of one chunk of tokens at a time; gradients are made with them, nothing is computed twice
-    torch     torch.nn.functional.linear_cross_entropy, from torch 2.13 on; computes in fp32
 
-Which one is fastest depends on device, precision and width; ``loss_choice.py`` knows from measurements.
+:func:`choose` takes one for a run.
 """
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
+import psutil
 import torch
 import torch.nn.functional as F
 from litgpt.config import Config
 from litgpt.model import GPT
 from torch import nn
 
-from litgpt_warmstart.run.spec import LossImpl
+from litgpt_warmstart.errors import UserError
+
+LossImpl = Literal["full", "chunked"]
+LossChoice = Literal["auto", LossImpl]
 
 IGNORE_INDEX = -100
 """A target that does not count."""
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 """Logits of a chunk: on a CPU they should stay near the last-level cache, a GPU needs large matrices."""
+
+BYTES_PER_LOGIT = 16
+"""What ``full`` holds at most: logits and their gradients in bf16 and in fp32, and the probabilities in fp32."""
 
 SMALL_LOGIT = 40.0
 """fp32 holds exp of it, and of its negative, and a sum over any vocabulary."""
@@ -66,8 +73,6 @@ class NextTokenLoss(nn.Module):
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         x = self.gpt.readout_input(input_ids).flatten(0, 1)  # (B * T, n_embd)
         head, targets = self.gpt.lm_head, targets.flatten()
-        if self.impl == "torch":
-            return linear_cross_entropy(x, head.weight, head.bias, targets)
         return chunked_cross_entropy(x, head.weight, head.bias, targets, self._compiled_exp_and_sum)
 
 
@@ -81,11 +86,59 @@ def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
     """
     if impl != "full" and config.final_logit_softcapping is not None:
         return f"{config.name} caps its logits, which only full does"
-    if impl == "torch" and not (hasattr(F, "linear_cross_entropy") and hasattr(nn, "LinearCrossEntropyOptions")):
-        return f"torch {torch.__version__} has no linear_cross_entropy; 2.13 has"
     if impl == "chunked" and precision.startswith("16"):
         return f"fp16's range does not hold its products before they are normalized (--precision {precision})"
     return None
+
+
+def choose(
+    asked: LossChoice, config: Config, precision: str, device: torch.device, tokens: int, before: str | None = None
+) -> tuple[LossImpl, str]:
+    """The loss to train with: ``full`` in bf16 on hardware that has it, if the logits fit, else ``chunked``.
+
+    Args:
+        asked: ``--loss_impl``.
+        config: The model.
+        precision: Fabric's, such as ``bf16-mixed``.
+        device: Where it is.
+        tokens: Those of a micro-batch.
+        before: What the run that is resumed took; ``auto`` stays with it.
+
+    Returns:
+        The loss and why it was taken, in a few words.
+
+    Raises:
+        UserError: The one asked for cannot be taken here.
+    """
+    if asked != "auto":
+        if reason := why_not(asked, config, precision):
+            raise UserError(f"--loss_impl {asked}: {reason}; leave it out to have one chosen")
+        return asked, "as asked"
+    if why_not("chunked", config, precision):
+        return "full", "the only one possible"
+    if before == "full":
+        return "full", "as before"
+    if before is not None:
+        return "chunked", "as before" if before == "chunked" else f"before: {before}, which is no more"
+    if not (precision.startswith("bf16") and has_bf16(device)):
+        return "chunked", "no bf16 in hardware" if precision.startswith("bf16") else f"precision {precision}"
+    if BYTES_PER_LOGIT * tokens * config.padded_vocab_size > _memory(device) / 2:
+        return "chunked", "all logits take more than half of the memory"
+    return "full", "bf16, and all logits fit"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bf16()
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that are free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def chunk_size(tokens: int, classes: int, device: str) -> int:
@@ -93,30 +146,6 @@ def chunk_size(tokens: int, classes: int, device: str) -> int:
     allowed = max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // classes)
     chunks = math.ceil(tokens / allowed)
     return math.ceil(tokens / chunks / 32) * 32
-
-
-@torch.compiler.disable
-def linear_cross_entropy(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
-) -> torch.Tensor:
-    """torch's own fused head and loss, in fp32: given bf16, torch 2.13 returns a bf16 loss.
-
-    Args:
-        x: Input of the head, shape (N, n_embd).
-        weight: Shape (padded_vocab_size, n_embd).
-        bias: Shape (padded_vocab_size,), or None.
-        targets: int64, shape (N,).
-    """
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk_size(len(x), len(weight), x.device.type))
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear_cross_entropy(
-            x.float(),
-            weight.float(),
-            targets,
-            linear_bias=None if bias is None else bias.float(),
-            ignore_index=IGNORE_INDEX,
-            options=options,
-        )
 
 
 ExpAndSum = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

@@ -6,9 +6,9 @@ import lightning as L
 from torch import nn
 
 from litgpt_warmstart.method import growth, parametrization
-from litgpt_warmstart.method.loss import NextTokenLoss, cpu_has_bf16
+from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run import checkpoint, loss_choice, micro_batch
+from litgpt_warmstart.run import checkpoint, micro_batch
 from litgpt_warmstart.run.compilation import compiled, why_not_compile
 from litgpt_warmstart.run.grow_folder import record_growth
 from litgpt_warmstart.run.record import Ancestor, GrowthRecord
@@ -34,9 +34,8 @@ def build_state(
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
     before = resumed.record.training.get("loss_impl") if resumed else None
-    impl, chosen_for = loss_choice.choose(
-        spec.loss_impl, spec.config, spec.precision, bool(spec.compile), fabric.device, before
-    )
+    tokens = (spec.train.micro_batch_size or 1) * spec.block_size
+    impl, chosen_for = choose(spec.loss_impl, spec.config, spec.precision, fabric.device, tokens, before)
     if impl == "chunked" and fabric.device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
         chosen_for += ", in fp32 as this CPU only emulates bf16"
     spec = replace(spec, loss_impl=impl, hyperparameters={**spec.hyperparameters, "loss_impl": impl})

@@ -16,7 +16,6 @@ from litgpt_warmstart.method.flops import matmul_flops_per_token
 from litgpt_warmstart.run import checkpoint, micro_batch
 from litgpt_warmstart.run.build import build_state
 from litgpt_warmstart.run.compilation import uses_cuda_graphs
-from litgpt_warmstart.run.loss_choice import device_name
 from litgpt_warmstart.run.spec import RunSpec
 
 ROUNDS, LEAST_SECONDS, MOST_SECONDS = 3, 2.0, 30.0
@@ -102,7 +101,7 @@ def measure(spec: RunSpec) -> Measurement:
     )
     tokens_per_sec = spec.tokens_per_step / step
     return Measurement(
-        device=device_name(device) if device.type == "cuda" else f"CPU, {device_name(device)}",
+        device=device_name(device),
         precision=spec.precision,
         compile=spec.compile,
         choices=choices,
@@ -117,6 +116,13 @@ def measure(spec: RunSpec) -> Measurement:
         matmul_flops_per_sec=tokens_per_sec * matmul_flops_per_token(spec.config, block_size),
         peak_bytes=peak_memory(device),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What decides a device's speed: a GPU's name, a CPU's vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:

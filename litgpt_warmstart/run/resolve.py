@@ -16,6 +16,7 @@ from litgpt_warmstart.data.loaders import class_path, init_args
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.loss import LossChoice
 from litgpt_warmstart.method.scales import SCALES
 from litgpt_warmstart.method.schedule import Schedule, ScheduleName, make_schedule
 from litgpt_warmstart.run.checkpoint import Header
@@ -23,7 +24,7 @@ from litgpt_warmstart.run.micro_batch import default_size
 from litgpt_warmstart.run.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import CompileMode, EvalArgs, Growth, LossChoice, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import CompileMode, EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
 
 
 def resolve(
@@ -97,9 +98,8 @@ def resolve(
         seed: The random seed of the initialization and the perturbation.
         compile: Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs),
             ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without.
-        loss_impl: Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), ``torch``
-            (its linear_cross_entropy), or ``auto``: of those within 5% of the fastest in the nearest measurement, the
-            one that holds the fewest logits. A resumed run stays with its own.
+        loss_impl: Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or
+            ``auto``: full in bf16 on hardware that has it, if they fit. A resumed run stays with its own.
         track: Number of optimizer steps between two recordings of the size of every layer's output and of every
             weight, in norms.csv; also before the first step and after the last. Default: none.
 

@@ -10,6 +10,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.loss import LossChoice
 from litgpt_warmstart.method.schedule import (
     COOLDOWNS,
     DECAYING,
@@ -24,8 +25,6 @@ from litgpt_warmstart.run.record import DataUse
 Alignment = Literal["heads", "blocks", "literal"]
 Gains = Literal["shrunk", "added", "copied", "reset"]
 Parametrization = Literal["mup", "sp"]
-LossImpl = Literal["full", "chunked", "torch"]
-LossChoice = Literal["auto", LossImpl]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 

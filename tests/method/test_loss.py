@@ -9,13 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import loss as loss_module
-from litgpt_warmstart.method.loss import IGNORE_INDEX, NextTokenLoss, chunk_size, chunked_cross_entropy, why_not
+from litgpt_warmstart.method.loss import (
+    IGNORE_INDEX,
+    LossImpl,
+    NextTokenLoss,
+    choose,
+    chunk_size,
+    chunked_cross_entropy,
+    why_not,
+)
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.spec import LossImpl
 from tests.conftest import FAMILIES, build, neox, randomized
 
-HERE = [impl for impl in get_args(LossImpl) if why_not(impl, neox(), "32-true") is None]
+IMPLS = get_args(LossImpl)
 
 
 def batch(block_size: int = 33, classes: int = 96) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,7 +45,7 @@ def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
     return ((found - exact).norm() / exact.norm()).item()
 
 
-@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_is_mean_cross_entropy_in_fp32_over_the_targets_that_count(impl, dtype):
     model = randomized(build(neox())).to(dtype)
@@ -45,11 +53,11 @@ def test_the_loss_is_mean_cross_entropy_in_fp32_over_the_targets_that_count(impl
     found = NextTokenLoss(model, impl)(input_ids, targets)
     logits = model(input_ids).float()
     expected = F.cross_entropy(logits[targets != IGNORE_INDEX], targets[targets != IGNORE_INDEX])
-    tolerance = 1e-6 if dtype == torch.float32 else 2e-3  # the chunked and torch's keep more of bf16 than the plain one
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-3  # the chunked keeps more of bf16 than the plain one
     assert found.dtype == torch.float32 and found.item() == pytest.approx(expected.item(), rel=tolerance)
 
 
-@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_in_fp32_agree_with_float64_to_1e_5(impl, family, monkeypatch):
     monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 32 * 96)  # several chunks
@@ -67,9 +75,8 @@ def test_loss_and_gradients_in_fp32_agree_with_float64_to_1e_5(impl, family, mon
         assert relative_error(found_gradients[name], gradient) < 1e-5, name
 
 
-@pytest.mark.parametrize("impl", [impl for impl in HERE if impl != "full"])
 @pytest.mark.parametrize("emulated", [True, False])
-def test_gradients_in_bf16_are_no_worse_than_1_5_times_the_plain_ones(impl, emulated, monkeypatch):
+def test_gradients_in_bf16_are_no_worse_than_1_5_times_the_plain_ones(emulated, monkeypatch):
     monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: not emulated)
     monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 64 * 512)
     model = build(neox(64, 4, vocab_size=512, padded_vocab_size=512), seed=3)
@@ -84,7 +91,7 @@ def test_gradients_in_bf16_are_no_worse_than_1_5_times_the_plain_ones(impl, emul
         assert found.dtype == torch.float32
         return {name: relative_error(g, exact[name]) for name, g in gradients(model, found).items()}
 
-    plain, ours = errors("full"), errors(impl)
+    plain, ours = errors("full"), errors("chunked")
     assert plain["lm_head.weight"] > 1e-3  # bf16 indeed
     for name in exact:
         assert ours[name] <= 1.5 * plain[name], name
@@ -117,7 +124,7 @@ def test_bf16_gradients_of_well_predicted_tokens_are_no_worse_than_1_5_times_the
         assert relative_error(o, e) <= 1.5 * relative_error(p, e)
 
 
-@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("impl", IMPLS)
 def test_under_fabrics_bf16_true_the_loss_keeps_its_digits(impl):
     fabric = L.Fabric(accelerator="cpu", devices=1, precision="bf16-true")
     with fabric.init_module():
@@ -190,12 +197,11 @@ def test_the_readout_gives_logits_again_after_a_loss():
     assert torch.equal(model(batch()[0]), before)
 
 
-@pytest.mark.parametrize("impl", [impl for impl in HERE if impl != "full"])
-def test_50_steps_stay_within_1e_2_of_the_plain_loss(impl):
+def test_50_steps_stay_within_1e_2_of_the_plain_loss():
     losses = {}
-    for way in ("full", impl):
+    for impl in IMPLS:
         model = build(neox(32, 4), seed=5)
-        module, optimizer = NextTokenLoss(model, way), torch.optim.AdamW(model.parameters(), lr=0.01)
+        module, optimizer = NextTokenLoss(model, impl), torch.optim.AdamW(model.parameters(), lr=0.01)
         generator = torch.Generator().manual_seed(1)
         for _ in range(50):
             tokens = torch.randint(0, 96, (4, 65), generator=generator).sort(1).values  # something to learn
@@ -203,14 +209,44 @@ def test_50_steps_stay_within_1e_2_of_the_plain_loss(impl):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.setdefault(way, []).append(loss.item())
+            losses.setdefault(impl, []).append(loss.item())
     assert losses["full"][-1] < losses["full"][0] - 1
-    assert losses[impl] == pytest.approx(losses["full"], abs=1e-2)
+    assert losses["chunked"] == pytest.approx(losses["full"], abs=1e-2)
 
 
-def test_what_cannot_be_taken_is_told(monkeypatch):
+def test_what_cannot_be_taken_is_told():
     assert "caps its logits" in why_not("chunked", neox(final_logit_softcapping=30.0), "32-true")
     assert "fp16" in why_not("chunked", neox(), "16-mixed")
-    monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
-    assert "has no linear_cross_entropy" in why_not("torch", neox(), "32-true")
     assert why_not("full", neox(final_logit_softcapping=30.0), "16-mixed") is None
+
+
+@pytest.fixture
+def with_bf16(monkeypatch) -> torch.device:
+    """A CPU that has bf16 in hardware, and 2 GB."""
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(loss_module, "_memory", lambda device: 2 * 10**9)
+    return torch.device("cpu")
+
+
+def test_bf16_in_hardware_takes_all_logits_where_they_fit(with_bf16, monkeypatch):
+    config = neox(vocab_size=50304, padded_vocab_size=50304)
+    assert choose("auto", config, "bf16-mixed", with_bf16, 1024) == ("full", "bf16, and all logits fit")
+    assert choose("auto", config, "bf16-true", with_bf16, 2048)[0] == "chunked"
+    assert choose("auto", config, "32-true", with_bf16, 1024)[0] == "chunked"
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: False)
+    assert choose("auto", config, "bf16-mixed", with_bf16, 1024) == ("chunked", "no bf16 in hardware")
+
+
+def test_a_way_that_cannot_be_taken_is_not_chosen_and_refused_in_one_line(with_bf16):
+    assert choose("auto", neox(final_logit_softcapping=30.0), "32-true", with_bf16, 64)[0] == "full"
+    assert choose("full", neox(), "16-mixed", with_bf16, 64) == ("full", "as asked")
+    with pytest.raises(UserError, match="--loss_impl chunked: .*fp16"):
+        choose("chunked", neox(), "16-mixed", with_bf16, 64)
+
+
+def test_a_resumed_run_stays_with_its_loss_and_torchs_becomes_chunked(with_bf16):
+    for before in IMPLS:
+        assert choose("auto", neox(), "bf16-mixed", with_bf16, 64, before) == (before, "as before")
+    told = ("chunked", "before: torch, which is no more")
+    assert choose("auto", neox(), "bf16-mixed", with_bf16, 64, "torch") == told
+    assert choose("auto", neox(), "16-mixed", with_bf16, 64, "torch")[0] == "full"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.loss import NextTokenLoss
-from litgpt_warmstart.run import loss_choice, micro_batch
+from litgpt_warmstart.run import micro_batch
 from litgpt_warmstart.run.micro_batch import candidates, default_size, find
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
@@ -132,7 +132,6 @@ def test_a_run_records_what_was_found_and_a_resumed_one_keeps_it(tiny, tiny_sett
     assert "micro_batch_size: 2" in hyperparameters and "loss_impl: chunked" in hyperparameters
 
     before = weights(tmp_path / "run/final")
-    monkeypatch.setattr(loss_choice, "read_figures", lambda: pytest.fail("chosen again"))
     monkeypatch.setattr(micro_batch, "_seconds_per_sequence", lambda *_: pytest.fail("measured again"))
     warmstart_scratch.setup(train=replace(train), **shared | {"resume": tmp_path / "run/step-00000001"})
     assert "loss chunked (as before); micro-batch 2 (as before)" in capsys.readouterr().out
