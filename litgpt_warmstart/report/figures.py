@@ -1,70 +1,89 @@
-"""Figures that are legible on a light and on a dark page, as SVG in the page and as SVG and PNG files."""
+"""All figures of the project: for the page, legible light and dark and on a phone, and as PNG files of commands.
+
+Each function takes plain numbers and returns a :class:`Figure`. The run from scratch is drawn in the text's colour,
+warmstarts in the colours of Okabe and Ito, which the colour-blind tell apart.
+"""
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO, StringIO
-from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.report.chains import Chain
-from litgpt_warmstart.report.curves import SMOOTHING, Band, band, smoothed
-from litgpt_warmstart.report.gains import Gain
-from litgpt_warmstart.report.groups import Comparison, arm_labels, size
-from litgpt_warmstart.report.tables import COLORS
+import numpy as np
+import pandas as pd
 
 INK = "#010203"
-"""Stands for the page's text colour, which is ``currentColor`` in an SVG."""
-HUES = COLORS[:6]  # black is the ink's
+"""Stands for the page's text colour, which is ``currentColor`` in an SVG element."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#808080"
 LINES, MARKERS = ("-", "--", "-.", ":"), ("s", "^", "D", "v", "P", "X", "*")
 WIDTH = 4.6
 """Inches. On a phone, where a figure is about 340 CSS pixels wide, 10 pt are shown as 7.7 pt."""
-GREY = "#808080"
-LOSS = "loss (nats per token)"
+LOSS = "validation loss (nats per token)"
 
 _STYLE = {
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "medium", "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "small", "legend.frameon": False,
     "legend.fontsize": "small", "svg.fonttype": "none", "svg.hashsalt": "litgpt-warmstart", "grid.color": GREY,
-    "grid.alpha": 0.3, "axes.grid": True, "axes.axisbelow": True, "font.size": 10,
+    "grid.alpha": 0.3, "axes.grid": True, "axes.axisbelow": True, "font.size": 10, "figure.dpi": 72,
+    "lines.markersize": 4, "lines.linewidth": 1.6,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the page; its files are named ``slug``."""
+    """A figure of the page, and the same as a PNG file."""
 
-    slug: str
+    name: str
     caption: str
     svg: str
-    """For the page: no prolog, its ids its own, text and axes in the page's text colour."""
-    svg_file: str
+    """An element with ids of its own, whose text and axes have the page's text colour."""
     png: bytes
+    points: tuple[tuple[float, float, str], ...] = ()
+    """Places in the SVG (its own x and y), and what is told of them under the pointer."""
+
+
+@dataclass
+class Drawing:
+    """What is being drawn: panels, and words for places of them."""
+
+    figure: Any
+    panels: list[Any]
+    _told: list[tuple[Any, float, float, str]] = field(default_factory=list)
+
+    def tell(self, axes: Any, xs: Sequence[float], ys: Sequence[float], words: Sequence[str]) -> None:
+        """Have words appear under the pointer at places of a panel."""
+        self._told += [(axes, float(x), float(y), w) for x, y, w in zip(xs, ys, words, strict=True)]
+
+    def legend(self, columns: int = 1) -> None:
+        """List below the panels what the first of them shows."""
+        handles, labels = self.panels[0].get_legend_handles_labels()
+        self.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+    def finished(self, name: str, caption: str) -> Figure:
+        """The figure, drawn."""
+        text, png = StringIO(), BytesIO()
+        self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        height = self.figure.get_figheight() * 72
+        places = [(axes.transData.transform((x, y)), words) for axes, x, y, words in self._told]
+        points = tuple((round(x, 1), round(height - y, 1), words) for (x, y), words in places if np.isfinite(x + y))
+        self.figure.savefig(png, format="png", dpi=200, facecolor="white")
+        return Figure(name, caption, as_element(text.getvalue(), name), png.getvalue(), points)
 
 
 @contextmanager
-def drawn(
-    slug: str,
-    caption: str,
-    height: float = 3.9,
-    rows: int = 1,
-    columns: int = 1,
-    sharey: bool = True,
-) -> Iterator[Any]:
-    """A figure to draw on, made into SVG and PNG at the end.
+def drawing(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **shared: Any) -> Iterator[Drawing]:
+    """A figure to draw on.
 
     Args:
-        slug: Name of its files.
-        caption: For the page.
         height: Inches.
         rows: Of panels.
         columns: Of panels.
-        sharey: Whether panels have one scale.
-
-    Yields:
-        The axes, one or an array, and a list that gets the :class:`Figure` at the end.
+        width: Inches.
+        shared: ``sharex``, ``sharey``, ``height_ratios`` of :func:`matplotlib.pyplot.subplots`.
     """
     import matplotlib
 
@@ -72,221 +91,301 @@ def drawn(
     import matplotlib.pyplot as plt
 
     with matplotlib.rc_context(_STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained",
-                                    sharex=rows * columns > 1, sharey=sharey and rows * columns > 1)  # fmt: skip
-        made: list[Figure] = []
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **shared
+        )
         try:
-            yield axes, made
-            text, png = StringIO(), BytesIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-            figure.savefig(png, format="png", dpi=200, facecolor="white")
+            yield Drawing(figure, list(grid.flat))
         finally:
             plt.close(figure)
-        svg = text.getvalue()
-        made.append(Figure(slug, caption, inline(svg, slug), svg.replace(INK, "#000000"), png.getvalue()))
 
 
-def inline(svg: str, slug: str) -> str:
+def as_element(svg: str, name: str) -> str:
     """An SVG file's text as an element of a page: its ids are made its own; its ink and its blue, the page's.
 
     Args:
         svg: As matplotlib writes it.
-        slug: Goes before its ids.
+        name: Goes before its ids.
     """
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(HUES[0].lower(), "var(--blue)")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(COLORS[0].lower(), "var(--blue)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{slug}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{slug}-", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # a hundredth of a point
     return re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
 
 
 def style(number: int) -> dict[str, Any]:
-    """Colour, line and marker of the arm with this number; the run from scratch has -1."""
+    """Colour, line and marker of the warmstart with this number; the run from scratch has -1."""
     if number < 0:
         return dict(color=INK, linestyle="-", marker="o")
-    return dict(color=HUES[number % 6], linestyle=LINES[(number + 1) % 4], marker=MARKERS[number % 7])
+    return dict(color=COLORS[number % 6], linestyle=LINES[(number + 1) % 4], marker=MARKERS[number % 7])
 
 
-def _flops_unit(greatest: float) -> tuple[float, str]:
-    """A power of ten to count FLOPs in, and its name."""
+def flops_unit(greatest: float) -> tuple[float, str]:
+    """A power of ten to count Hoffmann FLOPs in, and its name."""
     exponent = math.floor(math.log10(greatest)) if greatest > 0 else 0
-    raised = str(exponent).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return 10.0**exponent, f"10{raised} FLOPs (Hoffmann et al.)"
+    raised = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return 10.0**exponent, f"10{raised} Hoffmann FLOPs"
 
 
-def legend(axes: Any, columns: int = 1, title: str | None = None) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title, title_fontsize="small")
-
-
-def _draw_band(axes: Any, x: Sequence[float], found: Band, label: str, look: Mapping[str, Any]) -> None:
-    every = max(1, len(x) // 12)
-    axes.plot(x, found.mean, label=label, markersize=4, markevery=every, linewidth=1.6, **look)
-    if found.low != found.high:
-        axes.fill_between(x, found.low, found.high, color=look["color"], alpha=0.2, linewidth=0)
-
-
-def loss_curves(comparison: Comparison, ids: Mapping[Path, str], what: str, slug: str, caption: str) -> Figure:
-    """Losses of a comparison's runs over tokens or FLOPs: means over seeds, validation's with their spread.
+def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
+    """Speed-ups with their intervals, a line a warmstart, beside the most that growth can give.
 
     Args:
-        comparison: The runs.
-        ids: What runs are called, by folder.
-        what: ``tokens``, ``flops``, or ``flops_with_base``, where curves begin at the compute of their base.
-        slug: Name of its files.
+        name: Of the figure.
         caption: For the page.
+        rows: A row a warmstart, with ``comparison``, ``warmstart``, and ``speed_up_with_base`` and ``speed_up`` with
+            their ``_low``, ``_high`` and ``_limit``; what is not finite is not drawn.
     """
-    from matplotlib.ticker import EngFormatter
-
-    groups = [("from scratch (muP)", comparison.scratch, style(-1))]
-    groups += [(arm.label, [p.warmstart for p in arm.pairs], style(n)) for n, arm in enumerate(comparison.arms)]
-    for number, run in enumerate(comparison.unfinished):
-        kind = "from scratch" if run.from_scratch else arm_labels([run])[0]
-        groups.append((f"{kind}, {run.status}", [run], style(number) | {"color": GREY}))
-    most = [(run.base_flops or 0.0) * (run.warmstarted and what == "flops_with_base") + run.tokens * run.flops_per_token
-            for run in comparison.runs]  # fmt: skip
-    unit, named_unit = _flops_unit(max(most))
-    with drawn(slug, caption, height=3.4 + 0.2 * len(groups)) as (axes, made):
-        for label, runs, look in groups:
-            run = runs[0]
-            scale = run.flops_per_token / unit if what != "tokens" else 1.0
-            offset = (run.base_flops or 0.0) / unit if what == "flops_with_base" and run.warmstarted else 0.0
-            training = band([smoothed(run.losses, SMOOTHING * run.tokens) for run in runs])
-            axes.plot([offset + t * scale for t in training.tokens], training.mean, color=look["color"],
-                      linestyle=look["linestyle"], linewidth=1, alpha=0.4)  # fmt: skip
-            found = band([run.val_losses for run in runs])
-            names = ", ".join(ids[run.out_dir] for run in runs)
-            _draw_band(axes, [offset + t * scale for t in found.tokens], found, f"{label}: {names}", look)
-        last = band([run.val_losses for run in comparison.scratch]).mean[-1]
-        axes.axhline(last, color=INK, linestyle=":", linewidth=1)
-        if what == "tokens":
-            axes.set(xlabel="tokens trained on", ylabel=LOSS)
-            axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-            parameters = comparison.scratch[0].record.parameters
-            top = axes.secondary_xaxis("top", functions=(lambda t: t / parameters, lambda r: r * parameters))
-            top.set_xlabel("tokens per parameter")
-        else:
-            with_base = ", the base's included" if what == "flops_with_base" else ", the run's own"
-            axes.set(xlabel=named_unit + with_base, ylabel=LOSS)
-            axes.set_title(f"{comparison.tokens_per_param:.3g} tokens per parameter", fontsize="small", loc="right")
-        legend(axes)
-    return made[0]
-
-
-def gain_curves(comparison: Comparison, gains: Sequence[Sequence[Gain]], what: str, slug: str, caption: str) -> Figure:
-    """Validation loss less scratch's along the budget, a line an arm, with its spread over seeds.
-
-    Args:
-        comparison: The runs.
-        gains: Of each of its arms.
-        what: ``tokens`` or ``flops``, the places of the gains.
-        slug: Name of its files.
-        caption: For the page.
-    """
-    parameters = comparison.scratch[0].record.parameters
-    unit, named_unit = _flops_unit(max((gain.at for found in gains for gain in found), default=1.0))
-    budget = f"{comparison.tokens_per_param:.3g} tokens per parameter"
-    with drawn(slug, caption, height=3.4 + 0.2 * len(gains)) as (axes, made):
-        for number, (arm, found) in enumerate(zip(comparison.arms, gains, strict=True)):
-            x = [gain.at / (parameters if what == "tokens" else unit) for gain in found]
-            values = [gain.values for gain in found]
-            drawn_band = Band(
-                tuple(x), tuple(g.difference.mean for g in found), *(tuple(map(f, values)) for f in (min, max))
-            )
-            _draw_band(axes, x, drawn_band, arm.label, style(number))
-        axes.axhline(0.0, color=INK, linewidth=1)
-        axes.set_ylabel(f"less scratch's {LOSS}")
-        if what == "tokens":
-            axes.set_xlabel(f"tokens per parameter, of {comparison.tokens_per_param:.3g}")
-        else:
-            axes.set_xlabel(f"{named_unit}, the base's included")
-            axes.set_title(budget, fontsize="small", loc="right")
-        legend(axes)
-    return made[0]
-
-
-def scale_pairs(
-    comparisons: Sequence[Comparison], ids: Mapping[Path, str], place: int, slug: str, caption: str
-) -> Figure:
-    """Validation loss before the first step (place 0) or after the last (-1), a row a comparison."""
-    arms = list(dict.fromkeys(arm.label for c in comparisons for arm in c.arms))
-    series: dict[str, list[tuple[int, list[float], str]]] = {}
-    for row, c in enumerate(comparisons):
-        groups = [("from scratch (muP)", c.scratch), *((a.label, [p.warmstart for p in a.pairs]) for a in c.arms)]
-        for label, runs in groups:
-            values = [run.val_losses[place][1] for run in runs]
-            series.setdefault(label, []).append((row, values, ", ".join(ids[run.out_dir] for run in runs)))
-    step = 0.7 / (len(arms) + 1)
-    rows = len(comparisons) * max(len(arms) + 1, 4)
-    with drawn(slug, caption, height=1.3 + 0.2 * (len(series) + rows)) as (axes, made):
-        for label, points in series.items():
-            number = arms.index(label) if label in arms else -1
-            look = style(number)
-            for i, (row, values, _) in enumerate(points):
-                at, mean = row + (number + 1 - len(arms) / 2) * step, sum(values) / len(values)
-                named = f"{label}: {', '.join(names for *_, names in points)}" if i == 0 else None
-                axes.plot([min(values), max(values)], [at] * 2, color=look["color"], linewidth=1.5)
-                axes.plot(
-                    [mean], [at], color=look["color"], marker=look["marker"], linestyle="", markersize=6, label=named
-                )
-        axes.set_yticks(range(len(comparisons)), [_wrapped(c.title) for c in comparisons], fontsize="small")
-        axes.set_ylim(len(comparisons) - 0.4, -0.6)
-        axes.set_xlabel(f"validation {LOSS}")
+    kinds = (("speed_up_with_base", "the base's compute counted", style(0)), ("speed_up", "its own compute", style(1)))
+    titles = list(dict.fromkeys(rows["comparison"]))
+    with drawing(height=1.3 + 0.42 * len(rows) + 0.3 * len(titles)) as d:
+        (axes,) = d.panels
+        axes.axvline(1, color=INK, linewidth=1)
+        place, labels = 0.0, []
+        for title in titles:
+            axes.annotate(title, (0, place - 0.55), xycoords=("axes fraction", "data"), fontsize="small", va="center")
+            place += 0.25
+            for row in rows[rows["comparison"] == title].to_dict("records"):
+                for offset, (kind, label, look) in zip((-0.13, 0.13), kinds, strict=True):
+                    value, low, high, limit = (row[kind + end] for end in ("", "_low", "_high", "_limit"))
+                    look = {"color": look["color"], "marker": look["marker"]}
+                    if math.isfinite(value):
+                        axes.plot([value], [place + offset], linestyle="", label=None if labels else label, **look)
+                        ends = [low, high if math.isfinite(high) else value] if math.isfinite(low) else [value, value]
+                        axes.plot(ends, [place + offset] * 2, color=look["color"])
+                        d.tell(axes, [value], [place + offset], [f"{row['warmstart']}, {label}: {value:.2f}"])
+                    if math.isfinite(limit):
+                        axes.plot(
+                            [limit], [place + offset], color=look["color"], marker="|", markersize=11, linestyle=""
+                        )
+                        d.tell(
+                            axes, [limit], [place + offset], [f"the most that growth can give, {label}: {limit:.2f}"]
+                        )
+                labels.append((place, row["warmstart"]))
+                place += 1
+            place += 0.5
+        axes.plot([], [], color=GREY, marker="|", markersize=11, linestyle="", label="the most that growth can give")
+        axes.set_xscale("log")
+        _plain_log(axes.xaxis)
+        axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize="small")
+        axes.set_ylim(place - 0.7, -1.1)
+        axes.set_xlabel("speed-up in Hoffmann FLOPs (above 1 the warmstart is faster)")
         axes.grid(axis="y", visible=False)
-        legend(axes)
-    return made[0]
+        d.legend()
+        return d.finished(name, caption)
 
 
-def _wrapped(title: str) -> str:
-    return title.replace(" → ", "\n→ ").replace(", ", "\n").replace("tokens per parameter", "tokens/param")
+def _plain_log(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
-def lineage_curves(
-    chain: Chain,
-    ids: Mapping[Path, str],
-    what: str,
-    slug: str,
-    caption: str,
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure of losses: runs that differ in their seeds."""
+
+    label: str
+    look: dict[str, Any]
+    val_losses: pd.DataFrame
+    """``mean``, ``low`` and ``high`` over seeds, by place."""
+    losses: pd.Series | None = None
+    """Smoothed training losses by place."""
+    differences: pd.DataFrame | None = None
+    """Validation losses less scratch's, as ``val_losses``."""
+    starts: tuple[float, ...] = ()
+    """Places at which it was grown."""
+
+
+def loss_curves(
+    name: str, caption: str, lines: Sequence[Line], unit: str, scale: float = 1.0, last: float | None = None
 ) -> Figure:
-    """Loss, or tokens, of a chain against the compute of its lineage; a growth is a dotted line.
+    """Losses over tokens or compute and, below, differences from scratch; the axes end where validations are.
 
     Args:
-        chain: Its stages, and the last scale from scratch.
-        ids: What runs are called, by folder.
-        what: ``loss`` or ``tokens``.
-        slug: Name of its files.
+        name: Of the figure.
         caption: For the page.
+        lines: What to draw; the training losses faint.
+        unit: Of places, after they are divided by ``scale``.
+        scale: See there.
+        last: The run from scratch's last loss, a dotted line.
     """
-    from matplotlib.ticker import EngFormatter
+    below = any(line.differences is not None and len(line.differences) for line in lines)
+    shape: dict[str, Any] = dict(rows=2, height_ratios=(3, 2), sharex=True) if below else {}
+    with drawing(height=(5.0 if below else 3.4) + 0.2 * len(lines), **shape) as d:
+        for line in lines:
+            top = d.panels[0]
+            if line.losses is not None:
+                top.plot(line.losses.index / scale, line.losses, color=line.look["color"],
+                         linestyle=line.look["linestyle"], linewidth=1, alpha=0.4)  # fmt: skip
+            _draw_band(d, top, line, line.val_losses, scale, unit)
+            for place in line.starts:
+                top.axvline(place / scale, color=line.look["color"], linestyle=":", linewidth=1)
+            if below and line.differences is not None:
+                _draw_band(d, d.panels[1], line, line.differences, scale, unit, "+")
+        if last is not None:
+            d.panels[0].axhline(last, color=INK, linestyle=":", linewidth=1)
+        if bounds := _bounds([line.val_losses for line in lines]):
+            d.panels[0].set_ylim(*bounds)
+        d.panels[0].set_ylabel(LOSS)
+        if below:
+            d.panels[1].axhline(0.0, color=INK, linewidth=1)
+            d.panels[1].set_ylabel("less scratch's")
+        d.panels[-1].set_xlabel(unit)
+        d.panels[-1].set_xlim(left=0)
+        d.legend()
+        return d.finished(name, caption)
 
-    stages, scratch, before = chain.stages, chain.scratch, chain.before or 0.0
-    runs = [*stages, *([scratch] if scratch else [])]
-    with drawn(slug, caption, height=3.4 + 0.2 * len(runs)) as (axes, made):
-        spent = [run.tokens * run.flops_per_token for run in runs]
-        unit, named_unit = _flops_unit(max(before + sum(spent[: len(stages)]), spent[-1]))
-        flops, tokens = before / unit, float(sum(a.tokens or 0 for a in stages[0].record.lineage))
-        for number, run in enumerate(runs):
-            if run is scratch:
-                flops, tokens, look = 0.0, 0.0, style(-1)
-            else:
-                look = style(number)
-                if number:
-                    axes.axvline(flops, color=GREY, linestyle=":", linewidth=1)
-            named = "from scratch" if run is scratch else "grown" if run.warmstarted else "base"
-            label = f"{size(run)}, {named}, {run.tokens_per_param:.3g} tokens/param: {ids[run.out_dir]}"
-            scale = run.flops_per_token / unit
-            if what == "loss":
-                smooth = smoothed(run.losses, SMOOTHING * run.tokens)
-                axes.plot([flops + t * scale for t, _ in smooth], [loss for _, loss in smooth], alpha=0.4, linewidth=1,
-                          color=look["color"], linestyle=look["linestyle"])  # fmt: skip
-                axes.plot([flops + t * scale for t, _ in run.val_losses], [loss for _, loss in run.val_losses],
-                          markersize=4, label=label, **look)  # fmt: skip
-            else:
-                ends = [flops, flops + run.tokens * scale]
-                axes.plot(ends, [tokens, tokens + run.tokens], markersize=4, label=label, **look)
-            flops, tokens = flops + run.tokens * scale, tokens + run.tokens
-        axes.set(xlabel=named_unit + ", of the lineage", ylabel=LOSS if what == "loss" else "tokens of the lineage")
-        if what == "tokens":
-            axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        legend(axes)
-    return made[0]
+
+def _draw_band(d: Drawing, axes: Any, line: Line, found: pd.DataFrame, scale: float, unit: str, sign: str = "") -> None:
+    places = np.asarray(found.index, dtype=float) / scale
+    axes.plot(places, found["mean"], label=line.label, markevery=max(1, len(places) // 12), **line.look)
+    if (found["low"] != found["high"]).any():
+        axes.fill_between(places, found["low"], found["high"], color=line.look["color"], alpha=0.2, linewidth=0)
+    words = [f"{line.label}: {loss:{sign}.4f} at {x:.3g} {unit}" for x, loss in zip(places, found["mean"], strict=True)]
+    d.tell(axes, places.tolist(), found["mean"].tolist(), words)
+
+
+def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
+    """Limits of a loss axis: all validations but a curve's first where it has others, and a little room."""
+    shown = [found.iloc[1:] if len(found) > 2 else found for found in bands if len(found)]
+    if not shown:
+        return None
+    low, high = min(found["low"].min() for found in shown), max(found["high"].max() for found in shown)
+    room = 0.06 * (high - low) or 0.1
+    return (low - room, high + room) if math.isfinite(room) else None
+
+
+def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, int], title: str) -> Figure:
+    """Validation losses of a grid, the winner framed; a diverged cell is left blank.
+
+    Args:
+        name: Of the figure.
+        caption: For the page.
+        losses: Means over seeds, by learning rate and batch size; NaN where a seed diverged.
+        best: Learning rate and batch size of the winner.
+        title: Tells the model and its tokens.
+    """
+    losses = losses.sort_index(axis=0).sort_index(axis=1)
+    values = losses.to_numpy(dtype=float)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    y, x = losses.index.get_loc(best[0]), losses.columns.get_loc(best[1])
+    with drawing(height=1.6 + 0.5 * len(losses)) as d:
+        (axes,) = d.panels
+        edges = [np.arange(count + 1) - 0.5 for count in reversed(values.shape)]
+        mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values), cmap="viridis_r")
+        for (row, column), loss in np.ndenumerate(values):
+            color = GREY if np.isnan(loss) else "black" if loss < middle else "white"
+            look = dict(color=color, fontweight="bold" if (row, column) == (y, x) else "normal", fontsize="small")
+            axes.text(column, row, "diverged" if np.isnan(loss) else f"{loss:.3f}", ha="center", va="center", **look)
+        frame = np.array([[-0.5, 0.5, 0.5, -0.5, -0.5], [-0.5, -0.5, 0.5, 0.5, -0.5]])
+        axes.plot(x + frame[0], y + frame[1], color=COLORS[1], linewidth=2.5, clip_on=False)
+        axes.set_xticks(range(len(losses.columns)), [str(batch) for batch in losses.columns])
+        axes.set_yticks(range(len(losses)), [f"{lr:g}" for lr in losses.index])
+        axes.set(xlabel="batch (sequences per step)", ylabel="learning rate", title=title)
+        axes.grid(False)
+        d.figure.colorbar(mesh, ax=axes, label=LOSS)
+        return d.finished(name, caption)
+
+
+def dots(name: str, caption: str, arms: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
+    """Values of several arms, a dot a seed and a line at their mean; arms that begin with "from scratch" in ink.
+
+    Args:
+        name: Of the figure.
+        caption: For the page.
+        arms: Label -> panel -> a value a seed.
+        title: What all arms share.
+    """
+    headings = list(dict.fromkeys(heading for panels in arms.values() for heading in panels))
+    with drawing(height=1.2 + 0.3 * len(arms), columns=len(headings), width=WIDTH * 1.5, sharey=True) as d:
+        for axes, heading in zip(d.panels, headings, strict=True):
+            for y, (label, panels) in enumerate(arms.items()):
+                values = list(panels.get(heading, ()))
+                color = INK if label.startswith("from scratch") else COLORS[0]
+                axes.scatter(values, [y] * len(values), color=color, s=14, alpha=0.7)
+                if values:
+                    axes.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=color)
+                    d.tell(axes, [float(np.mean(values))], [y], [f"{label}: {np.mean(values):.4f}"])
+            axes.set(xlabel=LOSS, title=heading)
+        d.panels[0].set_yticks(range(len(arms)), list(arms), fontsize="small")
+        d.panels[0].invert_yaxis()
+        d.figure.suptitle(f"{title}; a dot is a seed, a line their mean", fontsize="small")
+        return d.finished(name, caption)
+
+
+def layer_sizes(name: str, caption: str, sizes: Mapping[str, pd.DataFrame]) -> Figure:
+    """Sizes of layers at several moments, a row a layer (figure 10 of the paper).
+
+    Args:
+        name: Of the figure.
+        caption: For the page.
+        sizes: Heading of a panel -> root mean squares, a row a layer and a column a moment.
+    """
+    layers = max(len(frame) for frame in sizes.values())
+    shape: dict[str, Any] = dict(height=1.4 + 0.24 * layers * len(sizes) + 0.2 * len(sizes), rows=len(sizes))
+    with drawing(**shape) as d:
+        for axes, (heading, frame) in zip(d.panels, sizes.items(), strict=True):
+            for number, (moment, values) in enumerate(frame.items()):
+                offset = 0.18 * (number - (len(frame.columns) - 1) / 2)  # equal sizes would hide each other
+                shown = values[values > 0]
+                rows = [list(frame.index).index(layer) + offset for layer in shown.index]
+                look = style(number - 1) | {"linestyle": ""}
+                axes.plot(shown, rows, label=moment, **look)
+                d.tell(axes, shown.tolist(), rows, [f"{layer}, {moment}: {v:.3g}" for layer, v in shown.items()])
+            axes.set_xscale("log")
+            _plain_log(axes.xaxis)
+            axes.set_yticks(range(len(frame)), list(frame.index), fontsize="small")
+            axes.invert_yaxis()
+            axes.set_xlabel(heading)
+        d.legend()
+        return d.finished(name, caption)
+
+
+def panels(
+    name: str, caption: str, series: Mapping[str, Mapping[str, pd.Series]], unit: str, place: str, log: bool = False
+) -> Figure:
+    """Lines over places, two panels a row: sizes over training or width (figures 3, 7 and 8 of the paper).
+
+    Args:
+        name: Of the figure.
+        caption: For the page.
+        series: Heading of a panel -> label -> values by place. A label has one look in all panels.
+        unit: Of values.
+        place: What places are.
+        log: Whether both axes are logarithmic and share their scales.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    labels = list(dict.fromkeys(label for lines in series.values() for label in lines))
+    columns = min(2, len(series))
+    rows = -(-len(series) // columns)
+    height = 0.9 + 1.5 * rows + 0.2 * (len(labels) if not log else -(-len(labels) // 3))
+    with drawing(height=height, rows=rows, columns=columns, sharex=True, sharey=log) as d:
+        shown: dict[str, Any] = {}
+        for number, (axes, (heading, lines)) in enumerate(zip(d.panels, series.items(), strict=False)):
+            for label, values in lines.items():
+                look = style(labels.index(label) - 1) | ({} if log else {"marker": ""})
+                (line,) = axes.plot(values.index, values, markersize=3, linewidth=1.2, **look)
+                shown.setdefault(label, line)
+                words = [f"{label}: {y:.3g} at {x:.3g} {place}" for x, y in values.items()]
+                d.tell(axes, [float(x) for x in values.index], values.tolist(), words)
+            axes.set_title(heading)
+            if number + columns >= len(series):  # nothing below it
+                axes.set_xlabel(place)
+                axes.tick_params(labelbottom=True)
+            if log:
+                axes.set(xscale="log", yscale="log")
+                axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line.index})))
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_minor_formatter(NullFormatter())
+        for axes in d.panels[len(series) :]:
+            axes.set_visible(False)
+        d.figure.supylabel(unit, fontsize="medium")
+        d.figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3 if log else 1)
+        return d.finished(name, caption)

@@ -9,9 +9,9 @@ from typing import Any
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.report.answers import Names
-from litgpt_warmstart.report.figures import GREY, drawn
 from litgpt_warmstart.report.groups import size
 from litgpt_warmstart.report.html import Section, Table
+from litgpt_warmstart.report.old_figures import GREY, drawn
 from litgpt_warmstart.report.old_runs import GRID_SEARCH, Run, display_names
 from litgpt_warmstart.report.tables import COLORS
 

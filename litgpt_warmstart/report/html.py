@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape, unescape
 
-from litgpt_warmstart.report.figures import Figure
+from litgpt_warmstart.report.old_figures import Figure
 
 MARK = '<meta name="generator" content="litgpt warmstart_report">'
 """In every page, so that a later report knows what it may replace."""

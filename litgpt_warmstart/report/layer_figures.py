@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from litgpt_warmstart.report.figures import Figure, drawn, legend, style
+from litgpt_warmstart.report.old_figures import Figure, drawn, legend, style
 
 
 def layer_sizes(moments: Mapping[str, Mapping[str, float]], unit: str, slug: str, caption: str, title: str) -> Figure:

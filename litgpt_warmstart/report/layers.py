@@ -11,9 +11,9 @@ from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.report import layer_figures
 from litgpt_warmstart.report.answers import Names
 from litgpt_warmstart.report.chains import parent
-from litgpt_warmstart.report.figures import Figure
 from litgpt_warmstart.report.groups import arm_labels, budget, differences, lineage, settings, size
 from litgpt_warmstart.report.html import Section, Table
+from litgpt_warmstart.report.old_figures import Figure
 from litgpt_warmstart.report.old_runs import COORD_CHECK, Run, display_names
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD
 from litgpt_warmstart.run.norms import Norm

@@ -12,8 +12,9 @@ Who adds a kind of study to the page writes one function in its module, ``study/
         ])
 
 :class:`~litgpt_warmstart.report.runs.Runs` is all that was found: one table, a row a run, and each run's curves.
-Figures come from :mod:`litgpt_warmstart.report.figures`, which alone draws. A section says nothing of HTML; a table's
-``frame`` becomes tables/NAME.csv beside the page, and ``shown`` is what the page has of it.
+Figures come from :mod:`litgpt_warmstart.report.figures`, which alone draws; a command writes one as a file by
+``write_whole(path, figure.png)``. A section says nothing of HTML; a table's ``frame`` becomes tables/NAME.csv beside
+the page, and ``shown`` is what the page has of it.
 """
 
 import json
@@ -22,39 +23,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.report.figures import Figure
 from litgpt_warmstart.report.runs import Runs
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MARK = '<meta name="generator" content="litgpt warmstart_report">'
 """Stands in every page, so that a later report knows what it may replace."""
 FIGURES, TABLES = "figures", "tables"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a formula begins with."""
 _FILES = "litgpt-warmstart-files"
 _FILE = re.compile(rf"{FIGURES}/[A-Za-z0-9_-]+\.(svg|png)|{TABLES}/[A-Za-z0-9_-]+\.csv", re.ASCII)
 _UNLINKED = ("gains", "grid_searches", "layer_norms", "norms_over_training", "pairs", "validation_losses")
 """Tables that a page of the first landing did not link to."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure of the page."""
-
-    name: str
-    """Is in the page once."""
-    caption: str
-    svg: str
-    """An element with ids of its own, whose text and axes have the page's text colour."""
-    points: tuple[tuple[float, float, str], ...] = ()
-    """Places of the picture (its own x and y), and what is told of them under the pointer."""
-
-    @property
-    def points_json(self) -> str:
-        return json.dumps(self.points, ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -122,7 +111,36 @@ def render(title: str, sections: Sequence[Section], below: str, files: Sequence[
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     listed = escape(json.dumps(list(files)), quote=True)
     head = Markup(f'{MARK}\n<meta name="{_FILES}" content="{listed}">')
-    return template.render(title=title, sections=sections, below=below, head=head, tables=TABLES, raw=Markup)
+    return template.render(title=title, sections=sections, below=below, head=head)
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """A table's rows as CSV, without its index; what is missing is an empty cell."""
+    return frame.map(_harmless).to_csv(index=False, lineterminator="\r\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as :func:`as_csv` has it, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, as_csv(frame))
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r}: {error.strerror}: choose another --out_dir") from error
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe; numbers stay."""
+    if not isinstance(value, str) or not value.startswith(FORMULA) or value == "-":
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def listed_files(page: str) -> set[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from litgpt_warmstart.report import figures
+from litgpt_warmstart.report import old_figures as figures
 from litgpt_warmstart.report.answers import Names, answer_table, in_words, pairs_table, sentences
 from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seeds, same_seeds
 from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate, speed_up

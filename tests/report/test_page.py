@@ -4,12 +4,13 @@ import re
 
 import pandas as pd
 
-from litgpt_warmstart.report.page import Figure, Section, Table, listed_files, render
+from litgpt_warmstart.report.figures import Figure
+from litgpt_warmstart.report.page import Section, Table, as_csv, listed_files, render
 
 
 def section(word: str) -> Section:
     frame = pd.DataFrame({"a": [word]})
-    inner = Section(word, figures=[Figure("f", word, "<svg></svg>", ((1.0, 2.0, word),))])
+    inner = Section(word, figures=[Figure("f", word, "<svg></svg>", b"", ((1.0, 2.0, word),))])
     return Section(word, word, [word], [], [Table("t", word, frame, frame)], [word], [inner])
 
 
@@ -35,3 +36,8 @@ def test_the_files_beside_a_page_are_read_from_it():
     page = render("T", [], "", files)
     assert listed_files(page) == set(files)
     assert listed_files(page.replace("tables/a.csv", "../a.csv")) == {"tables/runs.csv"}
+
+
+def test_a_cell_that_a_spreadsheet_would_run_gets_an_apostrophe_and_a_missing_one_is_empty():
+    frame = pd.DataFrame({"name": ["=1+1", "@x", "-2.5", "-", None], "value": [1, -2, 3, float("nan"), 5]})
+    assert as_csv(frame).splitlines() == ["name,value", "'=1+1,1.0", "'@x,-2.0", "-2.5,3.0", "-,", ",5.0"]

@@ -12,11 +12,11 @@ from litgpt_warmstart.commands import warmstart, warmstart_coord_check, warmstar
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.answers import sentences
 from litgpt_warmstart.report.chains import chains, parent
-from litgpt_warmstart.report.figures import inline
 from litgpt_warmstart.report.grids import Cell, draw_cells
 from litgpt_warmstart.report.groups import compare_all
 from litgpt_warmstart.report.html import Section, Table, render
 from litgpt_warmstart.report.layers import layer_name
+from litgpt_warmstart.report.old_figures import inline
 from litgpt_warmstart.report.old_runs import Run, find
 from litgpt_warmstart.report.write import Written, write_report
 from litgpt_warmstart.run.spec import TrainArgs
