@@ -4,10 +4,11 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError, told_in_one_line
@@ -25,17 +26,74 @@ def checked(command: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(command)
 
     @functools.wraps(command)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def raising(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
-        with told_in_one_line(f"litgpt {name}"):
-            for option, value in bound.arguments.items():
-                if signature.parameters[option].kind is inspect.Parameter.VAR_KEYWORD:
-                    bound.arguments[option] = {key: checked_value(key, inner) for key, inner in value.items()}
-                else:
-                    bound.arguments[option] = checked_value(option, value)
+        for option, value in bound.arguments.items():
+            if signature.parameters[option].kind is inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[option] = {key: checked_value(key, inner) for key, inner in value.items()}
+            else:
+                bound.arguments[option] = checked_value(option, value)
         return command(*bound.args, **bound.kwargs)
 
-    return call
+    @functools.wraps(raising)
+    def telling(*args: Any, **kwargs: Any) -> Any:
+        with told_in_one_line(f"litgpt {name}"):
+            return raising(*args, **kwargs)
+
+    return telling
+
+
+def raising(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A :func:`checked` command for callers in Python: what a user did wrong is raised as a UserError."""
+    return command.__wrapped__
+
+
+def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the fields of some dataclasses that it takes as options of its own, by their bare names.
+
+    A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
+    jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
+    command itself has a parameter for, or says in its docstring, goes before a field's.
+
+    Args:
+        groups: Names of the parameters. A field without a default is none of the user's, and stays the command's.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command)
+        told = inspect.getdoc(command) or ""
+        parameters: dict[str, inspect.Parameter] = {}
+        members: dict[str, tuple[type, list[str]]] = {}
+        for name, parameter in own.parameters.items():
+            if name not in groups:
+                parameters[name] = parameter
+                continue
+            kind = parameter.annotation
+            docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(kind).params}
+            shown = [field for field in fields(kind) if field.name not in own.parameters]
+            members[name] = kind, [field.name for field in shown]
+            for field in shown:
+                default = field.default_factory() if field.default is MISSING else field.default
+                parameters[field.name] = inspect.Parameter(
+                    field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=field.type
+                )
+                if f"\n    {field.name}: " not in told:
+                    told += f"\n    {field.name}: {' '.join(str(docs[field.name]).split())}."
+        signature = own.replace(parameters=list(parameters.values()))
+
+        @functools.wraps(command)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+            given |= given.pop("kwargs", {})
+            for name, (kind, names) in members.items():
+                given[name] = kind(**{field: given.pop(field) for field in names if field in given})
+            return command(**given)
+
+        call.__signature__ = signature
+        call.__doc__ = told
+        return call
+
+    return decorate
 
 
 def checked_value(option: str, value: Any) -> Any:

@@ -88,5 +88,7 @@ def parse(kind: type[T] | Any, content: Any) -> T:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise Unreadable(one_line(f"{place}: {first['msg']}" if place else first["msg"], 160)) from error
+    except UserError as error:  # what a dataclass refuses of its own fields
+        raise Unreadable(one_line(error, 160)) from error
     except (TypeError, ValueError, RecursionError) as error:  # a date, a set, nesting without end
         raise Unreadable(one_line(error, 120)) from error

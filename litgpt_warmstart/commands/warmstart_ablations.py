@@ -130,7 +130,7 @@ def setup(
                 header = read_base(Path(model))
                 sources[model] = Source(header.path, header.config, str(header.path), ())
                 continue
-            arm = ablations.Arm(model, model, shrink=0.0, tokens_per_param=base_tokens_per_param, schedule=schedule)
+            arm = ablations.Arm.of(model, model, shrink=0.0, tokens_per_param=base_tokens_per_param, schedule=schedule)
             own = dict(target=model, parametrization="mup", initial_checkpoint_dir=None)
             folder = f"base-{ablations.short_name(model)}"
             spec = spec_of("warmstart_scratch", arm, folder, own, base_seed, model)
@@ -143,16 +143,15 @@ def setup(
                 own = dict(target=arm.target, parametrization="mup", initial_checkpoint_dir=None)
                 command = "warmstart_scratch"
                 if not arm.is_scratch:
-                    own = dict(base=str(source.path), target=arm.target, shrink=arm.shrink, alignment=arm.alignment,
-                               perturb=arm.perturb, gains=arm.gains)  # fmt: skip
+                    own = dict(base=str(source.path), target=arm.target) | arm.growth.options
                     command = "warmstart"
                 spec = spec_of(command, arm, folder, own, seed, source.tuned_at)
                 check_growable(source.config, spec.config)
-                resolve_alignment(source.config, spec.config, arm.alignment)
+                resolve_alignment(source.config, spec.config, arm.growth.alignment)
                 if arm.is_scratch:  # its --config file reads on after the base, too
                     spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source.path)})
                 else:
-                    spec = replace(spec, growth=replace(arm.growth(), source_dir=source.path))
+                    spec = replace(spec, source_dir=source.path, growth=arm.growth)
                 runs.append(StudyRun(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
         trained = ""
         if any("arm" not in run.factors for run in runs):

@@ -1,5 +1,6 @@
 """litgpt warmstart_coord_check: does muP, with and without a warmstart, keep activations' size over width?"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,14 +10,15 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.commands.study import as_list, check_results
-from litgpt_warmstart.edge import check_seeds, checked
+from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError, told_in_one_line
 from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.method.growth import Alignment, Growth
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, Header, read_checkpoint
 from litgpt_warmstart.run.models import read_base, resolve_models, used_seed
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import Alignment, Growth, TrainArgs
+from litgpt_warmstart.run.spec import TrainArgs
 
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 DEFAULT_BLOCK_SIZE = 256
@@ -24,6 +26,7 @@ MOST_SEEDS = 1000
 
 
 @checked
+@flat("growth")
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -31,8 +34,7 @@ def setup(
     scales: list[str] | str | None = None,
     parametrizations: list[str] | str | None = None,
     shrink: list[float] | str = "0.2,0.4,0.6,0.8,1.0",
-    alignment: Alignment = "heads",
-    perturb: float = 1.0,
+    growth: Growth = Growth(),
     lr: float | None = None,
     steps: int = 4,
     num_seeds: int = 5,
@@ -61,8 +63,6 @@ def setup(
         parametrizations: What to measure: ``sp`` (standard, with one learning rate for all widths), ``mup`` (from
             scratch), ``warmstart`` (muP grown from the base). Default: all three, without ``base`` the first two.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
-        alignment: Where the rows of attention go: ``heads``, ``blocks`` or ``literal``, as in ``warmstart``.
-        perturb: Multiplier of the standard deviation sigma_muP that a warmstart adds.
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them
             to show what grows.
@@ -90,7 +90,7 @@ def setup(
         start = read_base(base) if base is not None else None
         config, tuned = resolve_models(target, start, None, None, data)
         shrinks = as_list(shrink, float, "--shrink")
-        arms = _arms(parametrizations, shrinks, start, perturb)
+        arms = _arms(parametrizations, shrinks, start, growth)
         configs = _configs(config, widths, scales)
         block_size = block_size if block_size is not None else min(DEFAULT_BLOCK_SIZE, *(c.block_size for c in configs))
         _check_positive("block_size", block_size)
@@ -116,11 +116,10 @@ def setup(
             steps=steps,
             seeds=tuple(range(seed, seed + num_seeds)),
             source=read_checkpoint(start.path) if warm else None,
-            alignment=alignment,
-            perturb=perturb,
+            growth=growth,
         )
         if warm:
-            _tell_alignment(check.source.config, configs, alignment)
+            _tell_alignment(check.source.config, configs, growth.alignment)
         inputs, targets, described = coord_check.read_batch(spec)
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         print(
@@ -137,8 +136,8 @@ def setup(
         arguments = dict(
             base=start and str(start.path), target=target, widths=None if scales else [c.n_embd for c in configs],
             scales=as_list(scales, str, "--scales") if scales else None,
-            parametrizations=list(dict.fromkeys(arm.parametrization for arm in arms)), shrink=shrinks,
-            alignment=alignment, perturb=perturb, lr=spec.base_lr, steps=steps, num_seeds=num_seeds, seed=seed,
+            parametrizations=list(dict.fromkeys(arm.parametrization for arm in arms)),
+            **growth.options | {"shrink": shrinks}, lr=spec.base_lr, steps=steps, num_seeds=num_seeds, seed=seed,
             data=spec.hyperparameters["data"], batch_size=batch_size, block_size=block_size,
             tokenizer_dir=spec.hyperparameters["tokenizer_dir"], out_dir=str(spec.out_dir),
         )  # fmt: skip
@@ -157,7 +156,7 @@ def _check_positive(option: str, value: int) -> None:
         raise UserError(f"--{option} must be above 0, got {value}")
 
 
-def _arms(parametrizations: Any, shrinks: list[float], start: Header | None, perturb: float) -> tuple:
+def _arms(parametrizations: Any, shrinks: list[float], start: Header | None, growth: Growth) -> tuple:
     """The arms to measure.
 
     Raises:
@@ -173,7 +172,7 @@ def _arms(parametrizations: Any, shrinks: list[float], start: Header | None, per
     if "warmstart" in names and start is None:
         raise UserError("--parametrizations warmstart needs --base, the trained checkpoint to start from")
     for shrink in shrinks:
-        Growth(Path(), shrink, perturb=perturb)  # its checks
+        replace(growth, shrink=shrink)  # its checks
     if not shrinks and "warmstart" in names:
         raise UserError("--shrink is empty: give at least one value, or leave warmstart out of --parametrizations")
     arms = [Arm(name) for name in known[:2] if name in names]

@@ -1,26 +1,23 @@
 """litgpt warmstart_grow: the transform alone, into a checkpoint folder."""
 
-from dataclasses import asdict
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked
-from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import theirs_at
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries
 from litgpt_warmstart.run.models import check_seed, read_base, resolve_models
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import Alignment, Gains, Growth
 
 
 @checked
+@flat("growth")
 def setup(
     base: Path | None = None,
     target: str | None = None,
     out_dir: Path | None = None,
-    shrink: float = 0.4,
-    alignment: Alignment = "heads",
-    perturb: float = 1.0,
-    gains: Gains = "shrunk",
+    growth: Growth = Growth(),
     mup_base: str | None = None,
     seed: int = 42,
     overwrite: bool = False,
@@ -34,50 +31,40 @@ def setup(
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
             takes the base's vocabulary.
         out_dir: The checkpoint folder to write.
-        shrink: lambda_shrink in [0, 1].
-        alignment: Where the rows of attention go: ``heads`` keeps each head, ``blocks`` each of q, k and v, and
-            ``literal`` pads the fused tensor as it stands, for comparison only.
-        perturb: Multiplier of the standard deviation sigma_muP that is added; 0 adds nothing.
-        gains: What becomes of norm gains: ``shrunk`` towards 1, ``added`` to 1 after shrinking (eq. (1) as it stands),
-            ``copied``, or ``reset`` to 1.
         mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
             folder. Default: what the base's record says, else the base's own shapes.
         seed: The random seed of the perturbation.
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
-    with told_in_one_line("litgpt warmstart_grow"):
-        from litgpt_warmstart.run.grow_folder import grow_folder
-        from litgpt_warmstart.run.resume import check_writable
+    from litgpt_warmstart.run.grow_folder import grow_folder
+    from litgpt_warmstart.run.resume import check_writable
 
-        if out_dir is None:
-            raise UserError("--out_dir is missing: give the checkpoint folder to write")
-        out_dir = Path(out_dir)
-        check_writable(out_dir)
-        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if theirs := theirs_at(out_dir, foreign_entries):
-                raise UserError(
-                    f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: it holds {', '.join(theirs[:3])};"
-                    " choose another"
-                )
-            if not overwrite:
-                raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
-        start = read_base(base)
-        if out_dir.resolve() in (start.path.resolve(), *start.path.resolve().parents):
-            raise UserError(f"--out_dir {str(out_dir)!r} holds the base: choose another folder")
-        growth = Growth(start.path, shrink, alignment, perturb, gains)
-        config, tuned = resolve_models(target, start, growth, mup_base, None)
-        if tuned.header and out_dir.resolve() in (tuned.header.path.resolve(), *tuned.header.path.resolve().parents):
-            raise UserError(f"--out_dir {str(out_dir)!r} holds --mup_base: choose another folder")
-        if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
-            raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
-        check_seed(start, config, growth, seed)
-        arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
-        arguments |= {k: v for k, v in asdict(growth).items() if k != "source_dir"}
-        record = grow_folder(growth, config, tuned.config, tuned.record, seed, out_dir, arguments)
-        reason = record.growth.alignment_reason
-        print(
-            f"Grew {start.config.name} (n_embd {start.config.n_embd}) into {record.name} (n_embd {config.n_embd},"
-            f" {record.parameters:,} parameters): shrink {shrink:g}, alignment {record.growth.alignment}"
-            + (f" instead of {alignment}: {reason}" if reason else "")
-            + f"; wrote {str(out_dir)!r}"
-        )
+    if out_dir is None:
+        raise UserError("--out_dir is missing: give the checkpoint folder to write")
+    out_dir = Path(out_dir)
+    check_writable(out_dir)
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        if theirs := theirs_at(out_dir, foreign_entries):
+            raise UserError(
+                f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: it holds {', '.join(theirs[:3])};"
+                " choose another"
+            )
+        if not overwrite:
+            raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
+    start = read_base(base)
+    if out_dir.resolve() in (start.path.resolve(), *start.path.resolve().parents):
+        raise UserError(f"--out_dir {str(out_dir)!r} holds the base: choose another folder")
+    config, tuned = resolve_models(target, start, growth, mup_base, None)
+    if tuned.header and out_dir.resolve() in (tuned.header.path.resolve(), *tuned.header.path.resolve().parents):
+        raise UserError(f"--out_dir {str(out_dir)!r} holds --mup_base: choose another folder")
+    if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
+        raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
+    check_seed(start, config, growth, seed)
+    arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
+    record = grow_folder(
+        start.path, growth, config, tuned.config, tuned.record, seed, out_dir, arguments | growth.options
+    )
+    print(
+        f"Grew {start.config.name} (n_embd {start.config.n_embd}) into {record.name} (n_embd {config.n_embd},"
+        f" {record.parameters:,} parameters): {record.growth.told}; wrote {str(out_dir)!r}"
+    )

@@ -3,21 +3,19 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked
-from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import Alignment, Gains, Growth
 
 
 @checked
+@flat("growth")
 def setup(
     base: Path | None = None,
     target: str | None = None,
-    shrink: float = 0.4,
-    alignment: Alignment = "heads",
-    perturb: float = 1.0,
-    gains: Gains = "shrunk",
+    growth: Growth = Growth(),
     out_dir: Path = Path("out/warmstart"),
     measure: bool = True,
     json: Path | None = None,
@@ -33,28 +31,22 @@ def setup(
         base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
             takes the base's vocabulary.
-        shrink: lambda_shrink in [0, 1].
-        alignment: Where the rows of attention go: ``heads``, ``blocks`` or ``literal``, as for ``warmstart``.
-        perturb: Multiplier of the standard deviation sigma_muP that is added.
-        gains: What becomes of norm gains: ``shrunk``, ``added``, ``copied`` or ``reset``.
         out_dir: A warmstart's; taken so that its arguments are a plan's, which writes nothing there.
         measure: Whether to build the target and time it; without, memory is that of weights, gradients and optimizer.
         json: Optional file to write the plan to, too.
     """
-    with told_in_one_line("litgpt warmstart_plan"):
-        from litgpt_warmstart.run.plan import make_plan
+    from litgpt_warmstart.run.plan import make_plan
 
-        if json is not None and Path(json).is_dir():
-            raise UserError(f"--json {str(json)!r} is a folder: give a file")
-        start = read_base(base)
-        growth = Growth(start.path, shrink, alignment, perturb, gains)
-        spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), {}, **kwargs)
-        if json is not None:
-            _check_free(Path(json))
-        plan = make_plan(spec, start, measure)
-        print(plan.describe())
-        if json is not None:
-            _write(Path(json), asdict(plan))
+    if json is not None and Path(json).is_dir():
+        raise UserError(f"--json {str(json)!r} is a folder: give a file")
+    start = read_base(base)
+    spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), {}, **kwargs)
+    if json is not None:
+        _check_free(Path(json))
+    plan = make_plan(spec, start, measure)
+    print(plan.describe())
+    if json is not None:
+        _write(Path(json), asdict(plan))
 
 
 def _check_free(path: Path) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from litgpt_warmstart.edge import checked
-from litgpt_warmstart.errors import told_in_one_line
 from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import Parametrization
@@ -30,13 +29,12 @@ def setup(
             ``warmstart_grow`` wrote.
         out_dir: Directory in which to save checkpoints and logs.
     """
-    with told_in_one_line("litgpt warmstart_scratch"):
-        from litgpt_warmstart.run.train import setup as train
+    from litgpt_warmstart.run.train import setup as train
 
-        start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
-        own = dict(
-            target=target,
-            parametrization=parametrization,
-            initial_checkpoint_dir=str(start.path) if start else None,
-        )
-        train(resolve("warmstart_scratch", target, start, None, parametrization, Path(out_dir), own, **kwargs))
+    start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
+    own = dict(
+        target=target,
+        parametrization=parametrization,
+        initial_checkpoint_dir=str(start.path) if start else None,
+    )
+    train(resolve("warmstart_scratch", target, start, None, parametrization, Path(out_dir), own, **kwargs))

@@ -14,23 +14,22 @@ from litgpt_warmstart.commands.study import (
     tell_costs,
 )
 from litgpt_warmstart.data.recorded import recorded_data
-from litgpt_warmstart.edge import checked
+from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.scales import resolve_config, short_name
 from litgpt_warmstart.run.models import read_base, resolve_models
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import Alignment, EvalArgs, Gains, Growth, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
 from litgpt_warmstart.study.runner import Executor
 
 
 @checked
+@flat("growth")
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,
-    shrink: float = 0.4,
-    alignment: Alignment = "heads",
-    perturb: float = 1.0,
-    gains: Gains = "shrunk",
+    growth: Growth = Growth(),
     compute_split: str | list[float] | None = None,
     max_flops: float | None = None,
     scratch: bool = True,
@@ -53,10 +52,6 @@ def setup(
     Arguments:
         scales: From the smallest to the largest, e.g. ``5M,22M,70M``; LitGPT names and model_config.yaml files, too.
         base: Folder of a trained checkpoint that the first of ``scales`` grows from, instead of training it.
-        shrink: lambda_shrink in [0, 1], at each growth.
-        alignment: Where the rows of attention go: ``heads``, ``blocks`` or ``literal``.
-        perturb: Multiplier of the standard deviation sigma_muP that is added.
-        gains: What becomes of norm gains: ``shrunk``, ``added``, ``copied`` or ``reset``.
         compute_split: Each stage's share of the compute, e.g. ``0.1,0.3,0.6``. Default: each stage has its own
             ``tokens_per_param``.
         max_flops: The compute of all stages, by Hoffmann et al.'s count, for ``compute_split``. Default: what the
@@ -98,7 +93,6 @@ def setup(
             tuned_at = mup_base or names[0]
         if start and start.record and start.record.latest_data and kwargs.get("data") is None:
             kwargs["data"] = recorded_data(start.record.latest_data)
-        growth = Growth(start.path if start else Path(), shrink, alignment, perturb, gains)
 
         def scratch_spec(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
             own = dict(target=target, parametrization="mup", initial_checkpoint_dir=None)
@@ -110,7 +104,7 @@ def setup(
 
         folders = [f"{number}-{short_name(resolve_config(name).name)}" for number, name in enumerate(names, start=1)]
         specs = [scratch_spec(*pair) for pair in zip(names, folders, strict=True)]
-        successive.check_order([*([start.config] if start else []), *(spec.config for spec in specs)], alignment)
+        successive.check_order([*([start.config] if start else []), *(spec.config for spec in specs)], growth.alignment)
         if compute_split is not None:
             shares = as_shares(compute_split)
             tokens = successive.split_tokens(specs, shares, max_flops)
@@ -119,12 +113,11 @@ def setup(
         for number, (folder, spec) in enumerate(zip(folders, specs, strict=True)):
             source = runs[-1].spec.out_dir / "final" if runs else start.path if start else None
             if source:
-                own = dict(base=str(source), target=names[number], shrink=shrink, alignment=alignment,
-                           perturb=perturb, gains=gains)  # fmt: skip
+                own = dict(base=str(source), target=names[number]) | growth.options
                 settings = {k: v for k, v in spec.hyperparameters.items() if k not in ("initial_checkpoint_dir",
                             "parametrization", "target")}  # fmt: skip
                 spec = replace(
-                    spec, command="warmstart", growth=replace(growth, source_dir=source),
+                    spec, command="warmstart", source_dir=source, growth=growth,
                     hyperparameters={**own, **settings},
                 )  # fmt: skip
             after = (runs[-1].name,) if runs else ()

@@ -14,20 +14,110 @@ heads of size 2 growing to 3 heads of size 3, each letter goes to its own head o
     source rows   q0q0 q1q1           k0k0 k1k1           v0v0 v1v1
     target rows   q0q0. q1q1. ...     k0k0. k1k1. ...     v0v0. v1v1. ...
 
-Norm gains have mean 1, not 0, so they are shrunk towards 1, and new channels get 1; :func:`grown_gain` has the other
-ways for comparison.
+Norm gains have mean 1, not 0, so they are shrunk towards 1, and new channels get 1.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.model import check_supported
-from litgpt_warmstart.run.spec import Alignment, Gains
+
+Alignment = Literal["heads", "blocks", "literal"]
+Gains = Literal["shrunk", "added", "copied", "reset"]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the source's weights become the target's: what is asked for.
+
+    Every command that grows has a flag for each field, and what is written of a run tells each: add an option here.
+    """
+
+    shrink: float = 0.4
+    """lambda_shrink in [0, 1]; 0 trains from scratch under muP, on the same batches"""
+    alignment: Alignment = "heads"
+    """Where the rows of attention go: ``heads`` keeps each head, ``blocks`` each of q, k and v, and ``literal`` pads
+    the fused tensor as it stands, for comparison only"""
+    perturb: float = 1.0
+    """Multiplier of the standard deviation sigma_muP that is added; 0 adds nothing"""
+    gains: Gains = "shrunk"
+    """What becomes of norm gains: ``shrunk`` towards 1, ``added`` to 1 after shrinking (eq. (1) as it stands),
+    ``copied``, or ``reset`` to 1"""
+
+    def __post_init__(self) -> None:
+        for field in fields(Growth):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if choices and value not in choices:
+                raise UserError(f"--{field.name} {value!r} is none of {', '.join(choices)}")
+        if not 0 <= self.shrink <= 1:
+            raise UserError(f"--shrink must lie in [0, 1], got {self.shrink}")
+        if not 0 <= self.perturb < math.inf:
+            raise UserError(f"--perturb must not be negative, got {self.perturb}")
+        if self.shrink == 0 and self.perturb == 0:
+            raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name, as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(Growth)}
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether nothing of the source is left, and muP's own initialization is all there is."""
+        return self.shrink == 0 and self.perturb == 1
+
+    @property
+    def label(self) -> str:
+        """What tells it from other growths in a few words: shrink, and what is not as by default."""
+        words = [f"shrink {self.shrink:g}"]
+        for field in fields(Growth)[1:]:
+            value = getattr(self, field.name)
+            if value != field.default:
+                words.append(f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}")
+        return ", ".join(words)
+
+    def done(self, source: Config, target: Config, source_dir: Path, seed: int) -> "Grown":
+        """What is to be recorded of it, with the alignment that is possible."""
+        alignment, reason = resolve_alignment(source, target, self.alignment)
+        options = self.options | {"alignment": alignment, "asked_alignment": self.alignment}
+        return Grown(**options, alignment_reason=reason, source_dir=str(source_dir), seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Growth):
+    """What a record tells of the growth that made a run's first weights; ``alignment`` is the one that was used."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    source_dir: str
+    """Checkpoint folder of the source."""
+    asked_alignment: Alignment
+    """The alignment asked for."""
+    alignment_reason: str | None
+    """Why the two differ."""
+    seed: int
+    """Of the perturbation."""
+
+    @property
+    def asked(self) -> Growth:
+        """What was asked for."""
+        return Growth(**self.options | {"alignment": self.asked_alignment})
+
+    @property
+    def told(self) -> str:
+        """The growth in a line, with the reason where its alignment is not what was asked for."""
+        instead = f" instead of {self.asked_alignment} ({self.alignment_reason})" if self.alignment_reason else ""
+        rest = replace(self, alignment="heads").label.partition(", ")
+        return f"{rest[0]}, alignment {self.alignment}{instead}{rest[1]}{rest[2]}"
+
 
 Axis = Literal["vocab", "n_embd", "intermediate", "qkv", "heads", "norm_q", "norm_k"]
 
@@ -62,10 +152,7 @@ _SHARED_FIELDS = (
 
 
 def axes(name: str) -> tuple[Axis, ...]:
-    """What the axes of a parameter run over, e.g. ``("qkv", "n_embd")``.
-
-    Args:
-        name: The parameter's name in a LitGPT state dict.
+    """What the axes of a parameter of a LitGPT state dict run over, e.g. ``("qkv", "n_embd")``.
 
     Raises:
         KeyError: No LitGPT GPT of a supported family has such a parameter.
@@ -159,13 +246,7 @@ def axis_size(axis: Axis, config: Config) -> int:
 
 
 def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -> torch.Tensor:
-    """Where each position of a source axis goes in the target.
-
-    Args:
-        axis: What the axis runs over.
-        source: The smaller model.
-        target: The larger model.
-        alignment: A possible one (see :func:`resolve_alignment`).
+    """Where each position of a source axis goes in the target under a possible alignment.
 
     Returns:
         Target positions, int64, shape ``(axis_size(axis, source),)``, all different.
@@ -200,55 +281,45 @@ def grow_tensor(
     initial: torch.Tensor,
     source_config: Config,
     target_config: Config,
-    shrink: float,
-    alignment: Alignment,
-    gains: Gains = "shrunk",
+    growth: Growth,
 ) -> torch.Tensor:
     """Grow one parameter: ``initial + shrink * Pad0(source)``; a norm's gain by :func:`grown_gain`.
 
     Args:
         name: The parameter's name in a LitGPT state dict.
         source: Its value in the source, unfolded, of any floating type.
-        initial: The target's initialization, fp32, in the target's shape; it is overwritten. Zeros (ones for a gain)
-            stand for no perturbation.
+        initial: The target's initialization, fp32, in the target's shape; it is overwritten.
         source_config: The source's config.
         target_config: The target's config.
-        shrink: lambda_shrink in [0, 1]; 0 leaves ``initial`` as it is.
-        alignment: A possible one (see :func:`resolve_alignment`).
-        gains: What becomes of the norms' gains.
+        growth: Its alignment is a possible one; shrink 0 leaves ``initial`` as it is.
 
     Returns:
         ``initial``, grown.
     """
-    if shrink == 0:
+    if growth.shrink == 0:
         return initial
-    index = tuple(axis_map(axis, source_config, target_config, alignment) for axis in axes(name))
+    index = tuple(axis_map(axis, source_config, target_config, growth.alignment) for axis in axes(name))
     if len(index) == 2:
         index = (index[0][:, None], index[1])
     source = source.to(initial.dtype)
     if is_gain(name):
-        initial[index] = grown_gain(source, initial[index], shrink, gains)
+        initial[index] = grown_gain(source, initial[index], growth)
     else:
-        initial[index] += shrink * source
+        initial[index] += growth.shrink * source
     return initial
 
 
-def grown_gain(source: torch.Tensor, initial: torch.Tensor, shrink: float, gains: Gains) -> torch.Tensor:
+def grown_gain(source: torch.Tensor, initial: torch.Tensor, growth: Growth) -> torch.Tensor:
     """A norm's gain in the channels that the source has, shape (n,) throughout; a new channel keeps ``initial``, 1.
 
-    Args:
-        source: The source's gain.
-        initial: Ones.
-        shrink: lambda_shrink.
-        gains: ``shrunk`` towards 1, exact at 0 and 1: ``(1 - shrink) + shrink * gain``; ``added``, eq. (1) with the
-            ones that muP starts gains from in place of noise: ``1 + shrink * gain``; ``copied`` as they are; ``reset``
-            to 1.
+    ``shrunk`` is exact at 0 and 1: ``(1 - shrink) + shrink * gain``. ``added`` is eq. (1) with the ones that muP starts
+    gains from in place of noise: ``1 + shrink * gain``.
     """
-    if gains == "copied":
+    if growth.gains == "copied":
         return source
-    if gains == "reset":
+    if growth.gains == "reset":
         return initial
-    return (initial if gains == "added" else (1 - shrink) * initial) + shrink * source
+    return (initial if growth.gains == "added" else (1 - growth.shrink) * initial) + growth.shrink * source
 
 
 def grow(
@@ -256,29 +327,24 @@ def grow(
     initial: Iterator[tuple[str, torch.Tensor]],
     source_config: Config,
     target_config: Config,
-    shrink: float,
-    alignment: Alignment,
-    gains: Gains = "shrunk",
+    growth: Growth,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Grow a whole state dict, one tensor at a time, so that the target stands in memory once.
 
     Args:
         source: The source's unfolded weights by name, e.g. memory-mapped.
-        initial: The target's initialization by name, tensor by tensor; each is overwritten.
+        initial: The target's initialization by name, with ``growth.perturb`` times muP's standard deviations; it is
+            overwritten, and yielded with its names.
         source_config: The source's config.
         target_config: The target's config.
-        shrink: lambda_shrink in [0, 1].
-        alignment: ``heads`` gives way to ``blocks`` where heads cannot be kept.
-        gains: What becomes of the norms' gains.
-
-    Yields:
-        Name and grown tensor, in the order of ``initial``.
+        growth: How; ``heads`` gives way to ``blocks`` where heads cannot be kept.
 
     Raises:
         UserError: The source cannot grow into the target, or lacks a tensor.
     """
     check_growable(source_config, target_config)
-    alignment, _ = resolve_alignment(source_config, target_config, alignment)
+    alignment, _ = resolve_alignment(source_config, target_config, growth.alignment)
+    growth = replace(growth, alignment=alignment)
     for name, tensor in initial:
         if name not in source:
             raise UserError(f"the base's weights lack {name!r}: its model_config.yaml describes another model")
@@ -288,7 +354,7 @@ def grow(
                 f"the base's {name} has shape {tuple(source[name].shape)}, its model_config.yaml says {described}: they"
                 " belong to different models"
             )
-        yield name, grow_tensor(name, source[name], tensor, source_config, target_config, shrink, alignment, gains)
+        yield name, grow_tensor(name, source[name], tensor, source_config, target_config, growth)
 
 
 def _q_rows(config: Config) -> int:

@@ -242,8 +242,7 @@ def compare_all(runs: Sequence[Run]) -> Compared:
 
 def growth(run: Run) -> tuple:
     """How a warmstart was grown."""
-    how = run.record.growth
-    return how.shrink, how.perturb, how.alignment, how.gains
+    return tuple(run.record.growth.options.values())
 
 
 def _line(run: Run) -> list[tuple]:
@@ -279,14 +278,7 @@ def arm_labels(runs: Sequence[Run]) -> list[str]:
     sources = {str(_line(run)) for run in runs}
     labels = []
     for run in runs:
-        growth = run.record.growth
-        parts = [f"shrink {growth.shrink:g}"]
-        if growth.alignment != "heads":
-            parts.append(growth.alignment)
-        if growth.perturb != 1:
-            parts.append(f"perturb {growth.perturb:g}")
-        if growth.gains != "shrunk":
-            parts.append(f"gains {growth.gains}")
+        parts = [run.record.growth.label]
         if len(sources) > 1:
             ancestor = run.record.lineage[-1]
             parts.append(f"from {lineage(run)} at {ancestor.tokens / ancestor.parameters:.3g} tokens/param")

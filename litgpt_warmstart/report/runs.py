@@ -151,9 +151,8 @@ def _numbered(values: Sequence[Any]) -> list[int]:
 
 def _grown(record: Record) -> tuple[Any, ...]:
     """How a run was grown and what its ancestors were, whatever their seeds."""
-    how = record.growth
     line = [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in record.lineage]
-    return how and (how.shrink, how.perturb, how.alignment, how.gains), line
+    return record.growth and tuple(record.growth.options.values()), line
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -238,8 +237,7 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
 
 def _kind(record: Record) -> str:
     if record.growth:
-        from_scratch = record.growth.shrink == 0 and record.growth.perturb == 1
-        return "scratch" if from_scratch else "warmstart" if record.growth.shrink else "continued"
+        return "scratch" if record.growth.from_scratch else "warmstart" if record.growth.shrink else "continued"
     if record.lineage:
         return "continued"
     return "scratch" if record.parametrization == "mup" else "standard"
@@ -294,14 +292,7 @@ def lineage(record: Record) -> str:
 
 def growth_label(record: Record) -> str:
     """How a run was grown, in words; what is the default is left out."""
-    growth = record.growth
-    if growth is None:
-        return ""
-    parts = [f"shrink {growth.shrink:g}"]
-    parts += [growth.alignment] if growth.alignment != "heads" else []
-    parts += [f"perturb {growth.perturb:g}"] if growth.perturb != 1 else []
-    parts += [f"gains {growth.gains}"] if growth.gains != "shrunk" else []
-    return ", ".join(parts)
+    return record.growth.label if record.growth else ""
 
 
 def display_names(folders: Sequence[Path]) -> list[str]:

@@ -6,12 +6,12 @@ import lightning as L
 from torch import nn
 
 from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run import checkpoint, micro_batch
 from litgpt_warmstart.run.compilation import compiled, why_not_compile
-from litgpt_warmstart.run.grow_folder import record_growth
-from litgpt_warmstart.run.record import Ancestor, GrowthRecord
+from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.resume import Resumed, State
 from litgpt_warmstart.run.spec import RunSpec
 
@@ -63,7 +63,7 @@ def build_model(
     source: checkpoint.Checkpoint | None,
     initial: checkpoint.Checkpoint | None,
     resumed: Resumed | None,
-) -> tuple[MuGPT, GrowthRecord | None]:
+) -> tuple[MuGPT, Grown | None]:
     """The bare model on the device, with the weights that training starts from or goes on with.
 
     Returns:
@@ -91,12 +91,10 @@ def build_model(
         weights,
         source.config,
         spec.config,
-        spec.growth.shrink,
-        spec.growth.alignment,
-        spec.growth.gains,
+        spec.growth,
     )
     parametrization.load_weights(gpt, grown)
-    return gpt, record_growth(spec.growth, source.config, spec.config, spec.seed)
+    return gpt, spec.growth.done(source.config, spec.config, source.path, spec.seed)
 
 
 def with_micro_batch(

@@ -9,28 +9,14 @@ from litgpt.config import Config
 from litgpt.utils import num_parameters
 
 from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run import checkpoint
-from litgpt_warmstart.run.record import GrowthRecord, Record
-from litgpt_warmstart.run.spec import Growth
-
-
-def record_growth(asked: Growth, source: Config, target: Config, seed: int) -> GrowthRecord:
-    """What is done to the source's weights, with the alignment that is possible."""
-    alignment, reason = growth.resolve_alignment(source, target, asked.alignment)
-    return GrowthRecord(
-        source_dir=str(asked.source_dir),
-        shrink=asked.shrink,
-        alignment=alignment,
-        asked_alignment=asked.alignment,
-        alignment_reason=reason,
-        perturb=asked.perturb,
-        gains=asked.gains,
-        seed=seed,
-    )
+from litgpt_warmstart.run.record import Record
 
 
 def grow_folder(
+    source_dir: Path,
     asked: Growth,
     config: Config,
     mup_base: Config,
@@ -42,7 +28,8 @@ def grow_folder(
     """Write the checkpoint folder that training under ``asked`` would start from.
 
     Args:
-        asked: Source folder, shrink, alignment, perturbation.
+        source_dir: Checkpoint folder of the source.
+        asked: How it grows.
         config: The target, before muP's attention scale.
         mup_base: Config of the model whose learning rate was tuned.
         tuned: The record that gives learning rate and batch size, to be carried on.
@@ -53,7 +40,7 @@ def grow_folder(
     Returns:
         The new folder's record.
     """
-    source = checkpoint.read_checkpoint(asked.source_dir)
+    source = checkpoint.read_checkpoint(source_dir)
     config = parametrization.mup_config(config, mup_base)
     width_mult = parametrization.width_mult(config, mup_base)
     with torch.device("meta"):
@@ -65,9 +52,7 @@ def grow_folder(
         initial,
         source.config,
         config,
-        asked.shrink,
-        asked.alignment,
-        asked.gains,
+        asked,
     )
     record = Record(
         command="warmstart_grow",
@@ -78,7 +63,7 @@ def grow_folder(
         width_mult=width_mult,
         base_lr=tuned.base_lr if tuned else None,
         global_batch_size=tuned.global_batch_size if tuned else None,
-        growth=record_growth(asked, source.config, config, seed),
+        growth=asked.done(source.config, config, source_dir, seed),
         lineage=source.ancestors(),
         versions=checkpoint.installed_versions(),
     )

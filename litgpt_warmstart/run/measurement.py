@@ -63,7 +63,7 @@ def measure(spec: RunSpec) -> Measurement:
     device = fabric.device
     forget_peak_memory(device)
     try:
-        source = checkpoint.read_checkpoint(spec.growth.source_dir) if spec.growth else None
+        source = checkpoint.read_checkpoint(spec.source_dir) if spec.source_dir else None
         spec, state, choices = build_state(fabric, spec, source, None, None)
         del source
         batch, block_size, accumulation = spec.train.micro_batch_size, spec.block_size, spec.accumulation_iters

@@ -9,10 +9,10 @@ from litgpt.utils import extend_checkpoint_dir
 
 from litgpt_warmstart.data import BlockDataModule
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import SCALES, Scale, find_scale, resolve_config
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import Growth
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,6 @@ def resolve_models(
     Raises:
         UserError: No target, one that ``start`` cannot become, or an unknown muP base.
     """
-    from litgpt_warmstart.method.growth import check_growable
-
     tuned = _read_tuned(mup_base)
     vocabulary = {}
     if start:

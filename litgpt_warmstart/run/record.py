@@ -10,6 +10,7 @@ from typing_extensions import TypedDict  # the standard library's, which pydanti
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import dump_yaml, file_sha256
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.scales import checked_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
@@ -39,25 +40,6 @@ class DataUse:
 
 
 @dataclass(frozen=True)
-class GrowthRecord:
-    """How the first weights of a run came from its source's."""
-
-    __pydantic_config__ = _STRICT
-
-    source_dir: str
-    shrink: Finite
-    alignment: str
-    """The alignment used."""
-    asked_alignment: str
-    """The alignment asked for."""
-    alignment_reason: str | None
-    """Why the two differ."""
-    perturb: Finite
-    seed: int
-    gains: str = "shrunk"
-
-
-@dataclass(frozen=True)
 class Ancestor:
     """A checkpoint that a run's weights come from."""
 
@@ -71,7 +53,7 @@ class Ancestor:
     tokens: Count
     matmul_flops: int
     data: DataUse | None = None
-    growth: GrowthRecord | None = None
+    growth: Grown | None = None
     """How its own first weights came from the ancestor before it."""
     hoffmann_flops: int = 0
     """0 where an older version wrote the record."""
@@ -142,7 +124,7 @@ class Record:
     hoffmann_flops: int = 0
     """By :func:`litgpt_warmstart.method.flops.hoffmann_flops_per_token`; 0 where an older version wrote the record."""
     data: DataUse | None = None
-    growth: GrowthRecord | None = None
+    growth: Grown | None = None
     lineage: tuple[Ancestor, ...] = ()
     """Oldest first, without this run."""
     training: Training = field(default_factory=dict)

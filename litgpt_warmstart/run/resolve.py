@@ -16,6 +16,7 @@ from litgpt_warmstart.data.loaders import class_path, init_args
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
 from litgpt_warmstart.method.scales import SCALES
 from litgpt_warmstart.method.schedule import Schedule, ScheduleName, make_schedule
@@ -24,7 +25,7 @@ from litgpt_warmstart.run.micro_batch import default_size
 from litgpt_warmstart.run.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import CompileMode, EvalArgs, Growth, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import CompileMode, EvalArgs, Parametrization, RunSpec, TrainArgs
 
 
 def resolve(
@@ -174,6 +175,7 @@ def resolve(
         out_dir=out_dir,
         max_steps=max_steps,
         block_size=block_size,
+        source_dir=start.path if start and growth else None,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
         mup_base_dir=tuned.header.path if tuned.header else None,

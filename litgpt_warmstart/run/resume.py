@@ -30,6 +30,7 @@ from litgpt_warmstart.data.loaders import DataPlan, data_arguments
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run import checkpoint, norms, ownership, record
 from litgpt_warmstart.run.optimizer import recorded_optimizer
@@ -46,7 +47,7 @@ class State:
     """:class:`NextTokenLoss` around it, compiled and wrapped by Fabric."""
     optimizer: torch.optim.Optimizer
     lineage: tuple[record.Ancestor, ...]
-    growth: record.GrowthRecord | None
+    growth: Grown | None
     step_count: int = 0
     """Optimizer updates."""
     whole: bool = True
@@ -87,7 +88,7 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
         if found is None:
             ownership.check_free(spec.out_dir)
         return found
-    for needed in (spec.growth and spec.growth.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
+    for needed in (spec.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
         if needed and needed.resolve() in (spec.out_dir.resolve(), *spec.out_dir.resolve().parents):
             raise UserError(f"--out_dir {str(spec.out_dir)!r} is in {str(needed)!r}, which this run starts from:"
                             " choose another")  # fmt: skip
@@ -284,10 +285,8 @@ class Resumed:
             "data": (_data(was.data, use), _data(use, was.data)),
         }
         if spec.growth and was.growth:
-            pairs["shrink"] = (was.growth.shrink, spec.growth.shrink)
-            pairs["perturb"] = (was.growth.perturb, spec.growth.perturb)
-            pairs["alignment"] = (was.growth.asked_alignment, spec.growth.alignment)
-            pairs["gains"] = (was.growth.gains, spec.growth.gains)
+            now_growing = spec.growth.options
+            pairs |= {name: (value, now_growing[name]) for name, value in was.growth.asked.options.items()}
         for name, (before, now) in pairs.items():
             if before != now:
                 raise UserError(

@@ -1,6 +1,5 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
 from litgpt_warmstart.method.schedule import (
     COOLDOWNS,
@@ -22,8 +22,6 @@ from litgpt_warmstart.method.schedule import (
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 from litgpt_warmstart.run.record import DataUse
 
-Alignment = Literal["heads", "blocks", "literal"]
-Gains = Literal["shrunk", "added", "copied", "reset"]
 Parametrization = Literal["mup", "sp"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -181,30 +179,6 @@ class EvalArgs(litgpt.args.EvalArgs):
 
 
 @dataclass(frozen=True)
-class Growth:
-    """How the source's weights become the target's: eq. (1) of arXiv 2411.07340."""
-
-    source_dir: Path
-    """Checkpoint folder of the source (the base of the command line)."""
-    shrink: float = 0.4
-    """lambda_shrink in [0, 1]; 0 is muP from scratch, bit for bit."""
-    alignment: Alignment = "heads"
-    """Where attention's rows go: by head, by q/k/v block, or as the fused tensor stands."""
-    perturb: float = 1.0
-    """Multiplier of the muP standard deviation that is added; 0 adds nothing."""
-    gains: Gains = "shrunk"
-    """What becomes of the norms' gains: see :func:`litgpt_warmstart.method.growth.grown_gain`."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.shrink <= 1:
-            raise UserError(f"--shrink must lie in [0, 1], got {self.shrink}")
-        if not 0 <= self.perturb < math.inf:
-            raise UserError(f"--perturb must not be negative, got {self.perturb}")
-        if self.shrink == 0 and self.perturb == 0:
-            raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run; ``fit`` reads this and its state, nothing else."""
 
@@ -228,6 +202,8 @@ class RunSpec:
     """Optimizer steps of the whole run: the token budget in whole steps."""
     block_size: int
     """Tokens per sequence that count; a block stores one more."""
+    source_dir: Path | None = None
+    """Checkpoint folder that ``growth`` starts from."""
     growth: Growth | None = None
     initial_checkpoint_dir: Path | None = None
     """Weights to start from as they are; excludes ``growth``."""

@@ -77,8 +77,8 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     """Build model, optimizer and data from the specification, train, and save; see :func:`setup`."""
     fabric.seed_everything(spec.seed, verbose=False)
     source = initial = None
-    if spec.growth:
-        source = checkpoint.read_checkpoint(spec.growth.source_dir)
+    if spec.source_dir:
+        source = checkpoint.read_checkpoint(spec.source_dir)
         growth.check_growable(source.config, spec.config)
     elif spec.initial_checkpoint_dir:
         initial = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
@@ -376,8 +376,7 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choi
         f" {config.head_size}, vocabulary {config.padded_vocab_size:,}; {fabric.device}, {spec.precision}"
     )
     if grown:
-        instead = f" instead of {grown.asked_alignment} ({grown.alignment_reason})" if grown.alignment_reason else ""
-        fabric.print(f"Grown from {grown.source_dir}: shrink {grown.shrink:g}, alignment {grown.alignment}{instead}")
+        fabric.print(f"Grown from {grown.source_dir}: {grown.told}")
     fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.words}; {spec.optimizer}")
     fabric.print(
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"

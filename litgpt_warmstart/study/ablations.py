@@ -6,18 +6,18 @@ Every arm has its run from scratch beside it: the same base and target, budget, 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, get_args
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.tables import COLORS
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.run.spec import Alignment, Gains, Growth
 from litgpt_warmstart.study.runner import Outcome, StudyRun
 from litgpt_warmstart.study.tables import picture
 
@@ -29,31 +29,35 @@ class Arm:
     base: str
     """A scale that is trained first, or a checkpoint folder."""
     target: str
-    shrink: float = 0.4
-    """0 is the run from scratch."""
-    perturb: float = 1.0
-    alignment: Alignment = "heads"
-    gains: Gains = "shrunk"
+    growth: Growth = Growth()
+    """Shrink 0 is the run from scratch."""
     tokens_per_param: float = 20.0
     schedule: ScheduleName = "constant"
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        self.growth()
-        for name, known in (("alignment", Alignment), ("gains", Gains), ("schedule", ScheduleName)):
-            if getattr(self, name) not in get_args(known):
-                raise UserError(f"--arms: {name} {getattr(self, name)!r} is none of {', '.join(get_args(known))}")
+        if self.schedule not in get_args(ScheduleName):
+            raise UserError(f"--arms: schedule {self.schedule!r} is none of {', '.join(get_args(ScheduleName))}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
             raise UserError("--arms: tokens_per_param must be above 0, weight_decay not negative")
 
-    def growth(self) -> Growth:
-        """How weights are grown, from a base that is named later."""
-        return Growth(Path(), self.shrink, self.alignment, self.perturb, self.gains)
+    @classmethod
+    def of(cls, base: str, target: str, **options: Any) -> "Arm":
+        """The arm with these options, some of them of its growth."""
+        growing = {field.name: options.pop(field.name) for field in fields(Growth) if field.name in options}
+        return cls(base, target, Growth(**growing), **options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that is varied, by name, those of the growth among them."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        growth = own.pop("growth")
+        return {"base": own.pop("base"), "target": own.pop("target"), **growth.options, **own}
 
     @property
     def scratch(self) -> "Arm":
         """The run from scratch to compare it with."""
-        return replace(self, shrink=0.0, perturb=1.0, alignment="heads", gains="shrunk")
+        return replace(self, growth=Growth(shrink=0.0))
 
     @property
     def is_scratch(self) -> bool:
@@ -64,12 +68,17 @@ class Arm:
     def name(self) -> str:
         """What tells it from an arm with all defaults, short enough for a folder and an axis."""
         parts = [f"{short_name(self.base)}-{short_name(self.target)}"]
-        parts.append("scratch" if self.is_scratch else f"shrink-{self.shrink:g}")
-        for field in fields(self)[3:]:
-            value = getattr(self, field.name)
-            if value != field.default:
-                parts.append(f"{field.name}-{value:g}" if isinstance(value, float) else f"{value}")
+        parts.append("scratch" if self.is_scratch else f"shrink-{self.growth.shrink:g}")
+        for name, value in self.options.items():
+            if name in DEFAULTS and name != "shrink" and value != DEFAULTS[name]:
+                parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{value}")
         return "-".join(parts)
+
+
+DEFAULTS = {
+    f.name: f.default for f in (*fields(Growth), *fields(Arm)) if f.default is not MISSING and f.name != "growth"
+}
+"""What an arm is unless it says otherwise, by the names of its options."""
 
 
 def short_name(model: str) -> str:
@@ -89,7 +98,7 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
     Raises:
         UserError: An unknown field, or a value that it cannot have.
     """
-    known = [field.name for field in fields(Arm)]
+    known = ["base", "target", *DEFAULTS]
     found: dict[Arm, None] = {}
     for arm in arms:
         if not isinstance(arm, Mapping):
@@ -100,11 +109,11 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
         lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
         for combination in itertools.product(*lists):
             try:
-                made = Arm(**{name: _typed(name, v) for name, v in zip(values, combination, strict=True)})
+                made = Arm.of(**{name: _typed(name, v) for name, v in zip(values, combination, strict=True)})
             except (TypeError, ValueError) as error:
                 raise UserError(f"--arms: {dict(zip(values, combination, strict=True))}: {error}") from None
-            if not made.shrink:  # nothing is left of the base to align, and no gain
-                made = replace(made, alignment="heads", gains="shrunk")
+            if not made.growth.shrink:  # nothing is left of the base to align, and no gain
+                made = replace(made, growth=Growth(shrink=0.0, perturb=made.growth.perturb))
             found[made.scratch] = None
             found[made] = None
     if not found:
@@ -113,8 +122,7 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
 
 
 def _typed(name: str, value: Any) -> Any:
-    default = next(field.default for field in fields(Arm) if field.name == name)
-    return float(value) if isinstance(default, float) else str(value)
+    return float(value) if isinstance(DEFAULTS.get(name), float) else str(value)
 
 
 def rows(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
@@ -135,7 +143,7 @@ def rows(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict
             whole = tokens_to_last_loss(_val_losses(scratch))
         found.append(
             {
-                **asdict(arm),
+                **arm.options,
                 "seed": seed,
                 "status": outcome.status,
                 "first_val_loss": outcome.first_val_loss,
@@ -181,7 +189,7 @@ def summaries(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> list[S
     """One for each arm, in their order."""
     told = []
     for arm in arms:
-        mine = [row for row in found if all(row[name] == value for name, value in asdict(arm).items())]
+        mine = [row for row in found if all(row[name] == value for name, value in arm.options.items())]
         good = [row for row in mine if row["status"] == "finished"]
         beside = [row for row in good if row["scratch_status"] == "finished"]
         shares = [row["tokens_to_scratch_val_loss"] / row["scratch_tokens_to_scratch_val_loss"] for row in beside
@@ -195,7 +203,7 @@ def summaries(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> list[S
 
 def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     """What all arms share, in words, and what tells each from the others."""
-    varied = {field.name for field in fields(Arm) if len({getattr(arm, field.name) for arm in arms}) > 1}
+    varied = {name for name in ("base", "target", *DEFAULTS) if len({arm.options[name] for arm in arms}) > 1}
 
     def named(arm: Arm, names: set[str]) -> list[str]:
         parts = []
@@ -209,15 +217,10 @@ def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
             parts.append(f"weight decay {arm.weight_decay:g}")
         return parts
 
-    shared = named(arms[0], {field.name for field in fields(Arm)} - varied)
+    shared = named(arms[0], {"base", "target", *DEFAULTS} - varied)
     told = []
     for arm in arms:
-        grown = ["from scratch"] if arm.is_scratch else [f"shrink {arm.shrink:g}"]
-        for name, value in (("perturb", f"perturb {arm.perturb:g}"), ("alignment", arm.alignment),
-                            ("gains", f"gains {arm.gains}")):  # fmt: skip
-            if getattr(arm, name) != getattr(arm.scratch, name):
-                grown.append(value)
-        told.append(", ".join([*grown, *named(arm, varied)]))
+        told.append(", ".join(["from scratch" if arm.is_scratch else arm.growth.label, *named(arm, varied)]))
     return ", ".join(shared), told
 
 

@@ -26,10 +26,11 @@ from mup.coord_check import get_coord_data
 from litgpt_warmstart.data.loaders import next_batches, plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.report.tables import write_csv, write_picture
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, Checkpoint
-from litgpt_warmstart.run.spec import Alignment, RunSpec
+from litgpt_warmstart.run.spec import RunSpec
 
 ArmName = Literal["sp", "mup", "warmstart"]
 
@@ -70,8 +71,8 @@ class CoordCheck:
     seeds: tuple[int, ...]
     source: Checkpoint | None = None
     """The base of the warmstarts; None where no arm is one."""
-    alignment: Alignment = "heads"
-    perturb: float = 1.0
+    growth: Growth = Growth()
+    """How the warmstarts are grown; each arm has its own shrink."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,10 @@ def build_model(check: CoordCheck, arm: Arm, config: Config, seed: int) -> MuGPT
         return model
     grown = growth.grow(
         check.source.weights_under(parametrization.folding(check.source.config, mup_base)),
-        parametrization.initial_weights(model, mup_base, seed, check.perturb),
+        parametrization.initial_weights(model, mup_base, seed, check.growth.perturb),
         check.source.config,
         config,
-        arm.shrink,
-        check.alignment,
+        replace(check.growth, shrink=arm.shrink),
     )
     parametrization.load_weights(model, grown)
     return model

@@ -65,7 +65,7 @@ def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
 
 def _from_scratch(spec: RunSpec) -> RunSpec:
     """A run of the same model and step that needs no base: it takes as long."""
-    return replace(spec, growth=None, command="warmstart_scratch")
+    return replace(spec, source_dir=None, growth=None, command="warmstart_scratch")
 
 
 def table(found: Sequence[Cost]) -> str:

@@ -291,14 +291,12 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
 def settings(run: StudyRun) -> dict[str, Any]:
     """What decides a run's numbers, as plain values, the most telling first, without what is not known yet."""
     spec = run.spec
-    grown = asdict(spec.growth) if spec.growth else {}
-    grown.pop("source_dir", None)  # its sha256 tells
     known = {
         "lr": spec.base_lr,
         "train.global_batch_size": spec.train.global_batch_size,
         "seed": spec.seed,
         "parametrization": spec.parametrization,
-        "growth": grown,
+        "growth": spec.growth.options if spec.growth else {},
         "target": asdict(spec.config),
         "mup_base": asdict(spec.mup_base_config),
         "optimizer": spec.optimizer.plain,
@@ -310,7 +308,7 @@ def settings(run: StudyRun) -> dict[str, Any]:
         "eval": {k: getattr(spec.eval, k) for k in ("interval", "max_iters")},
     }
     later = {
-        "the sha256 of what it starts from": _sha256(spec.growth and spec.growth.source_dir),
+        "the sha256 of what it starts from": _sha256(spec.source_dir),
         "the sha256 of what it reads on after": _sha256(run.data_after),
         "data": _data_identity(spec),
         "data.init_args": None if isinstance(spec.data, BlockDataModule) else data_arguments(init_args(spec.data)),

@@ -1,6 +1,8 @@
 """Growth: where each weight goes, and what it becomes there (eq. 1 of arXiv 2411.07340)."""
 
 import itertools
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method.growth import Grown, Growth
+from litgpt_warmstart.parsing import Unreadable, parse
 from tests.conftest import FAMILIES, build, llama, neox, randomized
 
 
@@ -18,7 +22,7 @@ def grown(source_model, target: Config, shrink: float, alignment="heads", mup_ba
     model = build(target, mup_base or source_model.config)
     initial = parametrization.initial_weights(model, mup_base or source_model.config, seed, perturb)
     source = {name: p.detach() for name, p in source_model.named_parameters()}
-    return dict(growth.grow(source, initial, source_model.config, target, shrink, alignment))
+    return dict(growth.grow(source, initial, source_model.config, target, Growth(shrink, alignment)))
 
 
 # --- the map against a slow reference, written from the definition -------------------------------------------------
@@ -207,12 +211,12 @@ def test_a_weight_becomes_shrink_times_source_plus_the_init_and_a_gain_moves_tow
 def test_each_way_to_grow_a_gain_by_hand_and_new_channels_get_1(gains, expected):
     name = "transformer.ln_f.weight"
     result = growth.grow_tensor(
-        name, torch.full((16,), 1.5), torch.ones(32), neox(16), neox(32, 4), 0.4, "heads", gains
+        name, torch.full((16,), 1.5), torch.ones(32), neox(16), neox(32, 4), Growth(0.4, gains=gains)
     )
     torch.testing.assert_close(result[:16], torch.full((16,), expected), rtol=0, atol=1e-6)
     assert (result[16:] == 1).all()
     weight = growth.grow_tensor("transformer.wte.weight", torch.ones(96, 16), torch.zeros(96, 32), neox(16),
-                                neox(32, 4), 0.4, "heads", gains)  # fmt: skip
+                                neox(32, 4), Growth(0.4, gains=gains))  # fmt: skip
     assert (weight[:, :16] == 0.4).all() and (weight[:, 16:] == 0).all()
 
 
@@ -220,7 +224,7 @@ def test_source_in_bf16_grows_into_fp32():
     source = {name: p.detach().bfloat16() for name, p in randomized(build(neox())).named_parameters()}
     model = build(neox(32, 4), neox())
     initial = parametrization.initial_weights(model, neox(), 0, 0.0)
-    result = dict(growth.grow(source, initial, neox(), neox(32, 4), 1.0, "heads"))
+    result = dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(1.0)))
     assert result["transformer.wte.weight"].dtype == torch.float32
     assert torch.equal(result["transformer.wte.weight"][:, :16], source["transformer.wte.weight"].float())
 
@@ -255,7 +259,7 @@ def test_weights_of_another_shape_than_their_config_are_refused():
     source = {name: p.detach() for name, p in build(neox(24, 2)).named_parameters()}
     initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0)
     with pytest.raises(UserError, match="belong to different models"):
-        dict(growth.grow(source, initial, neox(), neox(32, 4), 0.4, "heads"))
+        dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(0.4)))
 
 
 def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_seed():
@@ -275,3 +279,39 @@ def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_
 def test_an_unknown_parameter_raises():
     with pytest.raises(KeyError, match="gate"):
         growth.axes("transformer.h.0.mlp.gate.weight")
+
+
+# --- what is asked for, and what is told of it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (dict(shrink=1.1), "--shrink must lie in [0, 1], got 1.1"),
+        (dict(perturb=float("nan")), "--perturb must not be negative"),
+        (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
+        (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),
+    ],
+)
+def test_a_growth_that_cannot_be_is_refused(options, told):
+    with pytest.raises(UserError) as error:
+        Growth(**options)
+    assert told in str(error.value)
+
+
+def test_a_label_tells_shrink_and_what_is_not_as_by_default():
+    assert Growth().label == "shrink 0.4"
+    assert Growth(0.2, "literal", 0.5, "copied").label == "shrink 0.2, alignment literal, perturb 0.5, gains copied"
+    assert Growth(0.0).from_scratch and not Growth(0.0, perturb=0.5).from_scratch
+
+
+def test_a_record_tells_the_alignment_that_was_used_and_the_one_asked_for():
+    told = Growth(0.2).done(neox(16, 2), neox(32, 8), Path("base"), 7)
+    assert (told.alignment, told.asked_alignment, told.seed, told.source_dir) == ("blocks", "heads", 7, "base")
+    assert told.asked == Growth(0.2)
+    assert told.told == "shrink 0.2, alignment blocks instead of heads (head_size 8 -> 4)"
+    assert parse(Grown, asdict(told)) == told
+    older = {name: value for name, value in asdict(told).items() if name != "gains"}
+    assert parse(Grown, older) == told
+    with pytest.raises(Unreadable, match="shrink"):
+        parse(Grown, asdict(told) | {"shrink": 3.0})

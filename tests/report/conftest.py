@@ -9,11 +9,12 @@ from litgpt.utils import save_config
 
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.run.metrics import MetricsFile, RowFile
 from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, Norm
-from litgpt_warmstart.run.record import Ancestor, DataUse, GrowthRecord, Record
+from litgpt_warmstart.run.record import Ancestor, DataUse, Record
 from tests.conftest import neox
 
 PER_STEP = 8 * 64
@@ -97,7 +98,9 @@ class Maker:
             matmul_flops=tokens,
             hoffmann_flops=tokens * FLOPS_PER_TOKEN[width],
             data=DataUse("litgpt_warmstart.data.StdlibText", {}, tokens, data, start_token, start_token + tokens),
-            growth=GrowthRecord(str(base), shrink, "heads", "heads", None, 1.0, seed) if shrink is not None else None,
+            growth=None if shrink is None else Grown(
+                shrink, source_dir=str(base), asked_alignment="heads", alignment_reason=None, seed=seed
+            ),
             lineage=lineage,
             training={
                 "command_line": ["litgpt"], "schedule": asdict(Schedule("constant", planned or steps)),

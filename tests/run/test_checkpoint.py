@@ -14,12 +14,15 @@ import yaml
 from litgpt_warmstart import files
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.run import checkpoint
-from litgpt_warmstart.run.record import Ancestor, DataUse, GrowthRecord, Record
+from litgpt_warmstart.run.record import Ancestor, DataUse, Record
 from tests.conftest import build, neox, randomized
 
 DATA = DataUse("litgpt_warmstart.data.StdlibText", {"data_path": "data"}, 640, "abc", 0, 650)
-GROWTH = GrowthRecord("out/5M/final", 0.4, "blocks", "heads", "head_size 24 -> 16", 1.0, 42)
+GROWTH = Grown(
+    0.4, "blocks", source_dir="out/5M/final", asked_alignment="heads", alignment_reason="head_size 24 -> 16", seed=42
+)
 
 TRAINING = dict(schedule={"name": "constant", "total_steps": 10}, optimizer="AdamW", max_norm=1.0, block_size=64,
                 micro_batch_size=4, max_tokens=640, precision="32-true", seed=1)  # fmt: skip

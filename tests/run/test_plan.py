@@ -19,7 +19,7 @@ from litgpt_warmstart.commands import warmstart, warmstart_plan
 from litgpt_warmstart.data import SlimPajama6B, prepared_text
 from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.method.flops import matmul_flops_per_token
-from litgpt_warmstart.method.growth import check_growable
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import SCALES, resolve_config
 from litgpt_warmstart.run import measurement
 from litgpt_warmstart.run import plan as run_plan
@@ -27,7 +27,7 @@ from litgpt_warmstart.run.checkpoint import Header, read_header
 from litgpt_warmstart.run.plan import base_figures, duration, make_plan, parameter_count, route
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, Growth, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
 from tests.conftest import llama, neox
 
 NAMES = [scale.short_name for scale in SCALES]
@@ -51,7 +51,7 @@ def table_spec(base: str, target: str, tmp_path: Path, **changes) -> tuple[RunSp
     """The run base -> target of Table 1, with the paper's settings; data that is not prepared."""
     header = Header(tmp_path, resolve_config(base), None)
     arguments = dict(mup_base=base, data=SlimPajama6B(tmp_path / "none"), precision="32-true") | changes
-    return resolve("warmstart", target, header, Growth(tmp_path), "mup", tmp_path, {}, **arguments), header
+    return resolve("warmstart", target, header, Growth(), "mup", tmp_path, {}, **arguments), header
 
 
 def test_a_warmstarts_config_file_is_a_plans_too():

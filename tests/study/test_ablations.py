@@ -2,7 +2,6 @@
 
 import csv
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,20 +23,20 @@ DEFAULTS = dict(base="5M", target="22M")
 def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch():
     arms = expand([dict(shrink=[0.2, 0.4], perturb=[0, 1], schedule=["constant", "wsd"])], DEFAULTS)
     assert len(arms) == 2 * 2 * 2 + 2
-    assert [arm.schedule for arm in arms if not arm.shrink] == ["constant", "wsd"]
-    assert all(arm.perturb == 1 for arm in arms if not arm.shrink)
+    assert [arm.schedule for arm in arms if not arm.growth.shrink] == ["constant", "wsd"]
+    assert all(arm.growth.perturb == 1 for arm in arms if not arm.growth.shrink)
 
 
 def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled():
     arms = expand([dict(shrink=[0, 0.4], perturb=[0.5, 1], gains=["reset", "copied"])], DEFAULTS)
-    none = [(arm.perturb, arm.gains, arm.is_scratch) for arm in arms if not arm.shrink]
+    none = [(arm.growth.perturb, arm.growth.gains, arm.is_scratch) for arm in arms if not arm.growth.shrink]
     assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
     assert len(arms) == 2 + 4
 
 
 def test_what_two_arms_share_is_run_once():
     arms = expand([dict(shrink=[0.2, 0.4]), dict(gains=["shrunk", "reset"])], DEFAULTS)
-    assert [(arm.shrink, arm.gains) for arm in arms] == [
+    assert [(arm.growth.shrink, arm.growth.gains) for arm in arms] == [
         (0, "shrunk"),
         (0.2, "shrunk"),
         (0.4, "shrunk"),
@@ -88,7 +87,7 @@ def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
 def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
     scratch, warm = expand([dict(shrink=0.4)], DEFAULTS)
     rows = [
-        dict(**asdict(arm), first_val_loss=8.0, seed=seed, status=status, val_loss=loss, scratch_status=beside,
+        dict(**arm.options, first_val_loss=8.0, seed=seed, status=status, val_loss=loss, scratch_status=beside,
              scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
              scratch_tokens_to_scratch_val_loss=reached and 6)
         for arm, seed, status, loss, beside, reached in (

@@ -13,8 +13,8 @@ import torch
 from litgpt.data import TextFiles
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
-from litgpt_warmstart.run.spec import Growth
 from litgpt_warmstart.study.runner import OUTCOME, StudyRun, carry_out, first_difference, read_outcome, settings
 from tests.conftest import assert_same_weights, losses
 
@@ -56,7 +56,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_ends_the_same(mak
 
 def test_a_diverged_run_is_a_result_and_what_needs_its_checkpoint_is_skipped(make_spec, started):
     bad = StudyRun("bad", make_spec("bad", lr=1e6))
-    grown = replace(make_spec("next"), growth=Growth(bad.spec.out_dir / "final"))
+    grown = replace(make_spec("next"), source_dir=bad.spec.out_dir / "final", growth=Growth())
     runs = [bad, StudyRun("next", grown, after=("bad",), data_after=bad.spec.out_dir / "final")]
     ended = carry_out(runs)
     assert ended["bad"].status == "diverged" and "loss is" in ended["bad"].reason
@@ -166,7 +166,9 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
         first = StudyRun("first", make_spec(f"{where}-first", max_steps=80, save_interval=5))
         grown = make_spec(f"{where}-second")
         source = first.spec.out_dir / "final"
-        second = StudyRun("second", replace(grown, growth=Growth(source)), after=("first",), data_after=source)
+        second = StudyRun(
+            "second", replace(grown, source_dir=source, growth=Growth()), after=("first",), data_after=source
+        )
         return [first, second, StudyRun("bad", make_spec(f"{where}-bad", lr=1e6))]
 
     threads = torch.get_num_threads()
