@@ -1,11 +1,7 @@
 """The real client against a Hub of our own: what is fetched, from where, and what is told when it cannot be."""
 
-import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,29 +208,3 @@ def test_an_unusable_tokenizer_is_told(hub, files, told):
     hub.models["some/model"] = Repository(files)
     with pytest.raises(UserError, match=told):
         hub_client.tokenizer_files("some/model")
-
-
-def test_the_command_honours_the_environment_and_stock_litgpt_trains_on_the_result(hub, tmp_path, monkeypatch):
-    """The command as typed, in a process of its own; then LitGPT's own module and trainer."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_abc"}
-    command = [sys.executable, "-m", "litgpt_warmstart", "warmstart_prepare_data"]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    assert "Prepared 'data/slimpajama-6b': tokens: train " in ran.stdout
-    assert "Train on it with --data SlimPajama6B --data.data_path data/slimpajama-6b" in ran.stdout
-    assert list((tmp_path / "home/hub").glob("datasets--DKYoon--SlimPajama-6B/snapshots/b5f90f*/data/*.parquet"))
-
-    out = tmp_path / "stock"
-    arguments = ["pretrain", "pythia-14m", "--data", "LitData", "--data.data_path", "data/slimpajama-6b",
-                 "--data.split_names", "[train, val]", "--data.num_workers", "1", "--tokenizer_dir",
-                 "data/slimpajama-6b", "--train.max_tokens", "256", "--train.max_seq_length", "32",
-                 "--train.global_batch_size", "4", "--train.micro_batch_size", "4", "--eval.max_iters", "2",
-                 "--train.lr_warmup_steps", "1", "--out_dir", str(out), "--logger_name", "csv"]  # fmt: skip
-    script = "import sys; sys.argv[0] = 'litgpt'; from litgpt.__main__ import main; main()"
-    stock = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=tmp_path, env={**environment, "TORCHDYNAMO_DISABLE": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert stock.returncode == 0, stock.stderr[-3000:]
-    assert (out / "final/lit_model.pth").is_file(), stock.stdout
-    assert json.loads((out / "final/tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
