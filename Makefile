@@ -49,10 +49,10 @@ study: text-given $(INSTALLED)
 text-given:
 	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
 
-# Two processes of one thread each; a file's tests stay together, since they share what takes long to make.
+# Two processes of one thread each, which share what takes long to make; one that has no tests left takes the other's.
 WORKERS ?= 2
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 drill: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards -m "drill or not drill" -n $(WORKERS) -rA

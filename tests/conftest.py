@@ -1,11 +1,13 @@
 """Small models of each family, prepared data, and a way to run commands in this process."""
 
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from litgpt.config import Config
 from litgpt.utils import save_config
 
@@ -96,6 +98,34 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(first[name].view(torch.int32), second[name].view(torch.int32)), name
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all test processes of a session share; the first that asks for it makes what is in it.
+
+    Args:
+        tmp_path_factory: pytest's.
+        name: Of the folder, for this session.
+        make: Is given the folder, which is empty or not yet there.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / "shared" / name, root / "shared" / f".{name}.made"
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(made.with_suffix(".lock")):
+        if not made.exists():
+            make(folder)
+            made.touch()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def start_method_kept() -> Iterator[None]:
+    """Put back how processes are started: stock LitGPT, called by a test, leaves "spawn", with which each takes seconds."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     """n_embd -> path of a model_config.yaml: two layers, block size 64, StdlibText's vocabulary."""
@@ -117,15 +147,15 @@ def tiny_settings(stdlib_path: Path) -> dict:
 @pytest.fixture(scope="session")
 def base(tiny: dict[int, str], tiny_settings: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint folder of a base of width 16, trained for 10 steps of 8 x 64 tokens."""
-    out_dir = tmp_path_factory.mktemp("base")
-    train = TrainArgs(global_batch_size=8, max_steps=10, save_interval=5)
-    warmstart_scratch.setup(target=tiny[16], lr=0.02, train=train, out_dir=out_dir, **tiny_settings)
-    return out_dir / "final"
+
+    def train(out_dir: Path) -> None:
+        steps = TrainArgs(global_batch_size=8, max_steps=10, save_interval=5)
+        warmstart_scratch.setup(target=tiny[16], lr=0.02, train=steps, out_dir=out_dir, **tiny_settings)
+
+    return made_once(tmp_path_factory, "base", train) / "final"
 
 
 @pytest.fixture(scope="session")
 def stdlib_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """StdlibText, prepared once."""
-    path = tmp_path_factory.mktemp("data") / "stdlib_text"
-    StdlibText(path).prepare_data()
-    return path
+    return made_once(tmp_path_factory, "stdlib_text", lambda path: StdlibText(path).prepare_data())

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import made_once
+
 MAIN = (sys.executable, "-m", "litgpt_warmstart")
 STEP = ("--compile", "false", "--precision", "32-true", "--logger_name", "csv", "--eval.max_iters", "4")
 """Options of every run here."""
@@ -121,13 +123,17 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def done(*words: object, **environment: str) -> None:
+    """Run a command in a process of its own, to its good end."""
+    told = shell(*words, **environment)
+    assert told.status == 0, told.err
+
+
 @pytest.fixture(scope="session")
 def data(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared text, with its tokenizer of 512 tokens."""
-    path = tmp_path_factory.mktemp("prepared") / "text"
-    told = shell("warmstart_prepare_data", "--text_dir", texts, "--tokenizer_vocab_size", 512, "--data_path", path)
-    assert told.status == 0, told.err
-    return path
+    words = ("warmstart_prepare_data", "--text_dir", texts, "--tokenizer_vocab_size", 512, "--data_path")
+    return made_once(tmp_path_factory, "text", lambda path: done(*words, path))
 
 
 @pytest.fixture(scope="session")
@@ -146,11 +152,12 @@ def from_text(data: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def base_run(models: dict[int, Path], from_text: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a base's run, width 16, 6 steps, a checkpoint at 3."""
-    out_dir = tmp_path_factory.mktemp("base")
-    words = training(models[16], out_dir, "--lr", 0.02, "--train.save_interval", 3, *from_text, steps=6)
-    told = shell("warmstart_scratch", *words)
-    assert told.status == 0, told.err
-    return out_dir
+
+    def train(out_dir: Path) -> None:
+        words = training(models[16], out_dir, "--lr", 0.02, "--train.save_interval", 3, *from_text, steps=6)
+        done("warmstart_scratch", *words)
+
+    return made_once(tmp_path_factory, "base_of_text", train)
 
 
 @pytest.fixture(scope="session")
