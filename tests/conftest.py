@@ -1,6 +1,5 @@
 """Small models of each family, prepared data, and a way to run commands in this process."""
 
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run import checkpoint
@@ -119,11 +119,10 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 
 @pytest.fixture(autouse=True)
-def start_method_kept() -> Iterator[None]:
-    """Put back how processes are started: stock LitGPT, called by a test, leaves "spawn", with which each takes seconds."""
-    before = multiprocessing.get_start_method(allow_none=True)
-    yield
-    multiprocessing.set_start_method(before, force=True)
+def starts_processes_as_before() -> Iterator[None]:
+    """Stock LitGPT, which a test calls, would leave its way to start processes to the others."""
+    with start_method_kept():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from litgpt_warmstart import files
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
+from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import breaking_off, checkpoint
 from litgpt_warmstart.run import train as pretrain
@@ -43,7 +44,7 @@ def pretrain_with_litgpt(
     )  # fmt: skip
     argv, sys.argv = sys.argv, ["litgpt", "pretrain", "pythia-14m"]  # its save_checkpoint parses the command line anew
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), start_method_kept():
             litgpt.pretrain.main(
                 fabric=fabric, devices=1, seed=42, initial_checkpoint_dir=initial, resume=False, config=config,
                 data=data, out_dir=out_dir, train=train, eval=litgpt.pretrain.EvalArgs(interval=1000, max_iters=2),
