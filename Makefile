@@ -1,25 +1,33 @@
 # make quickstart       a small model becomes a larger one, beside the same one from scratch
 # make study TEXT=DIR   base, ablations, chains and checks on a folder of your text, and their page; goes on where it stopped
 # make test             the tests
+# make check            what must hold before a change lands: ruff, pyright and the tests
 # make drill            the guards at length: kills, signals, full disks, damage; half an hour at most
 # make fuzz             damaged and made-up files for ten minutes
 # make lint             what ruff says
+# make types            what pyright says
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.installed-dev
 RUNS := out/quickstart
 
 # litgpt itself calls functions that its jsonargparse calls deprecated.
 export JSONARGPARSE_DEPRECATION_WARNINGS := off
 
-.PHONY: install quickstart study text-given test drill fuzz lint clean
+.PHONY: install quickstart study text-given check lint types test drill fuzz clean
 install: $(INSTALLED)
 
 # mup and litdata pull in torchvision, which nothing here uses and which breaks litgpt where it does not match torch.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[study]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+$(DEVELOPED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
@@ -49,20 +57,27 @@ study: text-given $(INSTALLED)
 text-given:
 	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
 
+check: lint types test
+
+lint: $(DEVELOPED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# It asks the registry for a newer version of itself otherwise.
+types: export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+types: $(DEVELOPED)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
 # Two processes of one thread each, which share what takes long to make; one that has no tests left takes the other's.
 WORKERS ?= 2
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-drill: $(INSTALLED)
+drill: $(DEVELOPED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards -m "drill or not drill" -n $(WORKERS) -rA
 
-fuzz: $(INSTALLED)
+fuzz: $(DEVELOPED)
 	$(BIN)/python -m tests.guards.fuzz --seconds 600
-
-lint: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet ruff
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 clean:
 	rm -rf $(VENV) out data dist build .pytest_cache .hypothesis

@@ -1,0 +1,46 @@
+"""What is installed, in which versions, and what is said about it."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import litgpt_warmstart
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NAME = re.compile(r"[\w.-]+")
+
+
+def normalized(requirement: str) -> str:
+    """The name in a requirement, as registries compare names."""
+    return re.sub(r"[-_.]+", "-", NAME.match(requirement)[0]).lower()
+
+
+def pins() -> dict[str, str]:
+    """Package -> version, from constraints.txt."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return {normalized(line): line.partition("==")[2] for line in lines}
+
+
+def test_every_dependency_has_a_version_that_the_tests_were_run_with():
+    extras = PROJECT["optional-dependencies"].values()
+    asked = {normalized(each) for group in (PROJECT["dependencies"], *extras) for each in group} - {PROJECT["name"]}
+    assert asked <= pins().keys() and all(pins().values())
+
+
+def test_what_finds_faults_is_the_version_of_the_constraints():
+    for each in PROJECT["optional-dependencies"]["dev"]:
+        if "==" in each:
+            assert pins()[normalized(each)] == each.partition("==")[2]
+
+
+def test_the_version_to_cite_is_this_one_and_the_changelog_has_it():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    version = litgpt_warmstart.__version__.partition(".dev")[0]
+    assert cited["version"] == version and f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_types_are_handed_on():
+    assert (ROOT / "litgpt_warmstart/py.typed").is_file() and "Typing :: Typed" in PROJECT["classifiers"]
