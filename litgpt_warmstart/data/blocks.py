@@ -1,17 +1,18 @@
-"""Reading prepared tokens: block i of a split is a pure function of (tokens, block size, i).
+"""Reading prepared tokens by block: what a block holds is a function of the tokens, its length and its number alone.
 
 tokens      0 . . . . . . . . . . . . . . .
 block 0     i i i i                             i: input, and each token's successor is its target:
 block 1               i i i i                   a block stores block_size + 1 tokens and counts block_size
 block 2                         i i i i
 
-A run reads a range of blocks, its micro-batches in turn by its processes:
+A run reads a range of places in an order of the blocks, its micro-batches in turn by its processes:
 
-blocks         0 1 2 3   4 5 6 7   8 9 10 11   12 13 14 15
+places         0 1 2 3   4 5 6 7   8 9 10 11   12 13 14 15
 process of 2   0         1         0           1                  at a micro-batch of 4
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,35 +22,39 @@ from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader, Dataset
 
+from litgpt_warmstart.data.order import BlockOrder
+from litgpt_warmstart.data.ranges import ORDER_SEED, BlockRange
+
 
 class Tokens(Protocol):
     """Token ids that can be sliced, each time into an array of their own: a file of them, or several files as one."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, where: slice) -> np.ndarray: ...
+    def __getitem__(self, where: slice, /) -> np.ndarray: ...
 
 
 class BlockBatches(Dataset):
-    """Micro-batches of the blocks first <= i < stop of a token array, in order.
+    """Micro-batches of the blocks at the places first <= i < stop of an order.
 
     Args:
         tokens: Token ids, shape (number of tokens,).
         block_size: Tokens of a block that count.
-        first: First block.
-        stop: One past the last block.
+        order: The number of the block at each place.
+        first: First place.
+        stop: One past the last place.
         micro_batch_size: Blocks of a micro-batch; the last one has what is left.
         rank: Which of the processes this is.
         num_processes: How many take the micro-batches in turn.
     """
 
     def __init__(
-        self, tokens: Tokens, block_size: int, first: int, stop: int, micro_batch_size: int = 1, rank: int = 0,
-        num_processes: int = 1,
+        self, tokens: Tokens, block_size: int, order: Sequence[int], first: int, stop: int, micro_batch_size: int = 1,
+        rank: int = 0, num_processes: int = 1,
     ) -> None:  # fmt: skip
-        assert 0 <= first <= stop <= num_blocks(len(tokens), block_size)
-        self.tokens, self.block_size = tokens, block_size
-        self.first, self.stop, self.micro_batch_size = first, stop, micro_batch_size
+        assert 0 <= first <= stop <= len(order)
+        self.tokens, self.block_size, self.order = tokens, block_size, order
+        self.stop, self.micro_batch_size = stop, micro_batch_size
         self.starts = range(first + rank * micro_batch_size, stop, num_processes * micro_batch_size)
 
     def __len__(self) -> int:
@@ -57,21 +62,17 @@ class BlockBatches(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """The stored tokens of a micro-batch, shape (B, block_size + 1), as they are stored."""
-        start = self.starts[index]
-        stop = min(start + self.micro_batch_size, self.stop)
-        stored = self.block_size + 1
-        return torch.from_numpy(self.tokens[start * stored : stop * stored]).view(stop - start, stored)
-
-
-def num_blocks(num_tokens: int, block_size: int) -> int:
-    """How many whole blocks a number of stored tokens gives."""
-    return num_tokens // (block_size + 1)
+        start, stored = self.starts[index], self.block_size + 1
+        places = range(start, min(start + self.micro_batch_size, self.stop))
+        numbers = [self.order[place] for place in places]
+        return torch.from_numpy(np.stack([self.tokens[n * stored : (n + 1) * stored] for n in numbers]))
 
 
 class BlockDataModule(DataModule):
-    """A LitGPT DataModule that hands out blocks of prepared tokens by number, each once and in order.
+    """A LitGPT DataModule of prepared tokens, whose blocks are read by number, each once.
 
-    Subclasses say where the tokens are. Stock LitGPT can train on it too; it then reads the whole training split.
+    Subclasses say where the tokens are. A run asks for its blocks and leaves the module as it is; stock LitGPT, which
+    calls ``connect`` and so on, reads the whole training split in the order of a first run.
     """
 
     vocab_size: int
@@ -80,12 +81,12 @@ class BlockDataModule(DataModule):
     """Classes a model trained from scratch on this data gets."""
     num_workers: int = 0
     """Processes that read ahead. None by default: reading a block is a copy from the page cache."""
+    order_seed: int | None = None
+    """Seed of the order of reading, if one is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batch_size, self.block_size = 1, 1
-        self.range: tuple[int, int] | None = None
-        self.rank, self.num_processes = 0, 1
 
     @property
     @abstractmethod
@@ -107,36 +108,43 @@ class BlockDataModule(DataModule):
     def tokenizer_json(self) -> bytes | None:
         """The tokenizer's tokenizer.json; None while it is not known."""
 
+    @property
+    def sha256(self) -> Mapping[Path, str]:
+        """Of each file of tokens, as it was prepared; needs :meth:`prepare_data`."""
+        return {}
+
     @abstractmethod
     def tokens(self, split: str) -> Tokens:
         """Token ids of ``train`` or ``val``; needs :meth:`prepare_data`."""
+
+    def num_blocks(self, split: str, block_size: int) -> int:
+        """Whole blocks of a split."""
+        return len(self.tokens(split)) // (block_size + 1)
+
+    def train_batches(self, blocks: BlockRange, micro_batch_size: int, rank: int = 0, num_processes: int = 1):
+        """A loader of a process's share of a range: micro-batches, shape (B, block_size + 1)."""
+        sizes = (blocks.first, blocks.stop, micro_batch_size, rank, num_processes)
+        return self._loader(BlockBatches(self.tokens("train"), blocks.block_size, blocks.order, *sizes))
+
+    def val_batches(self, block_size: int, micro_batch_size: int) -> DataLoader:
+        """A loader of the whole validation split, as it is stored."""
+        order = range(self.num_blocks("val", block_size))
+        return self._loader(BlockBatches(self.tokens("val"), block_size, order, 0, len(order), micro_batch_size))
 
     def connect(
         self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
     ) -> None:
         self.batch_size, self.block_size = batch_size, max_seq_length or 1024
 
-    def num_blocks(self, split: str) -> int:
-        """Whole blocks of a split at the connected block size."""
-        return num_blocks(len(self.tokens(split)), self.block_size)
-
-    def select(self, first: int, stop: int, rank: int = 0, num_processes: int = 1) -> None:
-        """Restrict the training loader to the blocks first <= i < stop, and of those to this process's share."""
-        self.range, self.rank, self.num_processes = (first, stop), rank, num_processes
-
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches, shape (B, block_size + 1): of the selected blocks, else all whole ones of the split."""
-        whole = self.num_blocks("train") // self.batch_size * self.batch_size
-        return self._dataloader("train", *(self.range or (0, whole)), self.rank, self.num_processes)
+        """Micro-batches, shape (B, block_size + 1), of the whole training split, for stock LitGPT."""
+        order = BlockOrder(self.num_blocks("train", self.block_size), self.order_seed or ORDER_SEED)
+        whole = len(order) // self.batch_size * self.batch_size
+        return self.train_batches(BlockRange(order, 0, whole, self.block_size), self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Micro-batches, shape (B, block_size + 1), of the whole validation split."""
-        return self._dataloader("val", 0, self.num_blocks("val"))
+        """Micro-batches, shape (B, block_size + 1), of the whole validation split, for stock LitGPT."""
+        return self.val_batches(self.block_size, self.batch_size)
 
-    def _dataloader(self, split: str, first: int, stop: int, rank: int = 0, num_processes: int = 1) -> DataLoader:
-        return DataLoader(
-            BlockBatches(self.tokens(split), self.block_size, first, stop, self.batch_size, rank, num_processes),
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loader(self, batches: BlockBatches) -> DataLoader:
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())

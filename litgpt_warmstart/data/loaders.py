@@ -1,234 +1,172 @@
-"""From a DataModule to batches: ours by block range, LitGPT's own and foreign ones as they come."""
+"""From a DataModule's loaders to batches on the device: in an order of the run's own, every batch checked."""
 
-import inspect
+import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from litgpt.data import DataModule
-from litgpt.tokenizer import Tokenizer
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.preparing.chunks import INDEX
 from litgpt_warmstart.data.randomness import Randomness
-from litgpt_warmstart.data.ranges import BlockRange, first_free_block, take_blocks
-from litgpt_warmstart.data.reading import TrainLoader, val_rows
-from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
-from litgpt_warmstart.data.workers import start_method_kept
+from litgpt_warmstart.data.ranges import BlockRange
+from litgpt_warmstart.data.reading import Reading
+from litgpt_warmstart.data.vocabulary import check_batch
+from litgpt_warmstart.data.workers import prepare_workers
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.loss import IGNORE_INDEX
-from litgpt_warmstart.run.record import DataUse
-from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 
-@dataclass
-class DataPlan:
-    """A prepared DataModule and the part of it that a run reads."""
+class TrainLoader:
+    """A run's training batches, shape (B, T + 1), each whole and with ids that the model has.
 
-    spec: RunSpec
-    blocks: BlockRange | None = None
-    """None for a DataModule that does not hand out blocks by number."""
-    warnings: list[str] = field(default_factory=list)
+    The order is a function of the blocks, or of the run's seed where the DataModule shuffles, and nothing that the
+    loader draws moves the run's own random numbers.
 
-    @cached_property
-    def tokenizer(self) -> TokenizerFiles | None:
-        """The files of a tokenizer that go into each checkpoint, read once.
+    Args:
+        reading: What is read.
+        blocks: The blocks that are left; None for a DataModule that does not hand out blocks by number.
+        rank: Which of the processes this is.
+        num_processes: How many share the blocks.
+    """
 
-        Raises:
-            UserError: One is damaged.
-        """
-        folder = self.spec.tokenizer_dir
-        if folder is None and isinstance(self.spec.data, BlockDataModule):
-            folder = self.spec.data.tokenizer_dir
-        return read_tokenizer_files(folder) if folder else None
+    def __init__(
+        self, reading: Reading, blocks: BlockRange | None = None, rank: int = 0, num_processes: int = 1
+    ) -> None:
+        self.reading = reading
+        self._randomness = Randomness(reading.seed)
+        with self._randomness:
+            if blocks is not None and isinstance(reading.data, BlockDataModule):
+                self._loader = reading.data.train_batches(blocks, reading.micro_batch_size, rank, num_processes)
+            else:
+                self._loader = reading.data.train_dataloader()
+        prepare_workers(self._loader)
+        self._skip = 0
 
-    def use(self, step_count: int) -> DataUse:
-        """What has been read after a number of optimizer steps."""
-        data, read = self.spec.data, step_count * self.spec.train.global_batch_size
-        return DataUse(
-            class_path=class_path(data),
-            init_args=init_args(data),
-            tokens=read * self.spec.block_size,
-            fingerprint=data.fingerprint if self.blocks else None,
-            start_token=self.blocks.start_token() if self.blocks else None,
-            stop_token=self.blocks.stop_token(read) if self.blocks else None,
-        )
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        wanted, left = self.reading.micro_batch_size, self._skip
+        for stored in _drawn(self._loader, self._randomness, self.reading):
+            if len(stored) > wanted:
+                raise UserError(
+                    f"{self.reading.option} gives {len(stored):,} sequences at once, and not the micro-batch of"
+                    f" {wanted:,} that it was told in connect()"
+                )
+            if len(stored) < wanted:
+                continue  # a loader's last batch, or a worker's
+            if left:
+                left -= 1
+                continue
+            yield stored
+        if left:
+            raise UserError(
+                f"{self.reading.option} has {self._skip - left:,} micro-batches, and the run has read {self._skip:,}:"
+                " give it the data that it was started with"
+            )
 
-    def train_loader(
-        self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1
-    ) -> TrainLoader:
-        """The training batches from the next token on.
+    def state(self) -> dict[str, Any]:
+        """Where the loader is, in plain values."""
+        own = self._loader.state_dict() if _knows_its_place(self._loader) else None
+        return {"order": self._order(), "loader": own}
+
+    def go_on(self, batches: int, state: dict[str, Any] | None) -> None:
+        """Begin after what a run has read.
 
         Args:
-            step_count: Finished optimizer steps.
-            loader_state: What :meth:`loader_state` gave at the last checkpoint.
-            rank: Which of the processes this is.
-            num_processes: How many share the data.
+            batches: How many micro-batches that is.
+            state: What :meth:`state` gave then; of a run of version 0.1, the loader's own state or None.
 
         Raises:
-            UserError: The loader cannot go on from there.
+            UserError: The loader would give another order than the one that the run has begun.
         """
-        data, read = self.spec.data, step_count * self.spec.train.global_batch_size
-        if self.blocks:
-            data.select(self.blocks.first + read, self.blocks.stop, rank, num_processes)
-        loader = TrainLoader(self.spec)
-        if step_count and not self.blocks:
-            loader.go_on(read // self.spec.train.micro_batch_size, loader_state)
+        own = state
+        if state is not None and "order" in state:
+            own = state["loader"]
+            for name, now in self._order().items():
+                before = state["order"][name]
+                if before != now:
+                    flag = "--data.num_workers" if name == "num_workers" else "--train.micro_batch_size"
+                    raise UserError(
+                        f"the order of {self.reading.option} depends on {flag}, which was {before} and is {now}: pass"
+                        f" {flag} {before} to go on"
+                    )
+        elif isinstance(getattr(self._loader, "sampler", None), RandomSampler):
+            raise UserError(
+                f"version 0.1 did not keep the order in which this run read {self.reading.option}: start from the"
+                " checkpoint's weights with --initial_checkpoint_dir"
+            )
+        if own is None or not _knows_its_place(self._loader):
+            self._skip = batches
+            return
+        try:
+            self._loader.load_state_dict(own)
+        except Exception as error:
+            raise UserError(f"{self.reading.option} cannot go on: {one_line(error)}") from error
+
+    def _order(self) -> dict[str, int]:
+        """What decides the order of sequences beside seed and data: of a stream, who reads how many at once."""
+        if isinstance(getattr(self._loader, "dataset", None), IterableDataset):
+            return {"micro_batch_size": self.reading.micro_batch_size, "num_workers": self._loader.num_workers}
+        return {}
+
+
+def _knows_its_place(loader: Iterable[Any]) -> bool:
+    """Whether a loader can be put where it was. Several of litdata's datasets as one cannot.
+
+    With two workers or more, litdata takes each to have read as much of each dataset, and repeats some and leaves out
+    others (0.2.76).
+    """
+    dataset = getattr(loader, "dataset", None)
+    return hasattr(loader, "load_state_dict") and not hasattr(dataset, "_datasets")
+
+
+def _val_rows(reading: Reading) -> Iterator[torch.Tensor]:
+    """The stored validation blocks, shape (T + 1,), in the same order at each call and each micro-batch."""
+    randomness, data = Randomness(reading.seed), reading.data
+    with randomness:
+        if isinstance(data, BlockDataModule):
+            loader = data.val_batches(reading.block_size, reading.micro_batch_size)
+        else:
+            loader = _undropped(data.val_dataloader())
+    prepare_workers(loader)
+    for stored in _drawn(loader, randomness, reading):
+        yield from stored
+
+
+def _undropped(loader: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+    """The same loader, but with the last batch, which LitGPT's own leave out where it is not full.
+
+    A stream is read in batches of one: it is spread over workers, and which of its blocks come first would depend on
+    the batch.
+    """
+    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
         return loader
-
-    def loader_state(self, loader: TrainLoader) -> dict[str, Any] | None:
-        """The loader's own word for its position, where blocks are not numbered."""
-        return None if self.blocks else loader.state()
-
-    def reconnect(self, spec: RunSpec) -> None:
-        """Take another micro-batch size.
-
-        Raises:
-            UserError: The data is too short for it.
-        """
-        if spec.train.micro_batch_size != self.spec.train.micro_batch_size:
-            with Randomness(spec.seed):
-                _connect(spec, given_tokenizer(spec))
-                spec.data.setup()
-            if not self.blocks:
-                _check_length(spec)
-        self.spec = spec
-
-    def describe(self) -> str:
-        """The data in a few words, for the start of a run."""
-        name = type(self.spec.data).__name__
-        if not self.blocks:
-            return name
-        of = self.spec.data.num_blocks("train")
-        return f"{name} blocks {self.blocks.first:,} to {self.blocks.stop:,} of {of:,}"
+    loader, size = copy.copy(loader), loader.batch_sampler.batch_size
+    changed = vars(loader)  # a DataLoader refuses to have these set by name
+    if isinstance(loader.dataset, IterableDataset):
+        changed["batch_size"] = size = 1
+    if hasattr(loader.dataset, "set_drop_last"):  # litdata's datasets have it too
+        changed["dataset"] = dataset = copy.copy(loader.dataset)
+        dataset.set_drop_last(False)
+        dataset.set_batch_size(size)
+    changed["drop_last"] = False
+    changed["batch_sampler"] = BatchSampler(loader.sampler, size, drop_last=False)
+    return loader
 
 
-def plan_data(spec: RunSpec) -> DataPlan:
-    """Prepare the data and choose what the run reads of it, after everything in ``spec.seen``.
+def _drawn(loader: Iterable[torch.Tensor], randomness: Randomness, reading: Reading) -> Iterator[torch.Tensor]:
+    """A loader's batches, checked.
 
     Raises:
-        UserError: The data is missing, too short, or needs another vocabulary.
+        UserError: A batch is not one of the model's token ids, or a worker's UserError as one line.
     """
-    data, seen = spec.data, spec.seen
-    prepare_data(spec)
-    if isinstance(data, BlockDataModule):
-        return plan_blocks(spec)
-    plan = DataPlan(spec)
-    _check_length(spec)
-    _check_first_batches(plan)
-    if any(use.class_path == class_path(data) and use.init_args == init_args(data) for use in seen):
-        plan.warnings.append(
-            f"{type(data).__name__} begins at its first token, as did the run that this one takes its settings"
-            " from; for a warmstart that repeats no token, give it other data"
-        )
-    elif seen:
-        plan.warnings.append(
-            f"{type(data).__name__} does not say which tokens it reads: it may repeat some that the base has read"
-        )
-    return plan
-
-
-def prepare_data(spec: RunSpec) -> None:
-    """Connect a run's DataModule, prepare and set it up.
-
-    Raises:
-        UserError: The data is missing, or needs another vocabulary.
-    """
-    data, tokenizer = spec.data, given_tokenizer(spec)
-    if isinstance(data, BlockDataModule):
-        check_vocabulary(spec, data)  # before a preparation that may take hours
     try:
-        with Randomness(spec.seed), start_method_kept():
-            _connect(spec, tokenizer)
-            data.prepare_data()
-            data.setup()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
-        given = ", ".join(f"{k} {v}" for k, v in init_args(data).items() if "path" in k and v is not None)
-        half = next((str(value) for name, value in vars(data).items() if name.endswith(("_train", "_val"))
-                     and isinstance(value, str | Path) and Path(value).is_dir()
-                     and not (Path(value) / INDEX).is_file()), None)  # fmt: skip
-        remedy = f": a preparation broke off there: delete {half!r} and give the command again" if half else ""
-        raise UserError(f"--data {type(data).__name__} ({given}): {one_line(error)}{remedy}") from error
-
-
-def plan_blocks(spec: RunSpec) -> DataPlan:
-    """Choose the blocks that a run reads of prepared and connected data, after everything in ``spec.seen``.
-
-    Raises:
-        UserError: The data is too short, or needs another vocabulary.
-    """
-    data, plan, batch = spec.data, DataPlan(spec), spec.train.global_batch_size
-    check_vocabulary(spec, data)
-    first = first_free_block(spec.seen, data.fingerprint, spec.block_size)
-    plan.blocks = take_blocks(
-        first, spec.max_steps * batch, data.num_blocks("train"), spec.block_size, batch, spec.tokens_per_param
-    )
-    if others := {use.class_path.rpartition(".")[2] for use in spec.seen if use.fingerprint != data.fingerprint}:
-        plan.warnings.append(
-            f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
-            f" {type(data).__name__} as it is prepared here: tokens may repeat"
-        )
-    if (classes := spec.config.padded_vocab_size) >= 2 * data.padded_vocab_size:
-        plan.warnings.append(
-            f"the model has {classes:,} classes and the data's tokenizer {data.vocab_size:,} tokens: the others learn"
-            " nothing, and parameters and FLOPs count them; a target's name takes the data's vocabulary"
-        )
-    if data.num_blocks("val") == 0:
-        raise UserError(f"--data {type(data).__name__}: the validation split is shorter than one block")
-    return plan
-
-
-def _connect(spec: RunSpec, tokenizer: Tokenizer | None) -> None:
-    spec.data.connect(tokenizer=tokenizer, batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
-
-
-def _check_length(spec: RunSpec) -> None:
-    """Raise a UserError where a loader knows its length and the budget is longer."""
-    try:
-        with Randomness(spec.seed):
-            batches = len(spec.data.train_dataloader())
-    except TypeError:  # no length, as for a mix of streams
-        return
-    except Exception as error:
-        raise UserError(f"--data {type(spec.data).__name__}: {one_line(error)}") from error
-    fits = batches // spec.accumulation_iters
-    if fits < spec.max_steps:
-        remedy = f"pass --train.max_tokens {fits * spec.tokens_per_step} or less" if fits else "take a smaller batch"
-        raise UserError(
-            f"the data is too short: {spec.max_steps * spec.tokens_per_step:,} tokens asked,"
-            f" {batches * spec.train.micro_batch_size * spec.block_size:,} in {type(spec.data).__name__}: {remedy}"
-        )
-
-
-def _check_first_batches(plan: DataPlan) -> None:
-    """Raise a UserError where a DataModule that is not ours does not give what training and validation read."""
-    spec = plan.spec
-    name = f"--data {type(spec.data).__name__}"
-    try:
-        first = next(iter(plan.train_loader(0, None)), None)
-        first_val = next(val_rows(spec), None)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}: {one_line(error)}") from error
-    if first is None:
-        raise UserError(
-            f"{name}: the training split is shorter than a micro-batch of {spec.train.micro_batch_size}: take a smaller"
-            f" one, a smaller --train.max_seq_length (now {spec.block_size}), or more data"
-        )
-    if first_val is None:
-        raise UserError(
-            f"{name}: the validation split is shorter than one block: take a smaller --train.max_seq_length (now"
-            f" {spec.block_size}), or more data"
-        )
+        # Ours draw nothing but their workers' seeds, and a step of a small model is short.
+        ours = isinstance(reading.data, BlockDataModule)
+        for stored in randomness.start(loader) if ours else randomness.draw(loader):
+            yield check_batch(stored, reading)
+    except UserError as error:
+        raise UserError(one_line(error)) from error
 
 
 def next_batches(
@@ -241,26 +179,20 @@ def next_batches(
         device: Where to.
         ahead: Read and send each batch before the one before it is used. Not for a loader that tells its position.
     """
-    ready = None
-    for batch in _sent(loader, device):
-        if not ahead:
-            yield batch
-            continue
-        if ready is not None:
-            yield ready
-        ready = batch
-    if ready is not None:
+    sent = (stored.to(device, non_blocking=True).long() for stored in loader)
+    batches = ((stored[:, :-1].contiguous(), stored[:, 1:].contiguous()) for stored in sent)
+    if not ahead:
+        yield from batches
+        return
+    ready = next(batches, None)
+    while ready is not None:
+        following = next(batches, None)
         yield ready
-
-
-def _sent(loader: Iterable[torch.Tensor], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for stored in loader:
-        stored = stored.to(device, non_blocking=True).long()
-        yield stored[:, :-1].contiguous(), stored[:, 1:].contiguous()
+        ready = following
 
 
 def val_batches(
-    plan: DataPlan, max_blocks: int, device: torch.device
+    reading: Reading, max_blocks: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """The first validation blocks, at most ``max_blocks`` whatever the micro-batch.
 
@@ -270,10 +202,10 @@ def val_batches(
     Yields:
         Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
-    size = plan.spec.train.micro_batch_size
-    rows = itertools.islice(val_rows(plan.spec), max_blocks)
-    batches = iter(lambda: list(itertools.islice(rows, size)), [])
-    for input_ids, targets in next_batches(map(torch.stack, batches), device):
+    size = reading.micro_batch_size
+    rows = itertools.islice(_val_rows(reading), max_blocks)
+    stored = map(torch.stack, iter(lambda: list(itertools.islice(rows, size)), []))
+    for input_ids, targets in next_batches(stored, device):
         counted = len(input_ids)
         if counted < size:
             filling = size - counted
@@ -282,55 +214,13 @@ def val_batches(
         yield input_ids, targets, counted
 
 
-def first_val_block(plan: DataPlan, device: torch.device) -> torch.Tensor:
+def first_val_block(reading: Reading, device: torch.device) -> torch.Tensor:
     """Inputs of the first validation block, int64, shape (1, T). Random states are left as they are.
 
     Raises:
         UserError: There is none.
     """
-    batch = next(val_batches(plan, 1, device), None)
+    batch = next(val_batches(reading, 1, device), None)
     if batch is None:
         raise UserError("--track needs a validation block, and the data has none: leave it out, or take more data")
     return batch[0][:1]
-
-
-def data_arguments(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Of a DataModule's arguments those that decide which tokens it gives, as text.
-
-    Without the number of loader processes, and without objects, whose text may be their place in memory.
-    """
-    plain = (str, int, float, bool, list, tuple, Path, type(None))
-    return {name: str(value) for name, value in arguments.items() if name != "num_workers" and isinstance(value, plain)}
-
-
-def class_path(data: DataModule) -> str:
-    """Import path of a DataModule's class, shortened where its package exports it."""
-    cls = type(data)
-    package = cls.__module__.rpartition(".")[0]
-    return f"{package if package in ('litgpt.data', 'litgpt_warmstart.data') else cls.__module__}.{cls.__qualname__}"
-
-
-def init_args(data: DataModule) -> dict[str, Any]:
-    """Arguments that make the DataModule again, as plain values; one that it keeps as an object is left out."""
-    found = {}
-    for name in list(inspect.signature(type(data).__init__).parameters)[1:]:
-        with suppress(AttributeError, TypeError):
-            found[name] = _plain(getattr(data, name))
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """A value as YAML has it.
-
-    Raises:
-        TypeError: It is an object.
-    """
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if type(value) in (list, tuple):
-        return [_plain(element) for element in value]
-    if type(value) is dict:
-        return {str(key): _plain(element) for key, element in value.items()}
-    raise TypeError(f"{type(value).__name__} is no plain value")

@@ -9,7 +9,7 @@ from litgpt.config import find_multiple
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.preparing import hub
-from litgpt_warmstart.data.preparing.chunks import TokenStream
+from litgpt_warmstart.data.preparing.chunks import TokenStream, chunk_name
 from litgpt_warmstart.data.preparing.encoding import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.plan import (
     SLIMPAJAMA_6B,
@@ -51,6 +51,8 @@ class PreparedText(BlockDataModule):
     """Hub repository or folder of the tokenizer. Default: openai-community/gpt2, or what the data was prepared with."""
     seed: int | None = None
     """Of the documents' order. Default: 42."""
+    order_seed: int | None = None
+    """Of the order in which blocks are read. Default: what the base has read it in, else 0, whatever ``--seed``."""
     num_workers: int = 0
     """Processes that read ahead while training; worth it only where the files are on a slow disk."""
 
@@ -137,6 +139,15 @@ class PreparedText(BlockDataModule):
         """
         self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
         prepare(self.preparation)
+
+    @property
+    def sha256(self) -> dict[Path, str]:
+        return {
+            self.data_path / split / chunk_name(number): sha256
+            for split, chunks in self.index.chunks_sha256.items()
+            for number, sha256 in enumerate(chunks)
+            if split in ("train", "val")
+        }
 
     def tokens(self, split: str) -> TokenStream:
         if split not in self.index.tokens:

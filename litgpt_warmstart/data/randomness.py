@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-END = object()
+_END = object()
 
 
 class Randomness:
@@ -18,23 +18,14 @@ class Randomness:
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._own: tuple[Any, ...] | None = None
-        self._outer: tuple[Any, ...] | None = None
+        self._other = torch.Generator().manual_seed(seed).get_state(), random.Random(seed).getstate(), _numpy(seed)
 
     def __enter__(self) -> "Randomness":
-        self._outer = _states()
-        if self._own is None:
-            torch.default_generator.manual_seed(self._seed)  # torch.manual_seed would seed the GPUs' too
-            random.seed(self._seed)
-            np.random.seed(self._seed)
-        else:
-            _set_states(*self._own)
+        self._swap()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._own = _states()
-        _set_states(*self._outer)
+        self._swap()
 
     def start(self, loader: Iterable[Any]) -> Iterator[Any]:
         """The loader's batches; these generators begin it, and the run's own make the batches."""
@@ -46,17 +37,19 @@ class Randomness:
         batches = self.start(loader)
         while True:
             with self:
-                batch = next(batches, END)
-            if batch is END:
+                batch = next(batches, _END)
+            if batch is _END:
                 return
             yield batch
 
+    def _swap(self) -> None:
+        """Put the states of these generators in the place of the global ones, and keep those."""
+        cpu, python, numpy = self._other
+        self._other = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+        torch.default_generator.set_state(cpu)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
-def _states() -> tuple[Any, ...]:
-    return torch.default_generator.get_state(), random.getstate(), np.random.get_state()
 
-
-def _set_states(cpu: torch.Tensor, python: tuple[Any, ...], numpy: tuple[Any, ...]) -> None:
-    torch.default_generator.set_state(cpu)
-    random.setstate(python)
-    np.random.set_state(numpy)
+def _numpy(seed: int) -> Any:
+    return np.random.RandomState(seed).get_state()

@@ -22,9 +22,9 @@ from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.preparing.chunks import INDEX
 from litgpt_warmstart.data.preparing.prepared_index import PREPARED
 from litgpt_warmstart.data.stdlib_text import StdlibText
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
-from litgpt_warmstart.run.record import DataUse
 
 
 @dataclass(frozen=True)

@@ -8,43 +8,43 @@ from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.preparing.encoding import HARD_CASES, read_tokenizer, vocab_size
+from litgpt_warmstart.data.reading import Reading
+from litgpt_warmstart.data.tokenizer_files import PROBE
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tokenizer_files import PROBE
 
 
-def given_tokenizer(spec: RunSpec) -> Tokenizer | None:
+def given_tokenizer(reading: Reading) -> Tokenizer | None:
     """What --tokenizer_dir or the base has.
 
     Raises:
         UserError: It cannot be read, or has more tokens than the model has classes.
     """
-    if spec.tokenizer_dir is None:
+    if reading.tokenizer_dir is None:
         return None
     try:
-        tokenizer = Tokenizer(spec.tokenizer_dir)
+        tokenizer = Tokenizer(reading.tokenizer_dir)
     except NotImplementedError:
         raise UserError(
-            f"--tokenizer_dir {str(spec.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model"
+            f"--tokenizer_dir {str(reading.tokenizer_dir)!r} holds no tokenizer.json or tokenizer.model"
         ) from None
     except Exception as error:
-        raise UserError(f"--tokenizer_dir {str(spec.tokenizer_dir)!r}: {one_line(error)}") from error
+        raise UserError(f"--tokenizer_dir {str(reading.tokenizer_dir)!r}: {one_line(error)}") from error
     # LitGPT's own count leaves added tokens out.
     tokens = vocab_size(tokenizer.processor) if tokenizer.backend == "huggingface" else tokenizer.vocab_size
-    if tokens > spec.config.padded_vocab_size:
+    if tokens > reading.num_classes:
         raise UserError(
-            f"the tokenizer in {str(spec.tokenizer_dir)!r} has {tokens:,} tokens, the model"
-            f" {spec.config.padded_vocab_size:,} classes: take a base and data with the same tokenizer"
+            f"the tokenizer in {str(reading.tokenizer_dir)!r} has {tokens:,} tokens, the model"
+            f" {reading.num_classes:,} classes: take a base and data with the same tokenizer"
         )
     return tokenizer
 
 
-def check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
+def check_vocabulary(reading: Reading, data: BlockDataModule) -> None:
     """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
-    classes, ours, given = spec.config.padded_vocab_size, data.tokenizer_json, spec.tokenizer_dir
+    classes, ours, given = reading.num_classes, data.tokenizer_json, reading.tokenizer_dir
     if data.vocab_size > classes:
         raise UserError(
-            f"--data {type(data).__name__} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
+            f"{reading.option} has {data.vocab_size:,} tokens, the model {classes:,} classes: take a"
             " model, a base and data with the same tokenizer"
         )
     if ours is None or given is None or not (given / "tokenizer.json").is_file():
@@ -52,7 +52,7 @@ def check_vocabulary(spec: RunSpec, data: BlockDataModule) -> None:
     path = given / "tokenizer.json"
     if not _same_ids((path.read_bytes(), str(path)), (ours, f"{type(data).__name__}'s")):
         raise UserError(
-            f"--data {type(data).__name__} has another tokenizer than the one in {str(given)!r}: take a base and data"
+            f"{reading.option} has another tokenizer than the one in {str(given)!r}: take a base and data"
             " with the same tokenizer"
         )
 
@@ -79,25 +79,25 @@ def _ids(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int
     return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def check_batch(stored: object, spec: RunSpec) -> torch.Tensor:
+def check_batch(stored: object, reading: Reading) -> torch.Tensor:
     """A batch that a loader gave.
 
     Args:
         stored: Of shape (B, T + 1), if it is right.
-        spec: The run.
+        reading: What is read.
 
     Raises:
         UserError: It is none of token ids, in sequences of another length, or has ids that the model has no class for.
     """
-    name, classes = f"--data {type(spec.data).__name__}", spec.config.padded_vocab_size
+    name, classes = reading.option, reading.num_classes
     if not isinstance(stored, torch.Tensor) or stored.is_floating_point() or stored.dim() != 2:
         raise UserError(
             f"{name} gives no token tensors of two dimensions, as instruction-tuning DataModules do: take one for"
             " pretraining"
         )
-    if stored.shape[1] != spec.block_size + 1:
+    if stored.shape[1] != reading.block_size + 1:
         raise UserError(
-            f"{name} gives sequences of {stored.shape[1]:,} tokens, and not {spec.block_size + 1:,}, --train."
+            f"{name} gives sequences of {stored.shape[1]:,} tokens, and not {reading.block_size + 1:,}, --train."
             "max_seq_length and the token after: prepare it for this length"
         )
     ids = stored.cpu().numpy()

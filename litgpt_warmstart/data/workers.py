@@ -13,8 +13,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from litgpt_warmstart.run.interrupt import STOPPING
-
+STOPPING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)  # POSIX
+)
+"""All that stop a run after the step in hand. A terminal or a scheduler sends them to its loaders' workers too."""
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
 

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from litgpt_warmstart.data.loaders import DataPlan
+from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.run import checkpoint, micro_batch, ownership
 from litgpt_warmstart.run.interrupt import StopRequest, deaf_to_children

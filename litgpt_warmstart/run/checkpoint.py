@@ -25,14 +25,14 @@ from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save, save_config
 
+from litgpt_warmstart.data.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
+from litgpt_warmstart.data.tokenizer_files import NAMES as TOKENIZER_FILES
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others, where_it_is
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.method.scales import read_config
 from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
 from litgpt_warmstart.run.record import Ancestor, Record
-from litgpt_warmstart.run.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
-from litgpt_warmstart.run.tokenizer_files import NAMES as TOKENIZER_FILES
 
 WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstart.yaml", "training_state.pth"
 HYPERPARAMETERS = "hyperparameters.yaml"

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from litgpt_warmstart import files
+from litgpt_warmstart.data.tokenizer_files import NAMES
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.model import check_supported
 from litgpt_warmstart.run import checkpoint
@@ -22,7 +23,6 @@ from litgpt_warmstart.run.families import (
     why_none,
     write_hf_configs,
 )
-from litgpt_warmstart.run.tokenizer_files import NAMES
 
 Format = Literal["transformers", "litgpt"]
 SAFETENSORS = "model.safetensors"

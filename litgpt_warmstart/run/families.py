@@ -13,8 +13,8 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.scripts import convert_lit_checkpoint as litgpt_convert
 
+from litgpt_warmstart.data.tokenizer_files import TokenizerFiles
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.run.tokenizer_files import TokenizerFiles
 
 HF_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 

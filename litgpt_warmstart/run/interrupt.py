@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
+from litgpt_warmstart.data.workers import STOPPING
+
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)
-"""A second one of these acts at once, as ever."""
-ONCE = tuple(
-    getattr(signal, name)
-    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-    if hasattr(signal, name)  # POSIX
-)
-"""A closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
-STOPPING = (*AT_ONCE, *ONCE)
-"""All that stop a run after the step in hand. A terminal or a scheduler sends them to its loaders' workers too."""
+"""A second one of these acts at once, as ever.
+
+Of the others a closed terminal sends several, a scheduler one before each limit: the second one is no other wish."""
 
 
 @contextmanager

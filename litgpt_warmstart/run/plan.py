@@ -13,8 +13,7 @@ from litgpt.model import GPT
 from litgpt.utils import num_parameters
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.loaders import plan_blocks
-from litgpt_warmstart.data.ranges import first_free_block
+from litgpt_warmstart.data.plan import plan_blocks, unread_blocks
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import check_growable
@@ -255,11 +254,11 @@ def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
         return f"{name} does not tell which tokens it reads", None, []
     if not data.is_prepared:
         return f"{name} is not prepared here, so what is left of it is not known; the run prepares it first", None, []
-    data.connect(batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
-    blocks = data.num_blocks("train")
-    left = max(0, blocks - first_free_block(spec.seen, data.fingerprint, spec.block_size)) * spec.block_size
-    told = f"{name}: {left:,} of {blocks * spec.block_size:,} tokens are left after what the lineage has read"
+    told, left = f"{name} is prepared here", None
     try:
-        return told, left, list(plan_blocks(spec).warnings)
+        order, first = unread_blocks(spec.reading, data)
+        left = max(0, len(order) - first) * spec.block_size
+        told = f"{name}: {left:,} of {len(order) * spec.block_size:,} tokens are left after what the lineage has read"
+        return told, left, plan_blocks(spec.reading).warnings
     except UserError as error:
         return told, left, [f"the run would be refused: {error}"]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 from typing_extensions import TypedDict  # the standard library's, which pydantic takes from Python 3.12 on
 
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import dump_yaml, file_sha256
 from litgpt_warmstart.method.growth import Grown
@@ -19,24 +20,6 @@ FORMAT_VERSION = 3
 """3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256."""
 OLDEST_VERSION = 1
 _STRICT = {"extra": "forbid"}
-
-
-@dataclass(frozen=True)
-class DataUse:
-    """What a run reads: the DataModule and, where it is one of ours, the tokens it uses up."""
-
-    __pydantic_config__ = _STRICT
-
-    class_path: str
-    init_args: dict[str, Any]
-    tokens: Count
-    """Tokens trained on."""
-    fingerprint: str | None = None
-    """Identity of the prepared training tokens; None for a DataModule that does not tell."""
-    start_token: Count | None = None
-    """First stored token of the training split that was read."""
-    stop_token: Count | None = None
-    """One past the last stored token that was read."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +114,7 @@ class Record:
     """Schedule, optimizer, precision, seed and the like of this run."""
     versions: dict[str, str] = field(default_factory=dict)
     tokenizer_sha256: str | None = None
-    """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.run.tokenizer_files.TokenizerFiles.sha256`."""
+    """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.data.tokenizer_files.TokenizerFiles.sha256`."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Of the folder's files that decide what it is, by name; nothing where an older version wrote the record."""
     format_version: int = FORMAT_VERSION

@@ -12,8 +12,8 @@ from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
 from litgpt_warmstart.data import SlimPajama6B
-from litgpt_warmstart.data.loaders import class_path, init_args
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.data.use import class_path, init_args
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth

@@ -26,7 +26,7 @@ from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from torch import nn
 
-from litgpt_warmstart.data.loaders import DataPlan, data_arguments
+from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
@@ -122,6 +122,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
             )
     if folder.name == "final":
         _keep_milestone(spec, state, folder)
+    plan.check.raise_if_bad(wait=folder.name == "final")
     tokens = state.step_count * spec.tokens_per_step
     written = record.Record(
         command=spec.command,
@@ -208,14 +209,6 @@ def _shape(config: Config) -> str:
     return f"{config.name} ({config.n_embd} wide, {config.n_head} heads of {config.head_size})"
 
 
-def _data(use: record.DataUse, other: record.DataUse) -> tuple[Any, ...]:
-    """What tells a run's data from another's: its fingerprint, and where it has none, the arguments that both tell."""
-    if use.fingerprint is not None:
-        return use.class_path, use.fingerprint, use.start_token
-    known = data_arguments(other.init_args)
-    return use.class_path, {name: value for name, value in data_arguments(use.init_args).items() if name in known}
-
-
 def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
     return lineage[-1].sha256[:12] if lineage else None
 
@@ -270,6 +263,11 @@ class Resumed:
         if not was.training:
             raise UserError(f"--resume {str(path)!r} was grown but not trained: use --initial_checkpoint_dir")
         use = plan.use(0)
+        if was.data.is_in_stored_order:
+            raise UserError(
+                f"--resume {str(path)!r}: version 0.1 read this run's tokens as they are stored, which is not gone on"
+                " with: start from the checkpoint's weights with --initial_checkpoint_dir"
+            )
         pairs = {
             "target": (was.name, spec.config.name),
             "parametrization": (was.parametrization, spec.parametrization),
@@ -282,7 +280,7 @@ class Resumed:
             "optimizer": (recorded_optimizer(was.training["optimizer"]), spec.optimizer),
             "seed": (was.training["seed"], spec.seed),
             "train.max_seq_length": (was.training["block_size"], spec.block_size),
-            "data": (_data(was.data, use), _data(use, was.data)),
+            "data": (was.data.identity(use), use.identity(was.data)),
         }
         if spec.growth and was.growth:
             now_growing = spec.growth.options

@@ -8,6 +8,8 @@ import litgpt.args
 from litgpt.config import Config
 from litgpt.data import DataModule
 
+from litgpt_warmstart.data.reading import Reading
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
@@ -20,7 +22,6 @@ from litgpt_warmstart.method.schedule import (
     default_min_lr_ratio,
 )
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
-from litgpt_warmstart.run.record import DataUse
 
 Parametrization = Literal["mup", "sp"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -243,3 +244,19 @@ class RunSpec:
     def tokens_per_step(self) -> int:
         """Tokens that count per optimizer step."""
         return self.train.global_batch_size * self.block_size
+
+    @property
+    def reading(self) -> Reading:
+        """What the run asks of its data."""
+        return Reading(
+            data=self.data,
+            block_size=self.block_size,
+            micro_batch_size=self.train.micro_batch_size,
+            global_batch_size=self.train.global_batch_size,
+            max_steps=self.max_steps,
+            num_classes=self.config.padded_vocab_size,
+            seed=self.seed,
+            seen=self.seen,
+            tokenizer_dir=self.tokenizer_dir,
+            tokens_per_param=self.tokens_per_param,
+        )

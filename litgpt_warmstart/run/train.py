@@ -17,7 +17,8 @@ from litgpt.utils import choose_logger, num_parameters
 from torch import nn
 from tqdm import tqdm
 
-from litgpt_warmstart.data.loaders import DataPlan, first_val_block, next_batches, plan_data, val_batches
+from litgpt_warmstart.data.loaders import first_val_block, next_batches, val_batches
+from litgpt_warmstart.data.plan import DataPlan, plan_data
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.files import locked, older_folder, put_back
 from litgpt_warmstart.method import growth, parametrization
@@ -82,7 +83,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         growth.check_growable(source.config, spec.config)
     elif spec.initial_checkpoint_dir:
         initial = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
-    plan = plan_data(spec)
+    plan = plan_data(spec.reading)
     plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
@@ -110,13 +111,14 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     lineage = resumed.record.lineage if resumed else ancestors
     spec, state, choices = build_state(fabric, spec, source, initial, resumed, lineage)
     del source, initial
-    plan.reconnect(spec)
+    plan.reconnect(spec.reading)
     if resumed:
         resumed.restore(fabric, state)
     state.train_loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
+    plan.check.begin()
     describe(fabric, spec, state, plan, choices)
 
-    probe = first_val_block(plan, fabric.device) if spec.track else None
+    probe = first_val_block(plan.reading, fabric.device) if spec.track else None
     with ExitStack() as held:
         try:
             spec.out_dir.mkdir(parents=True, exist_ok=True)
@@ -227,7 +229,7 @@ def fit(
         nonlocal validating_seconds
         running_loss.item()  # waits for the device: what it has queued is training's time
         t0 = time.perf_counter()
-        batches = guarded(val_batches(plan, spec.eval.max_iters, fabric.device), "the validation data")
+        batches = guarded(val_batches(plan.reading, spec.eval.max_iters, fabric.device), "the validation data")
         val_loss = validate(fabric, module, batches)
         validating_seconds += time.perf_counter() - t0
         check_finite(val_loss, spec, state)

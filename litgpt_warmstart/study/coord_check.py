@@ -23,7 +23,8 @@ import torch
 from litgpt.config import Config
 from mup.coord_check import get_coord_data
 
-from litgpt_warmstart.data.loaders import next_batches, plan_data
+from litgpt_warmstart.data.loaders import next_batches
+from litgpt_warmstart.data.plan import plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Growth
@@ -123,11 +124,12 @@ def read_batch(spec: RunSpec) -> tuple[torch.Tensor, torch.Tensor, str]:
     Raises:
         UserError: The data is missing, too short, or needs another vocabulary.
     """
-    plan = plan_data(spec)
+    length = max(spec.block_size, *(use.block_size or 0 for use in spec.seen[-1:]), 0)
+    plan = plan_data(replace(spec.reading, block_size=length))  # what is unread is known in the base's blocks
     for warning in plan.warnings:
         print(f"Warning: {warning}")
     inputs, targets = next(next_batches(plan.train_loader(0, None), torch.device("cpu")))
-    return inputs, targets, plan.describe()
+    return inputs[:, : spec.block_size], targets[:, : spec.block_size], plan.describe()
 
 
 def widened(config: Config, n_embd: int) -> Config:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.loaders import class_path, data_arguments, init_args, plan_blocks, prepare_data
+from litgpt_warmstart.data.plan import plan_blocks, prepare_data
+from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.executors import Executor, Task, ray_cluster
 from litgpt_warmstart.files import file_sha256, write_whole
@@ -26,7 +27,6 @@ from litgpt_warmstart.run.checkpoint import WEIGHTS, read_header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.optimizer import recorded_optimizer
 from litgpt_warmstart.run.ownership import OUTCOME, check_free
-from litgpt_warmstart.run.record import DataUse
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
 
@@ -138,7 +138,7 @@ def _carry_out_on_ray(
         raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1]: a run uses one device")
     with ray_cluster(address, cpus, gpus) as cluster:
         for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
-            prepare_data(spec)  # once, before several processes would
+            prepare_data(spec.reading)  # once, before several processes would
         say(f"{len(runs)} runs on Ray, {cpus} cores and {cluster.gpus:g} GPUs each")
         numbers = iter(range(len(ended) + 1, len(ended) + len(runs) + 1))
         return cluster.carry_out(
@@ -160,19 +160,11 @@ def check_data(runs: Sequence[StudyRun]) -> None:
             seen = (used[run.data_after],)
         elif run.data_after is not None and (record := read_header(run.data_after).record):
             seen = record.data_uses
-        data.connect(batch_size=spec.train.micro_batch_size, max_seq_length=spec.block_size)
         try:
-            blocks = plan_blocks(replace(spec, seen=seen)).blocks
+            plan = plan_blocks(replace(spec, seen=seen).reading)
         except UserError as error:
             raise UserError(f"{run.name}: {error}") from error
-        used[spec.out_dir / "final"] = DataUse(
-            class_path(data),
-            {},
-            0,
-            data.fingerprint,
-            blocks.start_token(),
-            blocks.stop_token(blocks.stop - blocks.first),
-        )
+        used[spec.out_dir / "final"] = plan.use(spec.max_steps)
 
 
 def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:

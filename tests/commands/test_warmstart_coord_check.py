@@ -57,8 +57,8 @@ def scale(config, folder: Path) -> str:
 
 def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(told, base, tmp_path, monkeypatch):
     picked = []
-    select = BlockDataModule.select
-    monkeypatch.setattr(BlockDataModule, "select", lambda self, *a: (picked.append(a), select(self, *a))[1])
+    batches = BlockDataModule.train_batches
+    monkeypatch.setattr(BlockDataModule, "train_batches", lambda self, *a: (picked.append(a[0]), batches(self, *a))[1])
     out_dir = tmp_path / "out"
     printed = told(base=base, shrink="0.2,1", out_dir=out_dir)
     frame = pandas.read_csv(out_dir / "coord_check.csv")
@@ -66,7 +66,7 @@ def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(tol
     assert arms == [["sp", ""], ["mup", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
     assert set(frame["width"]) == {16, 32} and set(frame["t"]) == {1, 2}
     seen = read_header(base).record.data.stop_token
-    assert picked[0][:2] == (-(-seen // 17), -(-seen // 17) + 2)  # blocks of 16 + 1 stored tokens
+    assert (picked[0].start_token, picked[0].stop_token(2)) == (seen, seen + 2 * 65)  # 16 of each block's 64 are taken
     assert "lr 0.02 at n_embd 16" in printed and "above 0.4" in printed
     (layers,) = (line for line in printed.splitlines() if line.startswith("layer"))
     assert layers.split() == ["layer", "SP", "muP", "shrink", "0.2", "shrink", "1"]

@@ -10,11 +10,14 @@ import torch
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import DataPlan, class_path, init_args, next_batches
+from litgpt_warmstart.data.loaders import next_batches
+from litgpt_warmstart.data.order import BlockOrder
+from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.data.ranges import BlockRange
+from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.run.record import DataUse
 
 CPU = torch.device("cpu")
 
@@ -87,20 +90,18 @@ def test_targets_are_the_tokens_that_follow():
 )
 def test_batches_that_a_model_cannot_be_trained_on_are_refused(batch, told):
     with pytest.raises(UserError, match=told):
-        list(DataPlan(spec_of([batch])).train_loader(0, None))
+        list(DataPlan(reading_of([batch])).train_loader(0, None))
 
 
-def spec_of(batches: list) -> SimpleNamespace:
-    """A run's specification whose DataModule gives these batches."""
-    train = SimpleNamespace(global_batch_size=2, micro_batch_size=2)
-    config = SimpleNamespace(padded_vocab_size=9)
+def reading_of(batches: list) -> Reading:
+    """What is read of a DataModule that gives these batches."""
     data = SimpleNamespace(train_dataloader=lambda: batches)
-    return SimpleNamespace(data=data, train=train, seed=1, block_size=4, config=config)
+    return Reading(data, block_size=4, micro_batch_size=2, global_batch_size=2, max_steps=9, num_classes=9, seed=1)
 
 
 def test_a_loader_without_a_position_is_read_up_to_it_and_one_that_is_too_short_is_told():
     batches = [torch.full((2, 5), number) for number in range(4)]
-    plan = DataPlan(spec_of([*batches[:1], torch.zeros(1, 5, dtype=torch.int64), *batches[1:]]))  # one is not whole
+    plan = DataPlan(reading_of([*batches[:1], torch.zeros(1, 5, dtype=torch.int64), *batches[1:]]))  # one is not whole
     assert [int(batch[0, 0]) for batch in plan.train_loader(2, None)] == [2, 3]
     with pytest.raises(UserError, match="has 4 micro-batches, and the run has read 6"):
         list(plan.train_loader(6, None))
@@ -109,14 +110,12 @@ def test_a_loader_without_a_position_is_read_up_to_it_and_one_that_is_too_short_
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_plan_hands_each_process_its_share_from_the_next_block_on(stdlib_path, num_processes):
     data = StdlibText(stdlib_path)
-    data.connect(batch_size=2, max_seq_length=16)
-    train = SimpleNamespace(global_batch_size=8, micro_batch_size=2)
-    config = SimpleNamespace(padded_vocab_size=4096)
-    spec = SimpleNamespace(data=data, train=train, seed=1, block_size=16, config=config)
-    plan = DataPlan(spec, BlockRange(10, 34, 16))
+    order = BlockOrder(data.num_blocks("train", 16), 0)
+    plan = DataPlan(Reading(data, 16, 2, 8, 3, 4096, seed=1), BlockRange(order, 10, 34, 16))
     loaders = [plan.train_loader(1, None, rank, num_processes) for rank in range(num_processes)]
     read = [batch[0].tolist() for group in zip(*loaders, strict=True) for batch in group]
-    assert read == [data.tokens("train")[block * 17 : (block + 1) * 17].tolist() for block in range(18, 34, 2)]
+    blocks = [order[place] for place in range(18, 34, 2)]
+    assert read == [data.tokens("train")[block * 17 : (block + 1) * 17].tolist() for block in blocks]
 
 
 def test_reading_ahead_gives_the_same_batches_and_is_one_ahead():

@@ -9,13 +9,15 @@ import torch
 
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.loaders import class_path, init_args
+from litgpt_warmstart.data.order import BlockOrder
 from litgpt_warmstart.data.preparing import plan
 from litgpt_warmstart.data.preparing.chunks import TokenStream
 from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.run.record import DataUse, Record
+from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
 
 
@@ -25,10 +27,9 @@ def quiet(line: str) -> None:
 
 @pytest.fixture
 def data(ask, small) -> PreparedText:
-    """Prepared text in a few chunks, connected at a block size of 64."""
+    """Prepared text in a few chunks."""
     prepare(ask, say=quiet)
     data = PreparedText(ask.data_path)
-    data.connect(batch_size=4, max_seq_length=64)
     data.prepare_data()
     return data
 
@@ -42,13 +43,16 @@ def settings(tiny_settings: dict, data: PreparedText, **train: object) -> dict:
 
 def test_blocks_are_those_of_the_stream_across_chunks(data):
     stream = data.tokens("train")
-    assert data.num_blocks("train") == len(stream) // 65
+    order = BlockOrder(data.num_blocks("train", 64), 5)
+    assert len(order) == len(stream) // 65
     boundary = stream._starts[1] // 65  # the block that two chunks share
     assert stream._starts[1] % 65 != 0
-    data.select(boundary - 1, boundary + 3)
-    (batch,) = data.train_dataloader()
+    place = min(list(order).index(boundary), len(order) - 4)
+    (batch,) = data.train_batches(BlockRange(order, place, place + 4, 64), 4)
     assert batch.shape == (4, 65) and batch.dtype == torch.uint16
-    assert batch.flatten().tolist() == stream[(boundary - 1) * 65 : (boundary + 3) * 65].tolist()
+    blocks = [order[place + i] for i in range(4)]
+    assert boundary in blocks
+    assert batch.tolist() == [stream[block * 65 : (block + 1) * 65].tolist() for block in blocks]
 
 
 def test_it_is_prepared_at_first_use(ask):
@@ -100,11 +104,11 @@ def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(
 def test_a_resumed_run_reads_on_at_the_next_block(tiny, tiny_settings, data, tmp_path, micro_batch_size, num_workers):
     own = settings(tiny_settings, data, micro_batch_size=4) | dict(target=tiny[16], lr=0.02, out_dir=tmp_path / "a")
     warmstart_scratch.setup(**own)
-    read, stored = [], TokenStream.__getitem__
+    read, stored, order = [], TokenStream.__getitem__, BlockOrder(data.num_blocks("train", 64), 0)
 
     def remember(self, where: slice):
         if self.folder.name == "train":
-            read.extend(range(where.start // 65, where.stop // 65))
+            read.append(where.start // 65)
         return stored(self, where)
 
     data.num_workers = num_workers
@@ -112,13 +116,15 @@ def test_a_resumed_run_reads_on_at_the_next_block(tiny, tiny_settings, data, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenStream, "__getitem__", remember)
         warmstart_scratch.setup(**own, resume=tmp_path / "a/step-00000005")
-    assert read == ([] if num_workers else list(range(40, 80)))  # workers read in processes of their own
+    assert read == (
+        [] if num_workers else [order[place] for place in range(40, 80)]
+    )  # workers read in processes of their own
     record = Record.load(tmp_path / "a/final/warmstart.yaml")
     assert record.step_count == 10 and (record.data.start_token, record.data.stop_token) == (0, 80 * 65)
 
 
 def test_a_range_that_does_not_fit_is_told_with_all_numbers(tiny, tiny_settings, data, tmp_path, capsys):
-    blocks = data.num_blocks("train")
+    blocks = data.num_blocks("train", 64)
     own = settings(tiny_settings, data, max_steps=None, max_tokens=10**9)
     with pytest.raises(SystemExit):
         warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **own)

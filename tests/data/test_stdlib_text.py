@@ -52,14 +52,6 @@ def test_preparing_again_gives_the_same_tokens(data, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["again"]  # nothing half-written is left
 
 
-def test_loaders_give_each_selected_block_once_in_order(data):
-    data.select(10, 22)
-    batches = list(data.train_dataloader())
-    assert [tuple(batch.shape) for batch in batches] == [(4, 257)] * 3
-    rows = np.concatenate([batch.numpy() for batch in batches]).ravel()
-    assert np.array_equal(rows, data.tokens("train")[10 * 257 : 22 * 257])
-
-
 def test_a_damaged_cache_is_refused_with_the_remedy(data, tmp_path):
     folder = tmp_path / "damaged"
     folder.mkdir()

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from litgpt.utils import save_config
 
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.growth import Grown
@@ -14,7 +15,7 @@ from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.run.metrics import MetricsFile, RowFile
 from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, Norm
-from litgpt_warmstart.run.record import Ancestor, DataUse, Record
+from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import neox
 
 PER_STEP = 8 * 64

@@ -11,11 +11,12 @@ import torch
 import yaml
 
 from litgpt_warmstart import files
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.run import checkpoint
-from litgpt_warmstart.run.record import Ancestor, DataUse, Record
+from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import build, neox, randomized
 
 DATA = DataUse("litgpt_warmstart.data.StdlibText", {"data_path": "data"}, 640, "abc", 0, 650)

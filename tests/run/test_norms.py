@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -17,7 +16,8 @@ from torch._dynamo.utils import counters
 
 from litgpt_warmstart.commands import warmstart, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.loaders import DataPlan, first_val_block
+from litgpt_warmstart.data.loaders import first_val_block
+from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.run.metrics import RowFile
 from litgpt_warmstart.run.norms import COLUMNS, Norm, measure, read_norms
 from litgpt_warmstart.run.spec import EvalArgs
@@ -156,12 +156,9 @@ def test_measuring_leaves_gradients_modes_hooks_and_random_states_alone():
 
 def test_the_probe_is_the_first_validation_block_and_draws_no_random_number(stdlib_path):
     data = StdlibText(stdlib_path)
-    data.connect(batch_size=4, max_seq_length=64)
-    data.setup()
     state = torch.get_rng_state()
-    config = SimpleNamespace(padded_vocab_size=4096)
-    spec = SimpleNamespace(data=data, train=TRAIN, seed=1, block_size=64, config=config)
-    probe = first_val_block(DataPlan(spec), torch.device("cpu"))
+    reading = Reading(data, 64, 4, 8, 6, num_classes=4096, seed=1)
+    probe = first_val_block(reading, torch.device("cpu"))
     assert probe.tolist() == [data.tokens("val")[:64].tolist()]
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -75,8 +75,7 @@ def test_a_plan_says_what_the_run_then_records(base, tiny, tiny_settings, capsys
     assert record.hoffmann_flops > record.matmul_flops > 0 and ancestor.hoffmann_flops > 0
     assert plan["steps"] == record.step_count and plan["width_growth"] == 3
     blocks = tiny_settings["data"]
-    blocks.connect(max_seq_length=64)
-    assert plan["tokens_left"] == (blocks.num_blocks("train") - 10 * 8) * 64
+    assert plan["tokens_left"] == (blocks.num_blocks("train", 64) - 10 * 8) * 64
     assert f"{target['parameters']:,} parameters" in told and "time was not measured" in told
 
 

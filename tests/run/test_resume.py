@@ -13,13 +13,13 @@ import torch
 
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
+from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.files import LOCK, locked
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run import train as pretrain
 from litgpt_warmstart.run.ownership import MANIFEST, OUTCOME
-from litgpt_warmstart.run.record import DataUse, Record
-from litgpt_warmstart.run.resume import _data
+from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
 
@@ -173,7 +173,7 @@ def test_a_resumed_run_on_other_text_of_litgpts_modules_is_refused():
         (False, dict(train_data_path="b")),
     ):
         now = replace(was, init_args=init_args)
-        assert (_data(was, now) == _data(now, was)) == same
+        assert (was.identity(now) == now.identity(was)) == same
 
 
 def test_a_diverged_run_says_so_and_keeps_the_last_checkpoint(tiny, tiny_settings, tmp_path, capsys, monkeypatch):

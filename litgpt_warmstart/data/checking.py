@@ -1,0 +1,77 @@
+"""Whether prepared tokens are as they were prepared: looked at in the background while a run trains."""
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import file_sha256, write_whole
+from litgpt_warmstart.parsing import Unreadable, parse
+
+
+class ChunkCheck:
+    """Compares files with their SHA-256 in a thread, once while their size and time stay as they are.
+
+    What was found good is remembered in the user's cache, not beside the files, which may be somebody else's.
+
+    Args:
+        sha256: Of each file, as it was prepared.
+        name: Of the prepared data, for what is remembered.
+    """
+
+    def __init__(self, sha256: Mapping[Path, str], name: str) -> None:
+        self._sha256 = sha256
+        self._memory = _cache_dir() / f"{name}.json"
+        self._bad: str | None = None
+        self._thread = threading.Thread(target=self._look, name="chunk check", daemon=True)
+
+    def begin(self) -> None:
+        """Look at the files from now on."""
+        self._thread.start()
+
+    def raise_if_bad(self, wait: bool) -> None:
+        """Raise a UserError where a file was found that is not as it was prepared.
+
+        Args:
+            wait: Until all files have been looked at.
+        """
+        if wait:
+            self._thread.join()
+        if self._bad is not None:
+            raise UserError(self._bad)
+
+    def _look(self) -> None:
+        known = self._remembered()
+        for path, sha256 in self._sha256.items():
+            try:
+                state = [sha256, path.stat().st_size, path.stat().st_mtime_ns]
+                if known.get(str(path.resolve())) == state:
+                    continue
+                found = file_sha256(path)
+            except OSError as error:
+                self._bad = f"{str(path)!r} cannot be read ({error.strerror}): prepare the data again in another folder"
+                return
+            if found != sha256:
+                self._bad = (
+                    f"{str(path)!r} is not as it was prepared (its SHA-256 is another), and what has been read of it"
+                    " since is not what it should be: prepare the data again in another folder, and the run too"
+                )
+                return
+            known[str(path.resolve())] = state
+        with suppress(OSError):  # no home, or a full disk: the next run looks again
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._memory, json.dumps({p: state for p, state in known.items() if os.path.exists(p)}))
+
+    def _remembered(self) -> dict[str, list[str | int]]:
+        """Path -> SHA-256, size and time of files that were found good."""
+        with suppress(OSError, ValueError, RecursionError, Unreadable):
+            return parse(dict[str, list[str | int]], json.loads(self._memory.read_text(encoding="utf-8")))
+        return {}
+
+
+def _cache_dir() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache, "litgpt-warmstart", "checked")

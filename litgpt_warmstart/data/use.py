@@ -1,0 +1,96 @@
+"""What a run has read, for its record, and how a DataModule is written down."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt.data import DataModule
+
+from litgpt_warmstart.parsing import Count, Size
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """What a run reads: the DataModule and, where it is one of ours, the tokens it uses up.
+
+    Positions are those in the order of reading: its block i takes the stored tokens i * (block_size + 1) and so on.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    class_path: str
+    init_args: dict[str, Any]
+    tokens: Count
+    """Tokens trained on."""
+    fingerprint: str | None = None
+    """Identity of the prepared training tokens; None for a DataModule that does not tell."""
+    start_token: Count | None = None
+    """Where the first block that was read begins."""
+    stop_token: Count | None = None
+    """One past the end of the last block that was read."""
+    order_seed: int | None = None
+    """Seed of the order of reading; None in a record of version 0.1, which read blocks as they are stored."""
+    block_size: Size | None = None
+    """Tokens of a block that count; None in a record of version 0.1."""
+
+    @property
+    def is_in_stored_order(self) -> bool:
+        """Whether version 0.1 has read prepared tokens as they are stored, which is not gone on with."""
+        return self.fingerprint is not None and self.order_seed is None
+
+    def identity(self, other: "DataUse | None" = None) -> dict[str, Any]:
+        """What tells the data of a run from another's, in plain values.
+
+        Args:
+            other: Another run's; where tokens have no fingerprint, only the arguments that both tell are told.
+        """
+        if self.fingerprint is not None:
+            return {
+                "class_path": self.class_path,
+                "fingerprint": self.fingerprint,
+                "start_token": self.start_token,
+                "order_seed": self.order_seed,
+            }
+        told = data_arguments(self.init_args)
+        known = data_arguments(other.init_args) if other else told
+        return {"class_path": self.class_path} | {name: value for name, value in told.items() if name in known}
+
+
+def data_arguments(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Of a DataModule's arguments those that decide which tokens it gives, as text.
+
+    Without the number of loader processes, and without objects, whose text may be their place in memory.
+    """
+    plain = (str, int, float, bool, list, tuple, Path, type(None))
+    return {name: str(value) for name, value in arguments.items() if name != "num_workers" and isinstance(value, plain)}
+
+
+def class_path(data: DataModule) -> str:
+    """Import path of a DataModule's class, shortened where its package exports it."""
+    cls = type(data)
+    package = cls.__module__.rpartition(".")[0]
+    return f"{package if package in ('litgpt.data', 'litgpt_warmstart.data') else cls.__module__}.{cls.__qualname__}"
+
+
+def init_args(data: DataModule) -> dict[str, Any]:
+    """Arguments that make the DataModule again, as plain values; one that it keeps as an object is left out."""
+    found = {}
+    for name in list(inspect.signature(type(data).__init__).parameters)[1:]:
+        with suppress(AttributeError, TypeError, ValueError):
+            found[name] = json.loads(json.dumps(getattr(data, name), default=_text))
+    return found
+
+
+def _text(value: Any) -> str:
+    """A path as YAML has it.
+
+    Raises:
+        TypeError: It is another object.
+    """
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no plain value")
