@@ -32,7 +32,7 @@ def scales(tmp_path_factory) -> list[str]:
 def settings(stdlib_path: Path) -> dict:
     return dict(
         data=StdlibText(stdlib_path), lr=0.02, precision="32-true", compile=False, logger_name="csv",
-        tokens_per_param=0.001, train=TrainArgs(global_batch_size=4), eval=EvalArgs(max_iters=4),
+        tokens_per_param=0.01, train=TrainArgs(global_batch_size=4), eval=EvalArgs(max_iters=4),
     )  # fmt: skip
 
 
