@@ -184,7 +184,7 @@ def measure_reading(work: Path, tokenizer: Path, num_workers: int) -> dict[str, 
     parametrization.set_base_shapes(gpt, config)
     parametrization.load_weights(gpt, parametrization.initial_weights(gpt, config, 0, 1.0))
     module = NextTokenLoss(gpt).to(device)
-    optimizer = parametrization.build_optimizer(gpt, "AdamW", 0.01, fused=True)
+    optimizer = parametrization.build_optimizer(gpt, torch.optim.AdamW, {"fused": True}, 0.01)
     batches = next_batches(data.train_dataloader(), device)
     waiting, whole = [], []
     for _ in range(12):

@@ -58,7 +58,7 @@ def measured(scale: str, precision: str, batch: int, micro: int, pairs: int, fol
     impl, _ = choose("auto", config, precision, fabric.device, micro * config.block_size)
     torch._dynamo.reset()
     module = fabric.setup(compiled(NextTokenLoss(gpt, impl), True))
-    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(gpt, "AdamW", 0.003))
+    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(gpt, torch.optim.AdamW, {}, 0.003))
     tokens = torch.randint(config.vocab_size, (batch, config.block_size + 1), device=fabric.device)
     file = RowFile(folder / FILE_NAME, COLUMNS)
 

@@ -19,9 +19,10 @@ from litgpt_warmstart.commands.study import (
 )
 from litgpt_warmstart.edge import check_seeds, checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
 from litgpt_warmstart.study.runner import Executor, Outcome, StudyRun
 
 
@@ -31,7 +32,7 @@ def setup(
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
     batch_sizes: str | int | list[int] = "64,128,256",
     seeds: str | int | list[int] = "42",
-    parametrization: Parametrization = "mup",
+    parametrization: ParametrizationName = "mup",
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from litgpt_warmstart.edge import checked
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import Parametrization
 
 
 @checked
 def setup(
     target: str | None = None,
-    parametrization: Parametrization = "mup",
+    parametrization: ParametrizationName = "mup",
     initial_checkpoint_dir: Path | None = None,
     out_dir: Path = Path("out/warmstart_scratch"),
     **kwargs,

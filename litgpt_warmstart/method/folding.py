@@ -88,10 +88,16 @@ class Folding:
         return moved
 
 
-def attention_scores_scalar(config: Config, mup_base: Config) -> float:
-    """What muP divides scores by the root of: 1/head_size instead of 1/sqrt(head_size), equal to it at the muP base."""
+def attention_scores_scalar(config: Config, mup_base: Config, scores: float = 1.0) -> float:
+    """What scores are divided by the root of: for muP head_size instead of its root, equal to it at the muP base.
+
+    Args:
+        config: The model.
+        mup_base: The model's muP base.
+        scores: The power of head_size that scores are divided by.
+    """
     base_scalar = mup_base.attention_scores_scalar or mup_base.head_size
-    return base_scalar * (config.head_size / mup_base.head_size) ** 2
+    return base_scalar * (config.head_size / mup_base.head_size) ** (2 * scores)
 
 
 def without_attention(folding: Folding) -> Folding:

@@ -1,47 +1,74 @@
 """muP on LitGPT: base shapes, initialization, optimizer groups. The one place that knows muP's table.
 
-Per parameter, with width_mult = its last growing dimension over the same dimension at the muP base
-(arXiv 2203.03466, table 8, the variant that mup implements):
-
-    | parameter                          | initial std            | Adam's learning rate  | forward        |
-    |------------------------------------|------------------------|-----------------------|----------------|
-    | matrix, both dimensions grow       | base / sqrt(width_mult)| base_lr / width_mult  | 1              |
-    | embedding                          | base                   | base_lr               | 1              |
-    | readout (lm_head)                  | base                   | base_lr               | 1 / width_mult |
-    | gain, bias                         | 1, 0                   | base_lr               | 1              |
-    | attention scores                   |                        |                       | 1 / head_size  |
-
-Standard parametrization is the same with the target itself as muP base: every multiplier is then 1.
+Standard parametrization is muP with the model itself as its base: every multiplier is then 1.
 """
 
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-import mup
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from torch import nn
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.folding import Folding, attention_scores_scalar
+from litgpt_warmstart.method.folding import READOUT, Folding, attention_scores_scalar
 from litgpt_warmstart.method.growth import is_gain
-from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
 DRAWING_THREADS = 4
 
 
-def width_mult(config: Config, mup_base: Config) -> float:
-    """n_embd over the muP base's n_embd."""
-    return config.n_embd / mup_base.n_embd
+@dataclass(frozen=True)
+class Divisors:
+    """What a parameter's numbers at the muP base are divided by, as powers of its width_mult."""
+
+    std: float = 0.0
+    """Of its initial values."""
+    lr: float = 0.0
+    """Adam's learning rate."""
 
 
-def mup_config(config: Config, mup_base: Config) -> Config:
+@dataclass(frozen=True)
+class Parametrization:
+    """What changes as a model gets wider than its muP base.
+
+    A parameter's width_mult is its last growing dimension over the same dimension at the base.
+    """
+
+    matrix: Divisors = Divisors()
+    """Both dimensions grow."""
+    embedding: Divisors = Divisors()
+    readout: Divisors = Divisors()
+    """lm_head's weight."""
+    vector: Divisors = Divisors()
+    """Gains and biases, which start at 1 and 0."""
+    logits: float = 0.0
+    """They are divided by this power of n_embd over the base's."""
+    scores: float = 0.5
+    """Of attention: divided by this power of head_size, and equal to LitGPT's at the base."""
+    is_own_base: bool = False
+    """Whether nothing is carried over width: the model itself is the base."""
+
+
+PARAMETRIZATIONS = {
+    # arXiv 2203.03466, table 8, the variant that the package mup implements.
+    "mup": Parametrization(matrix=Divisors(std=0.5, lr=1.0), logits=1.0, scores=1.0),
+    "sp": Parametrization(is_own_base=True),
+}
+ParametrizationName = Literal[*PARAMETRIZATIONS]  # pyright: ignore[reportInvalidTypeForm]  # the table says it once
+
+
+def width_mult(config: Config, mup_base: Config, parametrization: str = "mup") -> float:
+    """What logits are divided by: for muP, n_embd over the muP base's n_embd."""
+    return (config.n_embd / mup_base.n_embd) ** PARAMETRIZATIONS[parametrization].logits
+
+
+def mup_config(config: Config, mup_base: Config, parametrization: str = "mup") -> Config:
     """``config`` with muP's attention scale, 1/head_size instead of 1/sqrt(head_size), equal to it at the muP base.
 
     LitGPT divides scores by ``sqrt(attention_scores_scalar)``. The value may be a float, which LitGPT's YAML keeps.
@@ -54,20 +81,21 @@ def mup_config(config: Config, mup_base: Config) -> Config:
             f"the muP base {mup_base.name!r} has {mup_base.n_layer} layers and {config.name!r} {config.n_layer}: muP"
             " carries a learning rate over width only"
         )
-    scalar = attention_scores_scalar(config, mup_base)
+    scalar = attention_scores_scalar(config, mup_base, PARAMETRIZATIONS[parametrization].scores)
     if scalar == config.head_size:  # LitGPT's own default
         return replace(config, attention_scores_scalar=None)
+    # LitGPT declares an int, and its code takes any number.
     return replace(config, attention_scores_scalar=int(scalar) if scalar == int(scalar) else scalar)
 
 
-def folding(config: Config, mup_base: Config) -> Folding:
+def folding(config: Config, mup_base: Config, parametrization: str = "mup") -> Folding:
     """What a model's forward pass does beside LitGPT's under a muP base.
 
     Args:
         config: The model.
         mup_base: Config of the model whose learning rate was tuned.
     """
-    return Folding(mup_config(config, mup_base), width_mult(config, mup_base))
+    return Folding(mup_config(config, mup_base, parametrization), width_mult(config, mup_base, parametrization))
 
 
 def set_base_shapes(model: GPT, mup_base: Config) -> None:
@@ -79,6 +107,10 @@ def set_base_shapes(model: GPT, mup_base: Config) -> None:
         model: The bare model, not compiled or wrapped.
         mup_base: Config of the model whose learning rate was tuned.
     """
+    import mup  # with pandas, which --help can do without
+
+    from litgpt_warmstart.method.model import MuGPT
+
     # Any model that differs from the base in each width dimension tells mup which dimensions grow.
     delta = replace(
         mup_base,
@@ -113,15 +145,21 @@ def plain_std(model: GPT, name: str, mup_base: Config) -> float:
     return math.sqrt(2 / (5 * mup_base.n_embd))
 
 
-def mup_std(model: GPT, name: str, mup_base: Config) -> float:
-    """sigma_muP of a parameter; its ``infshape`` must be set."""
+def divisors(model: GPT, name: str, parametrization: str = "mup") -> tuple[float, float]:
+    """What a parameter's initial std and learning rate at the muP base are divided by; base shapes must be set."""
     infshape = model.get_parameter(name).infshape
-    std = plain_std(model, name, mup_base)
-    return std / math.sqrt(infshape.width_mult()) if infshape.ninf() == 2 else std
+    table = PARAMETRIZATIONS[parametrization]
+    if infshape.ninf() == 2:
+        powers = table.matrix
+    elif name == READOUT:
+        powers = table.readout
+    else:
+        powers = table.embedding if name == "transformer.wte.weight" else table.vector
+    return infshape.width_mult() ** powers.std, infshape.width_mult() ** powers.lr
 
 
 def initial_weights(
-    model: GPT, mup_base: Config, seed: int, perturb: float = 1.0
+    model: GPT, mup_base: Config, seed: int, perturb: float = 1.0, parametrization: str = "mup"
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """muP's initialization, one parameter at a time, in the order of ``named_parameters``; a few are drawn ahead.
 
@@ -134,6 +172,7 @@ def initial_weights(
         mup_base: Config of the model whose learning rate was tuned.
         seed: Seed of the draw.
         perturb: Multiplier of every standard deviation.
+        parametrization: A name in :data:`PARAMETRIZATIONS`.
 
     Yields:
         Name and fp32 tensor on the CPU in the parameter's shape.
@@ -142,7 +181,7 @@ def initial_weights(
     drawn: deque[tuple[str, Future[torch.Tensor]]] = deque()
     with ThreadPoolExecutor(threads) as pool:  # a draw is serial and leaves Python's lock alone
         for name, parameter in model.named_parameters():
-            std = perturb * mup_std(model, name, mup_base)
+            std = perturb * (plain_std(model, name, mup_base) / divisors(model, name, parametrization)[0])
             drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed)))
             if len(drawn) > threads:
                 name, tensor = drawn.popleft()
@@ -164,7 +203,7 @@ def _draw(c: Config, name: str, shape: torch.Size, std: float, seed: int) -> tor
 
 
 @torch.no_grad()
-def load_weights(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def load_weights(model: GPT, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Copy weights into a model tensor by tensor, in its device and precision.
 
     Raises:
@@ -182,23 +221,40 @@ def load_weights(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> Non
 
 
 def build_optimizer(
-    model: GPT, optimizer: ChosenOptimizer, base_lr: float, fused: bool = True
+    model: GPT,
+    cls: type[torch.optim.Optimizer],
+    arguments: Mapping[str, Any],
+    base_lr: float,
+    parametrization: str = "mup",
 ) -> torch.optim.Optimizer:
-    """mup's grouping of a MuGPT's parameters under an Adam-like optimizer.
+    """An Adam-like optimizer of a MuGPT's parameters, grouped by learning rate as mup.MuAdam groups them.
 
-    Each group carries ``lr_scale`` beside ``lr``: the schedule writes ``base_lr * lr_scale * lr_multiplier``.
+    Each group carries ``lr_scale`` beside ``lr``: the schedule writes ``base_lr * lr_scale * lr_multiplier``. What
+    weight decay takes off in a step is the same in each.
 
     Args:
         model: The bare model with base shapes.
-        optimizer: The class and its arguments.
+        cls: The optimizer's class.
+        arguments: Its arguments but for lr.
         base_lr: The learning rate that was tuned.
-        fused: Use the fused implementation where the optimizer has one and its arguments say nothing of it.
+        parametrization: A name in :data:`PARAMETRIZATIONS`.
     """
-    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in optimizer.arguments(fused).items()}
-    built = mup.MuAdam(model.parameters(), impl=optimizer.cls, **arguments, lr=base_lr)
-    for group in built.param_groups:
-        group["lr_scale"] = group["lr"] / base_lr
-    return built
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        _, divisor = divisors(model, name, parametrization)
+        groups.setdefault((parameter.infshape.ninf() == 2, divisor), []).append(parameter)
+    matrices_first = sorted(groups, key=lambda key: not key[0])
+    decay = arguments.get("weight_decay", 0.0)
+    described = [
+        {
+            "params": groups[key],
+            "lr": base_lr / key[1],
+            "lr_scale": base_lr / key[1] / base_lr,
+            "weight_decay": decay * key[1],
+        }
+        for key in matrices_first
+    ]
+    return cls(described, **arguments, lr=base_lr)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, base_lr: float, lr_multiplier: float) -> None:

@@ -48,9 +48,11 @@ def build_state(
     loss = fabric.setup(loss)
     optimizer = parametrization.build_optimizer(
         gpt,
-        spec.optimizer,
+        spec.optimizer.cls,
+        # A fused step unscales gradients itself, too late for clipping.
+        spec.optimizer.arguments(fused=spec.precision != "16-mixed"),
         spec.base_lr,
-        fused=spec.precision != "16-mixed",  # a fused step unscales gradients itself, too late for clipping
+        spec.parametrization,
     )
     optimizer = fabric.setup_optimizers(optimizer)
     choices = f"loss {impl} ({chosen_for}); micro-batch {spec.train.micro_batch_size} ({found})"
@@ -70,19 +72,20 @@ def build_model(
         The model, and how its weights were grown.
     """
     with fabric.init_module(empty_init=True):
-        gpt = MuGPT(spec.config, parametrization.width_mult(spec.config, spec.mup_base_config))
+        width_mult = parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization)
+        gpt = MuGPT(spec.config, width_mult)
     gpt.max_seq_length = spec.block_size
     parametrization.set_base_shapes(gpt, spec.mup_base_config)
     if resumed:
         parametrization.load_weights(gpt, resumed.weights.items())
         return gpt, resumed.record.growth
     if initial:
-        under = parametrization.folding(initial.config, spec.mup_base_config)
+        under = parametrization.folding(initial.config, spec.mup_base_config, spec.parametrization)
         parametrization.load_weights(gpt, initial.weights_under(under).items())
         only_grown = initial.record is not None and not initial.record.tokens
         return gpt, initial.record.growth if only_grown else None
     perturb = spec.growth.perturb if spec.growth else 1.0
-    weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, perturb)
+    weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, perturb, spec.parametrization)
     if source is None:
         parametrization.load_weights(gpt, weights)
         return gpt, None

@@ -40,10 +40,11 @@ class ChosenOptimizer:
         Args:
             fused: Whether to take its fused implementation, where it has one and the user's arguments go with it.
         """
+        init_args = {name: tuple(v) if isinstance(v, list) else v for name, v in self.init_args.items()}
         others = ("fused", "foreach", "differentiable", "capturable")
         if fused and "fused" in inspect.signature(self.cls).parameters and not set(others) & set(self.init_args):
-            return {**self.init_args, "fused": True}
-        return dict(self.init_args)
+            init_args["fused"] = True
+        return init_args
 
     @property
     def cls(self) -> type[torch.optim.Optimizer]:

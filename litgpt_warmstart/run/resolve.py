@@ -18,6 +18,7 @@ from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.method.scales import SCALES
 from litgpt_warmstart.method.schedule import Schedule, ScheduleName, make_schedule
 from litgpt_warmstart.run.checkpoint import Header
@@ -25,7 +26,7 @@ from litgpt_warmstart.run.micro_batch import default_size
 from litgpt_warmstart.run.models import Tuned, check_seed, resolve_models
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import CompileMode, EvalArgs, Parametrization, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import CompileMode, EvalArgs, RunSpec, TrainArgs
 
 
 def resolve(
@@ -33,7 +34,7 @@ def resolve(
     target: str | None,
     start: Header | None,
     growth: Growth | None,
-    parametrization: Parametrization,
+    parametrization: ParametrizationName,
     out_dir: Path,
     own_arguments: dict[str, Any],
     *,
@@ -117,14 +118,15 @@ def resolve(
         raise UserError(f"--tokens_per_param must be above 0, got {tokens_per_param}")
     if track is not None and track <= 0:
         raise UserError(f"--track must be above 0, got {track}: leave it out to record nothing")
-    if parametrization == "sp" and mup_base is not None:
-        raise UserError("--mup_base has no meaning with --parametrization sp: leave one of them out")
+    is_own_base = mup.PARAMETRIZATIONS[parametrization].is_own_base
+    if is_own_base and mup_base is not None:
+        raise UserError(f"--mup_base has no meaning with --parametrization {parametrization}: leave one of them out")
     chosen = resolve_optimizer(optimizer)
 
     config, tuned = resolve_models(target, start, growth, mup_base, data)
-    if parametrization == "sp":
+    if is_own_base:
         tuned = Tuned(config, tuned.header)
-    config = mup.mup_config(config, tuned.config)
+    config = mup.mup_config(config, tuned.config, parametrization)
     if growth:
         check_seed(start, config, growth, seed)
     with torch.device("meta"):

@@ -130,7 +130,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         parameters=num_parameters(state.gpt),
         parametrization=spec.parametrization,
         mup_base_config=asdict(spec.mup_base_config),
-        width_mult=parametrization.width_mult(spec.config, spec.mup_base_config),
+        width_mult=parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization),
         base_lr=spec.base_lr,
         global_batch_size=spec.train.global_batch_size,
         tokens=tokens,

@@ -13,6 +13,7 @@ from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.method.schedule import (
     COOLDOWNS,
     DECAYING,
@@ -23,7 +24,6 @@ from litgpt_warmstart.method.schedule import (
 )
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
-Parametrization = Literal["mup", "sp"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -189,7 +189,7 @@ class RunSpec:
     """The target."""
     mup_base_config: Config
     """Where the learning rate was tuned; the target's own config under standard parametrization."""
-    parametrization: Parametrization
+    parametrization: ParametrizationName
     base_lr: float
     schedule: Schedule
     data: DataModule

@@ -8,6 +8,7 @@ import torch
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.parametrization import Divisors, Parametrization
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.optimizer import resolve_optimizer
@@ -46,8 +47,37 @@ def lr_by_name(model, optimizer) -> dict[str, float]:
 
 def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1_elsewhere():
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
     assert {n: lr / 0.02 for n, lr in lr_by_name(model, optimizer).items()} == pytest.approx(LR_SCALE)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_groups_are_those_of_mups_own_optimizer(decay):
+    base, target = llama(16, 4, intermediate_size=32), llama(32, 4, head_size=12, intermediate_size=128)
+    model, arguments = build(target, base), dict(weight_decay=decay, betas=(0.9, 0.95))
+    ours = parametrization.build_optimizer(model, torch.optim.AdamW, arguments, 0.02)
+    theirs = mup.MuAdamW(model.parameters(), lr=0.02, **arguments)
+    for group, other in zip(ours.param_groups, theirs.param_groups, strict=True):
+        assert group.pop("lr_scale") == other["lr"] / 0.02
+        assert all(a is b for a, b in zip(group.pop("params"), other.pop("params"), strict=True))
+        assert group == other
+
+
+def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
+    toy = Parametrization(matrix=Divisors(lr=0.5), embedding=Divisors(std=1.0), readout=Divisors(std=1.0, lr=2.0))
+    monkeypatch.setitem(parametrization.PARAMETRIZATIONS, "toy", toy)
+    base, target = neox(16, 2), neox(64, 2)
+    assert parametrization.width_mult(target, base, "toy") == 1
+    assert parametrization.mup_config(target, base, "toy").attention_scores_scalar is None
+    assert parametrization.mup_config(neox(64, 2), neox(16, 4), "toy").attention_scores_scalar is None
+    model = build(target, base)
+    weights = dict(parametrization.initial_weights(model, base, 0, parametrization="toy"))
+    mup_weights = dict(parametrization.initial_weights(model, base, 0))
+    for name, times in (("lm_head.weight", 4), ("transformer.wte.weight", 4), ("transformer.h.0.mlp.fc.weight", 0.5)):
+        torch.testing.assert_close(weights[name] * times, mup_weights[name])
+    lrs = lr_by_name(model, parametrization.build_optimizer(model, torch.optim.Adam, {}, 1.0, "toy"))
+    assert lrs["lm_head.weight"] == 1 / 16 and lrs["transformer.wte.weight"] == 1
+    assert lrs["transformer.h.0.mlp.fc.weight"] == lrs["transformer.h.0.attn.qkv.weight"] == 1 / 2
 
 
 @pytest.mark.parametrize(
@@ -55,7 +85,7 @@ def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1
 )
 def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
     for step in range(10):
         parametrization.set_learning_rate(optimizer, 0.02, schedule(step))
         expected = {name: scale * 0.02 * schedule(step) for name, scale in LR_SCALE.items()}
@@ -65,14 +95,14 @@ def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_in_exactly_one_group(family):
     model = build(FAMILIES[family](48, 8), FAMILIES[family](16, 4))
-    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01)
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.01)
     assert lr_by_name(model, optimizer).keys() == dict(model.named_parameters()).keys()
 
 
 def test_each_matrix_is_scaled_by_its_own_fan_in():
     base, target = llama(16, 4, intermediate_size=32), llama(32, 4, head_size=12, intermediate_size=128)
     model = build(target, base)
-    lrs = lr_by_name(model, parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 1.0))
+    lrs = lr_by_name(model, parametrization.build_optimizer(model, torch.optim.AdamW, {}, 1.0))
     assert lrs["transformer.h.0.mlp.fc_1.weight"] == pytest.approx(16 / 32)
     assert lrs["transformer.h.0.mlp.proj.weight"] == pytest.approx(32 / 128)
     assert lrs["transformer.h.0.attn.proj.weight"] == pytest.approx(16 / 48)
@@ -105,7 +135,7 @@ def test_a_parameters_draw_depends_on_seed_name_and_widths_but_not_on_depth():
 def test_standard_parametrization_is_the_target_as_its_own_mup_base():
     model = build(neox(48, 6))
     assert all(p.infshape.width_mult() == 1 for p in model.parameters())
-    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
     assert {group["lr"] for group in optimizer.param_groups} == {0.02}
 
 
@@ -128,12 +158,8 @@ def test_mup_base_of_another_depth_is_refused():
 
 
 def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
-    model = build(neox())
-    optimizer = parametrization.build_optimizer(
-        model,
-        resolve_optimizer({"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}}),
-        base_lr=0.01,
-    )
+    chosen = resolve_optimizer({"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}})
+    optimizer = parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
     assert type(optimizer) is torch.optim.Adam
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.01, (0.9, 0.95), 0.0, 1e-6)
@@ -141,7 +167,8 @@ def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"])
 def test_adam_like_optimizers_are_taken(name):
-    parametrization.build_optimizer(build(neox()), resolve_optimizer(name), 0.01)
+    chosen = resolve_optimizer(name)
+    parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
 
 
 @pytest.mark.parametrize(

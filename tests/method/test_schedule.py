@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.schedule import COOLDOWNS, Schedule, ScheduleName, cooled, make_schedule
-from litgpt_warmstart.run.optimizer import resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
 from tests.conftest import TRAIN, build, losses, neox
@@ -193,7 +193,7 @@ def test_a_record_from_before_the_cooldowns_still_says_its_schedule():
 @pytest.mark.parametrize("name", NAMES)
 def test_mup_ratios_hold_under_each_schedule(name):
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.02)
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
     schedule = make_schedule(
         name, 20, 4 * (name != "constant"), base_lr=0.02, global_batch_size=1, tokens_per_step=100_000
     )

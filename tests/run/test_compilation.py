@@ -12,7 +12,6 @@ from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.run.compilation import uses_cuda_graphs
-from litgpt_warmstart.run.optimizer import resolve_optimizer
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from tests.conftest import build, losses, neox
 
@@ -64,7 +63,7 @@ def test_a_step_does_not_wait_for_the_gpu(impl):
     fabric = L.Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
     model = build(neox()).to(fabric.device)
     parametrization.set_base_shapes(model, neox())
-    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, resolve_optimizer("AdamW"), 0.01))
+    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.01))
     module = fabric.setup(NextTokenLoss(model, impl))
     tokens = torch.randint(0, 96, (2, 65), device=fabric.device)
     try:
