@@ -49,9 +49,12 @@ def _cause(text: str) -> str:
     return ends[0] if len(ends) == 1 else f"{ends[0].rstrip(' .')}: {ends[-1]}"
 
 
+STDOUT_IS_GONE = "standard output cannot be written: nobody reads it any more, or its disk is full"
+
+
 @contextmanager
 def told_in_one_line(command: str) -> Iterator[None]:
-    """Print a :class:`UserError` as one line on standard error and exit with status 1; Ctrl-C is one line too.
+    """Print what a user did wrong, or ended, as one line on standard error, and exit with status 1; 130 for Ctrl-C.
 
     Args:
         command: The command's name as typed, for the start of the line.
@@ -59,40 +62,36 @@ def told_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
         if stdout_is_gone():
-            raise UserError("standard output cannot be written: nobody reads it any more, or its disk is full")
-    except UserError as error:
-        if os.environ.get(DEBUG_VARIABLE) == "1":
+            raise UserError(STDOUT_IS_GONE)
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error)
+        if told is None or os.environ.get(DEBUG_VARIABLE) == "1":
             raise
         stdout_is_gone()
         with suppress(OSError):  # the terminal may have been closed
-            print(f"{command}: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except PermissionError as error:
-        if os.environ.get(DEBUG_VARIABLE) == "1":
-            raise
-        print(f"{command}: error: {error.filename!r}: {error.strerror}: choose another", file=sys.stderr)
-        raise SystemExit(1) from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-            raise
-        if os.environ.get(DEBUG_VARIABLE) == "1":
-            raise
-        print(f"{command}: error: this machine's memory is too small: take a smaller model or batch", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        if os.environ.get(DEBUG_VARIABLE) == "1":
-            raise
-        print(f"{command}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        if not _reader_is_gone():
-            raise
-        stdout_is_gone()
-        print(f"{command}: error: standard output cannot be written: nobody reads it any more", file=sys.stderr)
-        raise SystemExit(1) from None
+            print(f"{command}: {told}", file=sys.stderr)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
 
 
-def _reader_is_gone() -> bool:
+def _told(error: BaseException) -> str | None:
+    """What an error is to a user; None for one that is nobody's but ours."""
+    match error:
+        case UserError():
+            return f"error: {error}"
+        case KeyboardInterrupt():
+            return "interrupted"
+        case BrokenPipeError():
+            return f"error: {STDOUT_IS_GONE}" if reader_is_gone() else None
+        case PermissionError():
+            return f"error: {error.filename!r}: {error.strerror}: choose another"
+        case MemoryError():
+            return "error: this machine's memory is too small: take a smaller model or batch"
+        case RuntimeError() if "can't allocate memory" in str(error):
+            return _told(MemoryError())
+    return None
+
+
+def reader_is_gone() -> bool:
     """Whether standard output is a pipe, or a terminal, that nobody reads any more."""
     asked = select.poll()
     asked.register(sys.stdout.fileno(), select.POLLOUT)

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import mup
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
@@ -19,6 +20,7 @@ from torch import nn
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.folding import READOUT, Folding, attention_scores_scalar
 from litgpt_warmstart.method.growth import is_gain
+from litgpt_warmstart.method.model import MuGPT
 
 DRAWING_THREADS = 4
 
@@ -107,10 +109,6 @@ def set_base_shapes(model: GPT, mup_base: Config) -> None:
         model: The bare model, not compiled or wrapped.
         mup_base: Config of the model whose learning rate was tuned.
     """
-    import mup  # with pandas, which --help can do without
-
-    from litgpt_warmstart.method.model import MuGPT
-
     # Any model that differs from the base in each width dimension tells mup which dimensions grow.
     delta = replace(
         mup_base,
