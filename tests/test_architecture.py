@@ -1,6 +1,7 @@
 """The layout: import arrows point one way, and few modules know mup."""
 
 import ast
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -38,13 +39,24 @@ LAYERS = (  # top to bottom: a module imports only what stands below it
     ("files", "executors"),
     ("errors",),
 )
+STUDY_PACKAGES = {"jinja2", "matplotlib", "pandas", "ray"}
+"""Packages of the extra ``study``, as they are imported."""
 MUP_MODULES = {"method/model.py", "method/parametrization.py", "study/coord_check.py"}
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a file imports, at any depth."""
+def statements(node: ast.AST, at_once: bool) -> Iterator[ast.AST]:
+    """Every node beneath one, without what functions and ``if TYPE_CHECKING`` hold where ``at_once``."""
+    for child in ast.iter_child_nodes(node):
+        for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not (at_once and (for_types or isinstance(child, ast.FunctionDef))):
+            yield child
+            yield from statements(child, at_once)
+
+
+def imports(path: Path, at_once: bool = False) -> set[str]:
+    """Dotted names that a file imports, at any depth, or those that importing it imports at once."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), at_once):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -65,12 +77,14 @@ def layer(name: str) -> tuple[int, str]:
     return number, entry
 
 
-def arrows() -> dict[str, set[str]]:
-    """What each module of the package imports of it, also within its folder and within functions."""
+def arrows(at_once: bool = False) -> dict[str, set[str]]:
+    """What each module of the package imports of it, also within its folder and, but for ``at_once``, in functions."""
     modules = {module(path): path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
     found = {}
     for name, path in modules.items():
-        inner = {i.removeprefix("litgpt_warmstart.") for i in imports(path) if i.startswith("litgpt_warmstart.")}
+        inner = {
+            i.removeprefix("litgpt_warmstart.") for i in imports(path, at_once) if i.startswith("litgpt_warmstart.")
+        }
         found[name] = {i if i in modules else i.rpartition(".")[0] for i in inner} & modules.keys()
     return found
 
@@ -84,6 +98,16 @@ def test_every_module_imports_only_what_stands_below_it():
 
 def test_no_modules_import_each_other_in_a_circle():
     list(TopologicalSorter(arrows()).static_order())  # raises CycleError
+
+
+def test_a_run_needs_no_package_of_the_study_extra():
+    """All commands are imported, whichever is typed: what only studies and reports need, their functions import."""
+    reached, found = {"__main__"}, arrows(at_once=True)
+    while new := {inner for name in reached for inner in found[name]} - reached:
+        reached |= new
+    for name in reached:
+        path = next(p for p in ROOT.rglob("*.py") if module(p) == name)
+        assert not {each.partition(".")[0] for each in imports(path, at_once=True)} & STUDY_PACKAGES, name
 
 
 def test_importing_the_package_imports_nothing_of_it_yet():
