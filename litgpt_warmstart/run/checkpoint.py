@@ -181,6 +181,12 @@ def read_header(path: Path, what: str = "base") -> Header:
     return header
 
 
+def weights_sha256(path: Path) -> str | None:
+    """SHA-256 of a checkpoint folder's weights; None where there are none yet."""
+    weights = path / WEIGHTS
+    return file_sha256(weights) if weights.is_file() else None
+
+
 def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
     """Read a checkpoint folder: config, record, and the weights as they were trained.
 

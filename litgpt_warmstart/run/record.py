@@ -16,8 +16,9 @@ from litgpt_warmstart.method.scales import checked_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
 
-FORMAT_VERSION = 3
-"""3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256."""
+FORMAT_VERSION = 4
+"""3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256. 4: it has the run's
+identity."""
 OLDEST_VERSION = 1
 _STRICT = {"extra": "forbid"}
 
@@ -112,6 +113,9 @@ class Record:
     """Oldest first, without this run."""
     training: Training = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the run is, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`; nothing where a checkpoint was only
+    grown, or an older version wrote the record."""
     versions: dict[str, str] = field(default_factory=dict)
     tokenizer_sha256: str | None = None
     """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.data.tokenizer_files.TokenizerFiles.sha256`."""

@@ -21,7 +21,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from torch import nn
@@ -33,7 +32,7 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run import checkpoint, norms, ownership, record
-from litgpt_warmstart.run.optimizer import recorded_optimizer
+from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
 from litgpt_warmstart.run.spec import RunSpec
 
 
@@ -141,6 +140,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         growth=state.growth,
         lineage=state.lineage,
         training=described_training(spec, fabric.device),
+        identity=spec.identity(),
         versions=checkpoint.installed_versions(),
     )
     checkpoint.save_checkpoint(
@@ -205,10 +205,6 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _shape(config: Config) -> str:
-    return f"{config.name} ({config.n_embd} wide, {config.n_head} heads of {config.head_size})"
-
-
 def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
     return lineage[-1].sha256[:12] if lineage else None
 
@@ -236,6 +232,13 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
         f"--resume: schedule was {before.words}, now {now.words}, with other learning rates from step {step:,} on:"
         f" {remedy}"
     )
+
+
+RESUMED = (
+    "parametrization", "target", "mup_base", "growth", "precision", "train.max_norm", "lr", "train.global_batch_size",
+    "optimizer", "seed", "train.max_seq_length",
+)  # fmt: skip
+"""What of its identity a run keeps when it goes on; its schedule may differ in steps to come, its budget be longer."""
 
 
 @dataclass
@@ -268,24 +271,12 @@ class Resumed:
                 f"--resume {str(path)!r}: version 0.1 read this run's tokens as they are stored, which is not gone on"
                 " with: start from the checkpoint's weights with --initial_checkpoint_dir"
             )
-        pairs = {
-            "target": (was.name, spec.config.name),
-            "parametrization": (was.parametrization, spec.parametrization),
-            "mup_base": (_shape(Config(**was.mup_base_config)), _shape(spec.mup_base_config)),
-            "the checkpoint that it starts from (sha256)": (_sha256(was.lineage), _sha256(ancestors)),
-            "precision": (was.training["precision"], spec.precision),
-            "train.max_norm": (was.training["max_norm"], spec.train.max_norm),
-            "lr": (was.base_lr, spec.base_lr),
-            "train.global_batch_size": (was.global_batch_size, spec.train.global_batch_size),
-            "optimizer": (recorded_optimizer(was.training["optimizer"]), spec.optimizer),
-            "seed": (was.training["seed"], spec.seed),
-            "train.max_seq_length": (was.training["block_size"], spec.block_size),
-            "data": (was.data.identity(use), use.identity(was.data)),
-        }
-        if spec.growth and was.growth:
-            now_growing = spec.growth.options
-            pairs |= {name: (value, now_growing[name]) for name, value in was.growth.asked.options.items()}
-        for name, (before, now) in pairs.items():
+        differences = (
+            difference_in_words(recorded_identity(was, read.config), spec.identity(), RESUMED),
+            ("the checkpoint that it starts from (sha256)", _sha256(was.lineage), _sha256(ancestors)),
+            ("data", was.data.identity(use), use.identity(was.data)),
+        )
+        for name, before, now in filter(None, differences):
             if before != now:
                 raise UserError(
                     f"--resume: {name} was {before}, now {now}: pass the settings that the run was started with, or"

@@ -1,6 +1,6 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +8,9 @@ import litgpt.args
 from litgpt.config import Config
 from litgpt.data import DataModule
 
+from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.reading import Reading
-from litgpt_warmstart.data.use import DataUse
+from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
@@ -22,6 +23,8 @@ from litgpt_warmstart.method.schedule import (
     ScheduleName,
     default_min_lr_ratio,
 )
+from litgpt_warmstart.run.checkpoint import weights_sha256
+from litgpt_warmstart.run.identity import NO_CLIPPING, plain
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -244,6 +247,36 @@ class RunSpec:
     def tokens_per_step(self) -> int:
         """Tokens that count per optimizer step."""
         return self.train.global_batch_size * self.block_size
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the run's numbers, as plain values, the most telling first: the one definition of what a run is.
+
+        Who compares runs names what they look at of it: see :mod:`litgpt_warmstart.run.identity`. What is not known
+        yet, such as the fingerprint of data that is not prepared, is left out.
+        """
+        start, data = self.source_dir or self.initial_checkpoint_dir, self.data
+        ours = isinstance(data, BlockDataModule)
+        return plain(
+            {
+                "lr": self.base_lr,
+                "train.global_batch_size": self.train.global_batch_size,
+                "seed": self.seed,
+                "parametrization": self.parametrization,
+                "growth": self.growth.options if self.growth else {},
+                "target": asdict(self.config),
+                "mup_base": asdict(self.mup_base_config),
+                "optimizer": self.optimizer.plain,
+                "precision": self.precision,
+                "train.max_seq_length": self.block_size,
+                "train.max_norm": self.train.max_norm or NO_CLIPPING,
+                "tokens": self.max_steps * self.tokens_per_step,
+                "schedule": asdict(self.schedule),
+                "eval": {"interval": self.eval.interval, "max_iters": self.eval.max_iters},
+                "starts_from": weights_sha256(start) if start else None,
+                "data": class_path(data) if not ours else data.fingerprint if data.is_prepared else None,
+                "data.init_args": None if ours else data_arguments(init_args(data)),
+            }
+        )
 
     @property
     def reading(self) -> Reading:

@@ -17,13 +17,14 @@ import torch
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, prepare_data
-from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
+from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.executors import Executor, Task, ray_cluster
-from litgpt_warmstart.files import file_sha256, write_whole
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.parsing import Count, Finite, Unreadable, parse
 from litgpt_warmstart.run import train as pretrain
-from litgpt_warmstart.run.checkpoint import WEIGHTS, read_header
+from litgpt_warmstart.run.checkpoint import read_header, weights_sha256
+from litgpt_warmstart.run.identity import difference_in_words
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.optimizer import recorded_optimizer
 from litgpt_warmstart.run.ownership import OUTCOME, check_free
@@ -248,12 +249,12 @@ def read_outcome(run: StudyRun) -> Outcome | None:
         raise UserError(
             f"{str(path)!r} is damaged ({one_line(error, 80)}): delete it, and the run is looked at again"
         ) from error
-    now = json.loads(json.dumps(settings(run), default=str))
+    now = settings(run)
     before = {**outcome.settings}
     if "optimizer" in before:
         before["optimizer"] = recorded_optimizer(before["optimizer"]).plain
-    if difference := first_difference(before, now):
-        name, before, now = difference[0], *(one_line(str(value), 100) for value in difference[1:])
+    if difference := difference_in_words(before, now):
+        name, before, now = difference[0], *(one_line(value, 100) for value in difference[1:])
         raise UserError(
             f"{str(run.spec.out_dir)!r} holds a run with {name} {before}, now {now}: choose another --out_dir, or"
             " delete that run's folder"
@@ -261,63 +262,10 @@ def read_outcome(run: StudyRun) -> Outcome | None:
     return outcome
 
 
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting that two runs both tell and that differs: its name, and both values; None if there is none.
-
-    What only one of them tells is of another version of this package or of LitGPT, or not known yet; but an optimizer
-    has other arguments only where the user has given others, and no growth at all is not another version's.
-    """
-    for name, value in now.items():
-        other = before.get(name, value)
-        if value == other:
-            continue
-        if isinstance(value, dict) and isinstance(other, dict) and value and other:
-            if inner := first_difference(other, value):
-                return f"{name}.{inner[0]}", *inner[1:]
-            if name != "optimizer":
-                continue
-        return name, other, value
-    return None
-
-
 def settings(run: StudyRun) -> dict[str, Any]:
-    """What decides a run's numbers, as plain values, the most telling first, without what is not known yet."""
-    spec = run.spec
-    known = {
-        "lr": spec.base_lr,
-        "train.global_batch_size": spec.train.global_batch_size,
-        "seed": spec.seed,
-        "parametrization": spec.parametrization,
-        "growth": spec.growth.options if spec.growth else {},
-        "target": asdict(spec.config),
-        "mup_base": asdict(spec.mup_base_config),
-        "optimizer": spec.optimizer.plain,
-        "precision": spec.precision,
-        "block_size": spec.block_size,
-        "train.max_norm": spec.train.max_norm,
-        "tokens": spec.max_steps * spec.tokens_per_step,
-        "schedule": asdict(spec.schedule),
-        "eval": {k: getattr(spec.eval, k) for k in ("interval", "max_iters")},
-    }
-    later = {
-        "the sha256 of what it starts from": _sha256(spec.source_dir),
-        "the sha256 of what it reads on after": _sha256(run.data_after),
-        "data": _data_identity(spec),
-        "data.init_args": None if isinstance(spec.data, BlockDataModule) else data_arguments(init_args(spec.data)),
-    }
-    return known | {name: value for name, value in later.items() if value is not None}
-
-
-def _sha256(checkpoint_dir: Path | None) -> str | None:
-    weights = checkpoint_dir / WEIGHTS if checkpoint_dir else None
-    return file_sha256(weights) if weights and weights.is_file() else None
-
-
-def _data_identity(spec: RunSpec) -> str | None:
-    """The fingerprint of prepared tokens; of a foreign DataModule its class; None while it is not known."""
-    if not isinstance(spec.data, BlockDataModule):
-        return class_path(spec.data)
-    return spec.data.fingerprint if spec.data.is_prepared else None
+    """What decides a run's numbers: its identity, and what it reads on after."""
+    after = weights_sha256(run.data_after) if run.data_after else None
+    return run.spec.identity() | ({"reads_on_after": after} if after else {})
 
 
 def in_words(outcome: Outcome) -> str:

@@ -15,7 +15,8 @@ from litgpt.data import TextFiles
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
-from litgpt_warmstart.study.runner import OUTCOME, StudyRun, carry_out, first_difference, read_outcome, settings
+from litgpt_warmstart.run.identity import first_difference
+from litgpt_warmstart.study.runner import OUTCOME, StudyRun, carry_out, read_outcome, settings
 from tests.conftest import assert_same_weights, losses
 
 
