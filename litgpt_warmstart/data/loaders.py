@@ -38,7 +38,7 @@ class TrainLoader:
         self._randomness = Randomness(reading.seed)
         with self._randomness:
             if blocks is not None and isinstance(reading.data, BlockDataModule):
-                self._loader = reading.data.train_batches(blocks, reading.micro_batch_size, rank, num_processes)
+                self._loader: Any = reading.data.train_batches(blocks, reading.micro_batch_size, rank, num_processes)
             else:
                 self._loader = reading.data.train_dataloader()
         prepare_workers(self._loader)
@@ -146,7 +146,8 @@ def _undropped(loader: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
     if isinstance(loader.dataset, IterableDataset):
         changed["batch_size"] = size = 1
     if hasattr(loader.dataset, "set_drop_last"):  # litdata's datasets have it too
-        changed["dataset"] = dataset = copy.copy(loader.dataset)
+        dataset: Any = copy.copy(loader.dataset)
+        changed["dataset"] = dataset
         dataset.set_drop_last(False)
         dataset.set_batch_size(size)
     changed["drop_last"] = False

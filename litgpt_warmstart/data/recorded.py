@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_type_hints
@@ -79,13 +80,17 @@ def _lit_data_folders(data: LitData) -> list[Path]:
     return [Path(data.data_path, name) for name in data.split_names or ("",)]
 
 
-_PREPARED_TEXT = dict(is_there=lambda data: (data.data_path / PREPARED).is_file(), taken=frozenset(("data_path",)))
+def _is_prepared_text(data: PreparedText) -> bool:
+    return data.data_path is not None and (data.data_path / PREPARED).is_file()
+
+
+_WHERE = frozenset(("data_path",))
 RECORDED = {
     f"{'litgpt_warmstart' if entry.cls.__module__.startswith('litgpt_warmstart') else 'litgpt'}.data"
     f".{entry.cls.__name__}": entry
     for entry in (
-        Recorded(PreparedText, **_PREPARED_TEXT),
-        Recorded(SlimPajama6B, **_PREPARED_TEXT),
+        Recorded(PreparedText, _is_prepared_text, _WHERE),
+        Recorded(SlimPajama6B, _is_prepared_text, _WHERE),
         Recorded(StdlibText, lambda data: data.is_prepared),
         Recorded(TextFiles, lambda data: _has_chunks(data.out_path_train, data.out_path_val)),
         Recorded(LitData, lambda data: _has_chunks(*_lit_data_folders(data))),
@@ -130,18 +135,14 @@ def recorded_data(use: DataUse) -> DataModule:
                 f"the base's data {entry.cls.__name__} cannot be set up again, {name} is {value!r:.60} ({error}): pass"
                 " --data"
             ) from error
-    data = None
-    try:
+    with suppress(OSError, TypeError, ValueError, AttributeError):  # no path, a name with a null byte
         data = entry.cls(**{n: v for n, v in arguments.items() if entry.taken is None or n in entry.taken})
-        there = entry.is_there(data)
-    except (OSError, TypeError, ValueError, AttributeError):  # no path, a name with a null byte
-        there = False
-    if not there:
-        raise UserError(
-            f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"
-            f" {_typed(entry.cls, arguments)}"
-        )
-    return data
+        if entry.is_there(data):
+            return data
+    raise UserError(
+        f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"
+        f" {_typed(entry.cls, arguments)}"
+    )
 
 
 def _typed(cls: type[DataModule], arguments: dict[str, Any]) -> str:

@@ -265,6 +265,7 @@ def fit(
             if spec.train.max_time and time.perf_counter() - started >= spec.train.max_time:
                 tell(f"Stopping after --train.max_time {spec.train.max_time:g} s")
                 break
+            plan.check.raise_if_bad(wait=False)
             lr_multiplier = spec.schedule(state.step_count)
             parametrization.set_learning_rate(optimizer, spec.base_lr, lr_multiplier)
             for micro in range(accumulation):
