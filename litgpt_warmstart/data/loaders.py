@@ -120,17 +120,17 @@ def _knows_its_place(loader: Iterable[Any]) -> bool:
     return hasattr(loader, "load_state_dict") and not hasattr(dataset, "_datasets")
 
 
-def _val_rows(reading: Reading) -> Iterator[torch.Tensor]:
-    """The stored validation blocks, shape (T + 1,), in the same order at each call and each micro-batch."""
+def _val_rows(reading: Reading, max_blocks: int) -> Iterator[torch.Tensor]:
+    """Stored validation blocks, shape (T + 1,), at most ``max_blocks``, the same at each call and each micro-batch."""
     randomness, data = Randomness(reading.seed), reading.data
     with randomness:
         if isinstance(data, BlockDataModule):
-            loader = data.val_batches(reading.block_size, reading.micro_batch_size)
+            loader = data.val_batches(reading.block_size, reading.micro_batch_size, max_blocks)
         else:
             loader = _undropped(data.val_dataloader())
     prepare_workers(loader)
-    for stored in _drawn(loader, randomness, reading):
-        yield from stored
+    rows = (row for stored in _drawn(loader, randomness, reading) for row in stored)
+    return itertools.islice(rows, max_blocks)
 
 
 def _undropped(loader: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
@@ -195,7 +195,7 @@ def next_batches(
 def val_batches(
     reading: Reading, max_blocks: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """The first validation blocks, at most ``max_blocks`` whatever the micro-batch.
+    """Validation blocks, at most ``max_blocks`` whatever the micro-batch: ours from all of the split, else the first.
 
     Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
     targets do not count.
@@ -204,7 +204,7 @@ def val_batches(
         Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
     size = reading.micro_batch_size
-    rows = itertools.islice(_val_rows(reading), max_blocks)
+    rows = _val_rows(reading, max_blocks)
     stored = map(torch.stack, iter(lambda: list(itertools.islice(rows, size)), []))
     for input_ids, targets in next_batches(stored, device):
         counted = len(input_ids)
