@@ -1,1 +1,30 @@
-"""Studies: each a list of runs as data, carried out by runner.py; none imports another."""
+"""Studies: lists of runs, and what is made of them. A kind of study is a module here and a command."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any, Literal
+
+from litgpt_warmstart.executors import Executor
+
+
+@dataclass(frozen=True)
+class StudyArgs:
+    """How a study's runs are carried out, if at all."""
+
+    plan: Literal["tokens", "time"] | None = None
+    """Train nothing, and say what the runs take: ``tokens`` and Hoffmann FLOPs, or also ``time`` on this device"""
+    executor: Executor = "here"
+    """``here``, one run after another, or ``ray``, as tasks of a Ray cluster"""
+    ray_address: str | None = None
+    """Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine"""
+    cpus_per_run: int | None = None
+    """Cores that Ray gives a run. Default: 1"""
+    gpus_per_run: float | None = None
+    """GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any"""
+
+
+def kinds() -> list[Any]:
+    """The kinds of studies that have a section of the page (see :class:`litgpt_warmstart.report.page.Kind`)."""
+    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
+    return [module for module in modules if hasattr(module, "section")]

@@ -1,58 +1,72 @@
-"""Ablations as data: arms over how weights are grown and how the target is trained (figures 2 and 9 of 2411.07340).
+"""Ablations: arms over how weights are grown and how the target is trained (figures 2 and 9 of arXiv 2411.07340).
 
 Every arm has its run from scratch beside it: the same base and target, budget, schedule, weight decay and seed.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, get_args
 
+import pandas
+from litgpt.config import Config
+from litgpt.utils import extend_checkpoint_dir
+
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
-from litgpt_warmstart.report.tables import COLORS
-from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.study.runner import Outcome, StudyRun
-from litgpt_warmstart.study.tables import picture
+from litgpt_warmstart.report.figures import dots
+from litgpt_warmstart.report.page import write_csv
+from litgpt_warmstart.run.models import read_base
+from litgpt_warmstart.run.optimizer import named
+from litgpt_warmstart.run.spec import RunSpec, TrainArgs
+from litgpt_warmstart.study.folder import check_results
+from litgpt_warmstart.study.outcomes import Outcome, StudyRun, val_losses, warmstarted
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train the target, for all seeds."""
+    """One way to grow and train the target, for all seeds."""
 
     base: str
     """A scale that is trained first, or a checkpoint folder."""
     target: str
     growth: Growth = Growth()
-    """Shrink 0 is the run from scratch."""
+    """How the base becomes the target; shrink 0 is the run from scratch."""
     tokens_per_param: float = 20.0
     schedule: ScheduleName = "constant"
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(ScheduleName):
-            raise UserError(f"--arms: schedule {self.schedule!r} is none of {', '.join(get_args(ScheduleName))}")
+            known = ", ".join(get_args(ScheduleName))
+            raise UserError(f"--arms: schedule {self.schedule!r} is none of {known}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
             raise UserError("--arms: tokens_per_param must be above 0, weight_decay not negative")
-
-    @classmethod
-    def of(cls, base: str, target: str, **options: Any) -> "Arm":
-        """The arm with these options, some of them of its growth."""
-        growing = {field.name: options.pop(field.name) for field in fields(Growth) if field.name in options}
-        return cls(base, target, Growth(**growing), **options)
 
     @property
     def options(self) -> dict[str, Any]:
         """All that is varied, by name, those of the growth among them."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        growth = own.pop("growth")
-        return {"base": own.pop("base"), "target": own.pop("target"), **growth.options, **own}
+        return {"base": own.pop("base"), "target": own.pop("target")} | own.pop("growth").options | own
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Arm":
+        """The arm with these options, as YAML has them; what is left out is as by default.
+
+        Raises:
+            UserError: One has a value that it cannot have.
+        """
+        typed = {name: float(v) if isinstance(DEFAULTS[name], float) else str(v) for name, v in options.items()}
+        growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
+        if not growth.shrink:  # nothing is left of the base to align, and no gain
+            growth = Growth(shrink=0.0, perturb=growth.perturb)
+        return cls(growth=growth, **typed)
 
     @property
     def scratch(self) -> "Arm":
@@ -60,25 +74,20 @@ class Arm:
         return replace(self, growth=Growth(shrink=0.0))
 
     @property
-    def is_scratch(self) -> bool:
-        """Whether this is the run from scratch."""
-        return self == self.scratch
-
-    @property
     def name(self) -> str:
         """What tells it from an arm with all defaults, short enough for a folder and an axis."""
-        parts = [f"{short_name(self.base)}-{short_name(self.target)}"]
-        parts.append("scratch" if self.is_scratch else f"shrink-{self.growth.shrink:g}")
+        grown = "scratch" if self.growth.from_scratch else f"shrink-{self.growth.shrink:g}"
+        parts = [f"{short_name(self.base)}-{short_name(self.target)}", grown]
         for name, value in self.options.items():
-            if name in DEFAULTS and name != "shrink" and value != DEFAULTS[name]:
+            if name not in ("base", "target", "shrink") and value != DEFAULTS[name]:
                 parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{value}")
         return "-".join(parts)
 
 
-DEFAULTS = {
-    f.name: f.default for f in (*fields(Growth), *fields(Arm)) if f.default is not MISSING and f.name != "growth"
-}
-"""What an arm is unless it says otherwise, by the names of its options."""
+DEFAULTS = Arm("", "").options
+"""What an arm has where nothing else is said."""
+COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "hoffmann_flops")
+"""Of the table, what an outcome tells."""
 
 
 def short_name(model: str) -> str:
@@ -92,118 +101,35 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
     """All combinations of the lists in each of ``arms``, and the runs from scratch beside them, each once.
 
     Args:
-        arms: Fields of :class:`Arm` with a value or a list of values; those left out have their default.
-        defaults: For fields that an arm leaves out; lists, too.
+        arms: Options of an :class:`Arm` with a value or a list of values; those left out have their default.
+        defaults: For options that an arm leaves out; lists, too.
 
     Raises:
-        UserError: An unknown field, or a value that it cannot have.
+        UserError: An unknown option, or a value that it cannot have.
     """
-    known = ["base", "target", *DEFAULTS]
-    found: dict[Arm, None] = {}
+    expanded: dict[Arm, None] = {}
     for arm in arms:
         if not isinstance(arm, Mapping):
             raise UserError(f"--arms: {arm!r} is no mapping such as {{shrink: [0.2, 0.4]}}")
-        if unknown := sorted(set(arm) - set(known)):
-            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(known)}")
+        if unknown := sorted(set(arm) - set(DEFAULTS)):
+            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(DEFAULTS)}")
         values = {**defaults, **arm}
         lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
         for combination in itertools.product(*lists):
+            options = dict(zip(values, combination, strict=True))
             try:
-                made = Arm.of(**{name: _typed(name, v) for name, v in zip(values, combination, strict=True)})
+                made = Arm.of(options)
             except (TypeError, ValueError) as error:
-                raise UserError(f"--arms: {dict(zip(values, combination, strict=True))}: {error}") from None
-            if not made.growth.shrink:  # nothing is left of the base to align, and no gain
-                made = replace(made, growth=Growth(shrink=0.0, perturb=made.growth.perturb))
-            found[made.scratch] = None
-            found[made] = None
-    if not found:
+                raise UserError(f"--arms: {options}: {error}") from None
+            expanded |= {made.scratch: None, made: None}
+    if not expanded:
         raise UserError("--arms is empty: give at least one, e.g. [{shrink: [0.2, 0.4]}]")
-    return list(found)
-
-
-def _typed(name: str, value: Any) -> Any:
-    return float(value) if isinstance(DEFAULTS.get(name), float) else str(value)
-
-
-def rows(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
-
-    Args:
-        runs: Each with factors ``arm`` and ``seed``; those of bases have none.
-        outcomes: By name.
-    """
-    trained = {(run.factors["arm"], run.factors["seed"]): run for run in runs if "arm" in run.factors}
-    found = []
-    for (arm, seed), run in trained.items():
-        scratch = trained[arm.scratch, seed]
-        outcome, beside = outcomes[run.name], outcomes[scratch.name]
-        reached = whole = None
-        if outcome.status == beside.status == "finished" and not arm.is_scratch:
-            reached = tokens_to_reach(_val_losses(run), beside.val_loss)
-            whole = tokens_to_last_loss(_val_losses(scratch))
-        found.append(
-            {
-                **arm.options,
-                "seed": seed,
-                "status": outcome.status,
-                "first_val_loss": outcome.first_val_loss,
-                "val_loss": outcome.val_loss,
-                "tokens": outcome.tokens,
-                "matmul_flops": outcome.matmul_flops,
-                "hoffmann_flops": outcome.hoffmann_flops,
-                "scratch_status": beside.status,
-                "scratch_val_loss": beside.val_loss,
-                "tokens_to_scratch_val_loss": reached,
-                "scratch_tokens_to_scratch_val_loss": whole,
-                "run": run.name,
-            }
-        )
-    return found
-
-
-def _val_losses(run: StudyRun) -> list[tuple[float, float]]:
-    rows = read_metrics(run.spec.out_dir / FILE_NAME)
-    return [(row["tokens"], row["val_loss"]) for row in rows if "val_loss" in row]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """An arm over its seeds."""
-
-    arm: Arm
-    first_val_losses: tuple[float, ...]
-    val_losses: tuple[float, ...]
-    """Of the seeds that finished."""
-    diverged: int
-    skipped: int
-    """Seeds, because the base diverged."""
-    alone: int
-    """Seeds that finished and whose run from scratch did not."""
-    ended_above: int
-    """Seeds whose own last loss was above the scratch run's, though they may have been below it before."""
-    shares: tuple[float, ...]
-    """Tokens to the scratch run's last loss over those that it took itself; the seeds that reached it."""
-
-
-def summaries(arms: Sequence[Arm], found: Sequence[Mapping[str, Any]]) -> list[Summary]:
-    """One for each arm, in their order."""
-    told = []
-    for arm in arms:
-        mine = [row for row in found if all(row[name] == value for name, value in arm.options.items())]
-        good = [row for row in mine if row["status"] == "finished"]
-        beside = [row for row in good if row["scratch_status"] == "finished"]
-        shares = [row["tokens_to_scratch_val_loss"] / row["scratch_tokens_to_scratch_val_loss"] for row in beside
-                  if row["tokens_to_scratch_val_loss"] is not None]  # fmt: skip
-        firsts = tuple(row["first_val_loss"] for row in mine if row["first_val_loss"] is not None)
-        counts = [sum(row["status"] == status for row in mine) for status in ("diverged", "skipped")]
-        alone, above = len(good) - len(beside), sum(row["val_loss"] > row["scratch_val_loss"] for row in beside)
-        told.append(Summary(arm, firsts, tuple(row["val_loss"] for row in good), *counts, alone, above, tuple(shares)))
-    return told
+    return list(expanded)
 
 
 def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     """What all arms share, in words, and what tells each from the others."""
-    varied = {name for name in ("base", "target", *DEFAULTS) if len({arm.options[name] for arm in arms}) > 1}
+    varied = {name for name in DEFAULTS if len({arm.options[name] for arm in arms}) > 1}
 
     def named(arm: Arm, names: set[str]) -> list[str]:
         parts = []
@@ -217,57 +143,192 @@ def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
             parts.append(f"weight decay {arm.weight_decay:g}")
         return parts
 
-    shared = named(arms[0], {"base", "target", *DEFAULTS} - varied)
-    told = []
-    for arm in arms:
-        told.append(", ".join(["from scratch" if arm.is_scratch else arm.growth.label, *named(arm, varied)]))
-    return ", ".join(shared), told
+    shared = named(arms[0], DEFAULTS.keys() - varied)
+    own = [["from scratch" if arm.growth.from_scratch else arm.growth.label, *named(arm, varied)] for arm in arms]
+    return ", ".join(shared), [", ".join(parts) for parts in own]
 
 
-def table(told: Sequence[Summary]) -> str:
-    """Losses and tokens of each arm, mean and standard deviation over seeds, as text."""
-    shared, names = labels([summary.arm for summary in told])
-    width = max(map(len, names))
-    lines = [shared, "", f"{'':<{width}}  {'first val loss':>16}  {'last val loss':>16}  tokens to scratch's last loss"]
-    for name, summary in zip(names, told, strict=True):
-        seeds = len(summary.val_losses) - summary.alone
-        reached = f"{fmean(summary.shares):.0%} ({len(summary.shares)} of {seeds} seeds)" if summary.shares else "never"
-        if summary.arm.is_scratch or not seeds:
-            reached = "-"
-        if not summary.arm.is_scratch and summary.ended_above:
-            reached += f"; {summary.ended_above} ended above it"
-        if not summary.arm.is_scratch and summary.alone:
-            reached += f"; {summary.alone} without a run from scratch"
-        for count, what in ((summary.diverged, "diverged"), (summary.skipped, "skipped, as the base diverged")):
-            reached += f"; {count} {what}" if count else ""
-        lines.append(
-            f"{name:<{width}}  {_mean(summary.first_val_losses):>16}  {_mean(summary.val_losses):>16}  {reached}"
+@dataclass(frozen=True)
+class Source:
+    """What arms grow from, trained already or by a run of this study."""
+
+    path: Path
+    config: Config
+    tuned_at: str
+    """Where its learning rate was tuned, as ``--mup_base`` takes it."""
+    after: tuple[str, ...] = ()
+    """The run that trains it."""
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Arms over seeds, in one folder."""
+
+    out_dir: Path
+    runs: Sequence[StudyRun]
+    """Those that train bases first."""
+    arms: Sequence[Arm]
+    name: str
+    """Of the table and the picture."""
+
+    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Write the table and the picture, and print what came of each arm."""
+        found = results(self.runs, outcomes)
+        write_csv(self.out_dir / f"{self.name}.csv", found)
+        shared, names = labels(self.arms)
+        picture = dots("ablations", "", losses_of(names, found), shared)
+        write_whole(self.out_dir / f"{self.name}.png", picture.png)
+        print(f"\n{shared}\n\n{table(names, found).to_string()}")
+        print(f"Wrote {self.name}.csv and {self.name}.png to {str(self.out_dir)!r}")
+
+
+def plan(
+    make: Callable[..., RunSpec],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    bases: Mapping[str, Any],
+    train: TrainArgs,
+    optimizer: str | dict,
+    out_dir: Path,
+    name: str,
+) -> Ablations:
+    """All arms over seeds, after the bases that are trained first; see ``warmstart_ablations`` for the arguments.
+
+    Args:
+        make: Resolves a run from scratch, with changes to what the user asked for.
+        arms: Runs from scratch are among them.
+        bases: ``seed``, ``tokens_per_param`` and ``schedule`` of bases that are trained.
+
+    Raises:
+        UserError: A run cannot be, or something of a user's stands where results go.
+    """
+    check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
+
+    def from_scratch(arm: Arm, folder: str, seed: int, tuned_at: str) -> RunSpec:
+        return make(
+            target=arm.target,
+            out_dir=out_dir / "runs" / folder,
+            mup_base=tuned_at,
+            seed=seed,
+            train=train.for_schedule(arm.schedule),
+            tokens_per_param=arm.tokens_per_param,
+            schedule=arm.schedule,
+            optimizer=with_weight_decay(optimizer, arm.weight_decay),
         )
-    return "\n".join(lines)
+
+    runs: list[StudyRun] = []
+    sources: dict[str, Source] = {}
+    for model in dict.fromkeys(arm.base for arm in arms):
+        if extend_checkpoint_dir(Path(model)).is_dir():
+            header = read_base(Path(model))
+            sources[model] = Source(header.path, header.config, str(header.path))
+            continue
+        folder = f"base-{short_name(model)}"
+        arm = Arm(model, model, tokens_per_param=bases["tokens_per_param"], schedule=bases["schedule"])
+        spec = from_scratch(arm, folder, bases["seed"], model)
+        sources[model] = Source(spec.out_dir / "final", spec.config, model, (folder,))
+        runs.append(StudyRun(folder, spec))
+    trained = ""
+    if runs:
+        budget = f"{bases['tokens_per_param']:g} tokens per parameter"
+        trained = f"; bases are trained on {budget} (--base_tokens_per_param)"
+    for arm, seed in itertools.product(arms, seeds):
+        source = sources[arm.base]
+        folder = f"{arm.name}-seed-{seed}"
+        spec = from_scratch(arm, folder, seed, source.tuned_at)
+        check_growable(source.config, spec.config)
+        resolve_alignment(source.config, spec.config, arm.growth.alignment)
+        if arm.growth.from_scratch:  # its --config file reads on after the base, too
+            spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source.path)})
+        else:
+            spec = warmstarted(spec, source.path, arm.growth)
+        runs.append(StudyRun(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
+    print(
+        f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
+        f" {len(runs)} runs in {str(out_dir)!r}{trained}"
+    )
+    return Ablations(out_dir, runs, arms, name)
 
 
-def _mean(values: Sequence[float]) -> str:
-    if not values:
+def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
+    """The optimizer with an arm's weight decay; as it is for 0, its default here.
+
+    Raises:
+        UserError: The optimizer brings one of its own.
+    """
+    path, init_args = named(optimizer)
+    if "weight_decay" in init_args:
+        raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")
+    if not weight_decay:
+        return optimizer
+    return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}
+
+
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
+    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
+
+    Args:
+        runs: Each with factors ``arm`` and ``seed``; those of bases have none.
+        outcomes: By name.
+    """
+    trained = {(run.factors["arm"], run.factors["seed"]): run for run in runs if "arm" in run.factors}
+    rows = []
+    for (arm, seed), run in trained.items():
+        scratch = trained[arm.scratch, seed]
+        outcome, beside = outcomes[run.name], outcomes[scratch.name]
+        row = {**arm.options, "seed": seed, **{name: getattr(outcome, name) for name in COLUMNS}}
+        row |= {"scratch_status": beside.status, "scratch_val_loss": beside.val_loss}
+        reached = whole = None
+        if outcome.status == beside.status == "finished" and not arm.growth.from_scratch:
+            reached = tokens_to_reach(val_losses(run), beside.val_loss)
+            whole = tokens_to_last_loss(val_losses(scratch))
+        row |= {"tokens_to_scratch_val_loss": reached, "scratch_tokens_to_scratch_val_loss": whole, "run": run.name}
+        rows.append(row)
+    return pandas.DataFrame(rows)
+
+
+def losses_of(names: Sequence[str], found: pandas.DataFrame) -> dict[str, dict[str, list[float]]]:
+    """What the picture shows: of each arm, by its name, the first and the last validation losses of its seeds."""
+    return {
+        name: {
+            "before the first step": seeds["first_val_loss"].dropna().tolist(),
+            "at the end": seeds.loc[seeds["status"] == "finished", "val_loss"].tolist(),
+        }
+        for name, (_, seeds) in zip(names, found.groupby(list(DEFAULTS), sort=False), strict=True)
+    }
+
+
+def table(names: Sequence[str], found: pandas.DataFrame) -> pandas.DataFrame:
+    """Losses and tokens of each arm, by its name, as text: means and standard deviations over seeds."""
+    rows = []
+    for _, seeds in found.groupby(list(DEFAULTS), sort=False):
+        finished = seeds[seeds["status"] == "finished"]
+        beside = finished[finished["scratch_status"] == "finished"]
+        shares = (beside["tokens_to_scratch_val_loss"] / beside["scratch_tokens_to_scratch_val_loss"]).dropna()
+        reached = "-"
+        notes: dict[str, int] = {}
+        if (seeds["shrink"] > 0).any() or (seeds["perturb"] != 1).any():
+            if len(shares):
+                reached = f"{shares.mean():.0%} ({len(shares)} of {len(beside)} seeds)"
+            elif len(beside):
+                reached = "never"
+            notes["ended above it"] = (beside["val_loss"] > beside["scratch_val_loss"]).sum()
+            notes["without a run from scratch"] = len(finished) - len(beside)
+        notes["diverged"] = (seeds["status"] == "diverged").sum()
+        notes["skipped, as the base diverged"] = (seeds["status"] == "skipped").sum()
+        reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
+        rows.append(
+            {
+                "first val loss": _over_seeds(seeds["first_val_loss"]),
+                "last val loss": _over_seeds(finished["val_loss"]),
+                "tokens to scratch's last loss": reached,
+            }
+        )
+    return pandas.DataFrame(rows, names)
+
+
+def _over_seeds(losses: pandas.Series) -> str:
+    losses = losses.dropna().astype(float)
+    if losses.empty:
         return "-"
-    return f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
-
-
-def plot(told: Sequence[Summary], path: Path) -> None:
-    """Draw each arm's first and last validation loss, a dot a seed and a line at the mean."""
-    shared, names = labels([summary.arm for summary in told])
-    with picture(path, width=4.5, height=1.6 + 0.3 * len(told), panels=2) as panels:
-        for axes, what, title in zip(
-            panels, ("first_val_losses", "val_losses"), ("before the first step", "at the end"), strict=True
-        ):
-            for y, summary in enumerate(told):
-                losses = getattr(summary, what)
-                color = "black" if summary.arm.is_scratch else COLORS[0]
-                axes.scatter(losses, [y] * len(losses), color=color, s=14, alpha=0.7)
-                if losses:
-                    axes.plot([fmean(losses)] * 2, [y - 0.3, y + 0.3], color=color)
-            axes.set_yticks(range(len(told)), names if axes is panels[0] else [""] * len(told), fontsize="small")
-            axes.invert_yaxis()
-            axes.grid(axis="x", color="0.9")
-            axes.set(xlabel="validation loss (nats per token)")
-            axes.set_title(title, fontsize="medium")
-        panels[0].figure.suptitle(f"{shared}; a dot is a seed, a line their mean", fontsize="medium")
+    return f"{losses.mean():.4f}" + (f" ± {losses.std():.4f}" if len(losses) > 1 else "")

@@ -12,49 +12,64 @@ and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds,
 """
 
 import math
-import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from statistics import linear_regression
+from typing import Any, Literal, get_args
 
+import numpy as np
+import pandas
 import torch
+import yaml
 from litgpt.config import Config
 from mup.coord_check import get_coord_data
 
 from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method import growth, parametrization
-from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.report.tables import write_csv, write_picture
-from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, Checkpoint
+from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
+from litgpt_warmstart.parsing import read_yaml
+from litgpt_warmstart.report.figures import Figure, panels
+from litgpt_warmstart.report.layers import layer_name
+from litgpt_warmstart.report.page import Section, Table, write_csv
+from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
+from litgpt_warmstart.run.models import used_seed
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.study.folder import check_results, read_table
 
-ArmName = Literal["sp", "mup", "warmstart"]
+WayName = Literal["sp", "mup", "warmstart"]
 
-FILE_NAME, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
+RESULTS, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
 MAX_SLOPE = 0.4
 """A slope above it is growth."""
-
-_ENDS = {"transformer.wte": "embedding", "transformer.ln_f": "ln_f", "lm_head": "lm_head"}
-_IN_BLOCK = re.compile(r"transformer\.h\.(\d+)(?:\.(attn|mlp))?")
+DEFAULT_MULTIPLES = (1, 2, 4, 8)
+"""Widths of the models, in widths of the narrowest one."""
+WAY = ["parametrization", "shrink"]
+"""The columns that tell of a :class:`Way`."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class Way:
     """One way to start training a width."""
 
-    parametrization: ArmName
-    shrink: float | None = None
-    """lambda_shrink of a warmstart; None for the others."""
+    parametrization: WayName
+    growth: Growth | None = None
+    """Of a warmstart."""
 
     @property
-    def label(self) -> str:
-        """For tables and pictures."""
-        return {"sp": "SP", "mup": "muP"}.get(self.parametrization) or f"shrink {self.shrink:g}"
+    def shrink(self) -> float:
+        """For tables; NaN where nothing is grown."""
+        return self.growth.shrink if self.growth else math.nan
 
 
 @dataclass(frozen=True)
@@ -62,74 +77,61 @@ class CoordCheck:
     """Everything that decides a coordinate check, but for the batch."""
 
     configs: tuple[Config, ...]
-    """The models, narrowest first, before muP's attention scale."""
+    """Of the models, narrowest first, before muP's attention scale."""
     mup_base: Config
     """Where the learning rate was tuned. SP takes each model's own shapes instead."""
-    arms: tuple[Arm, ...]
+    ways: tuple[Way, ...]
     base_lr: float
     steps: int
     """Forward passes, with an update after each; the last one is what slopes are taken from."""
     seeds: tuple[int, ...]
     source: Checkpoint | None = None
-    """The base of the warmstarts; None where no arm is one."""
-    growth: Growth = Growth()
-    """How the warmstarts are grown; each arm has its own shrink."""
+    """The base of the warmstarts; None where no way is one."""
 
 
-@dataclass(frozen=True)
-class Coordinate:
-    """One measurement; the first four fields are named as mup names them, for ``mup.coord_check.plot_coord_data``."""
-
-    t: int
-    """The forward pass, from 1; 1 is before the first update."""
-    width: int
-    """n_embd."""
-    module: str
-    """Name of the module whose output it is."""
-    l1: float
-    """Mean absolute value of the output over batch, tokens and channels."""
-    parametrization: ArmName
-    shrink: float | None
-    seed: int
-
-    @property
-    def arm(self) -> Arm:
-        return Arm(self.parametrization, self.shrink)
-
-
-@dataclass(frozen=True)
-class Slope:
-    """How a layer's L1 goes with width: L1 ~ width^slope."""
-
-    module: str
-    parametrization: ArmName
-    shrink: float | None
-    slope: float
-    """Mean over seeds of the least-squares slope of log L1 against log width; NaN where an L1 is not finite."""
-    standard_error: float
-    """Of that mean; NaN for one seed."""
-    verdict: Literal["ok", "grows", "diverges"]
-
-    @property
-    def arm(self) -> Arm:
-        return Arm(self.parametrization, self.shrink)
-
-
-def read_batch(spec: RunSpec) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """The first batch that a run would read, after everything in ``spec.seen``.
-
-    Returns:
-        Inputs and targets, int64, shape (B, T) each, and what they are in a few words.
+def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool) -> tuple[Way, ...]:
+    """The ways with these names, all that can be where none are given; SP and muP first, then each growth.
 
     Raises:
-        UserError: The data is missing, too short, or needs another vocabulary.
+        UserError: One is unknown, or needs a base.
     """
-    length = max(spec.block_size, *(use.block_size or 0 for use in spec.seen[-1:]), 0)
-    plan = plan_data(replace(spec.reading, block_size=length))  # what is unread is known in the base's blocks
-    for warning in plan.warnings:
-        print(f"Warning: {warning}")
-    inputs, targets = next(next_batches(plan.train_loader(0, None), torch.device("cpu")))
-    return inputs[:, : spec.block_size], targets[:, : spec.block_size], plan.describe()
+    known = get_args(WayName)
+    names = names or (known if based else known[:2])
+    for name in names:
+        if name not in known:
+            raise UserError(f"--parametrizations has no {name!r}: choose from {', '.join(known)}")
+    if "warmstart" in names and not based:
+        raise UserError("--parametrizations warmstart needs --base, the trained checkpoint to start from")
+    found = [Way(name) for name in known[:2] if name in names]
+    return (*found, *(Way("warmstart", each) for each in growths if "warmstart" in names))
+
+
+def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] | None) -> tuple[Config, ...]:
+    """The models with these widths or, by name or config file, of these scales, narrowest first.
+
+    Without both they have :data:`DEFAULT_MULTIPLES` of the width of ``config``, which each of them must be grown from.
+
+    Raises:
+        UserError: Fewer than two, not in order, or one that the narrowest cannot grow into.
+    """
+    option, given, configs = "widths", list(widths or (config.n_embd * multiple for multiple in DEFAULT_MULTIPLES)), []
+    if scales is not None:
+        configs = [resolve_config(name, config.padded_vocab_size, config.vocab_size) for name in scales]
+        option, given = "scales", [each.n_embd for each in configs]
+    if len(given) < 2:
+        raise UserError(f"--{option} has {len(given)} of the two widths or more that a slope needs")
+    if any(wider <= narrower for narrower, wider in pairwise(given)):
+        raise UserError(f"--{option} must grow from each to the next, got n_embd {', '.join(map(str, given))}")
+    if given[0] < config.n_embd:
+        raise UserError(
+            f"--{option} begins with n_embd {given[0]}, below the {config.n_embd} of {config.name!r}: leave that out"
+        )
+    if given[-1] > LARGEST_SIZE:
+        raise UserError(f"--{option} ends with n_embd {given[-1]}: no model is that large")
+    configs = configs or [widened(config, n_embd) for n_embd in given]
+    for wider in configs:
+        check_growable(config, wider)
+    return tuple(configs)
 
 
 def widened(config: Config, n_embd: int) -> Config:
@@ -149,40 +151,97 @@ def widened(config: Config, n_embd: int) -> Config:
     return replace(config, name=f"{config.name}-{n_embd}", n_embd=n_embd, **counts)
 
 
-def build_model(check: CoordCheck, arm: Arm, config: Config, seed: int) -> MuGPT:
-    """A model as training would start with it, on the CPU, with base shapes.
+def plan(check: CoordCheck, start: Header | None) -> CoordCheck:
+    """The check with the source of its warmstarts, which can be grown.
+
+    Raises:
+        UserError: Attention's rows do not fit into a model, or a perturbation would repeat the numbers that the base
+            was initialized with.
+    """
+    growths = [way.growth for way in check.ways if way.growth]
+    if not growths or start is None:
+        return check
+    used, seeds = used_seed(start, check.configs[0]), check.seeds
+    if used in seeds:
+        raise UserError(
+            f"--seed {seeds[0]} with --num_seeds {len(seeds)} includes {used}, which the base was initialized with:"
+            " take another"
+        )
+    for config in check.configs:
+        alignment, reason = resolve_alignment(start.config, config, growths[0].alignment)
+        if reason:
+            print(f"{config.name}: alignment {alignment} instead of {growths[0].alignment} ({reason})")
+    return replace(check, source=read_checkpoint(start.path))
+
+
+def check_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Raise a UserError for a folder that cannot be written, or holds something of a user's or an earlier check."""
+    check_writable(out_dir)
+    check_results(out_dir / RESULTS, ("t", "width"), SLOPES, PICTURE, HYPERPARAMETERS)
+    if (out_dir / RESULTS).exists() and not overwrite:
+        held = f"--out_dir {str(out_dir)!r} holds a coordinate check"
+        raise UserError(f"{held}: pass --overwrite true, or another folder")
+
+
+def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> None:
+    """Measure, print slopes and write them.
 
     Args:
-        check: Gives muP's base and the source of a warmstart.
-        arm: How it starts.
-        config: One of ``check.configs``.
-        seed: Of the initialization or perturbation.
+        check: What to measure.
+        spec: A run at the base's scale, for its folder, and its first batch after everything in ``spec.seen``.
+        arguments: The command's, for hyperparameters.yaml.
     """
-    mup_base = config if arm.parametrization == "sp" else check.mup_base
+    length = max(spec.block_size, *(use.block_size or 0 for use in spec.seen[-1:]), 0)
+    plan = plan_data(replace(spec.reading, block_size=length))  # what is unread is known in the base's blocks
+    for warning in plan.warnings:
+        print(f"Warning: {warning}")
+    batch = next(next_batches(plan.train_loader(0, None), torch.device("cpu")))
+    inputs, targets = (tokens[:, : spec.block_size] for tokens in batch)
+    name, seeds = spec.config.name, f"{len(check.seeds)} seed{'s' * (len(check.seeds) > 1)}"
+    tuned = f"lr {check.base_lr:g} at n_embd {check.mup_base.n_embd}"
+    widths = ", ".join(str(config.n_embd) for config in check.configs)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    print(
+        f"{name}, n_embd {widths}; {tuned}; {check.steps} steps on {' x '.join(map(str, inputs.shape))} tokens,"
+        f" {plan.describe()}; {seeds}; {device}"
+    )
+    coordinates = measure_coordinates(check, inputs, targets)
+    slopes = fit_slopes(coordinates)
+    print(f"\nLog-log slope of mean |activation| against n_embd at step {check.steps}")
+    print(table(slopes).to_string(index=False))
+    print(f"* grows: above {MAX_SLOPE:g}; wide models have 0 or less under muP, 1 under SP")
+    out_dir = spec.out_dir
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        save(coordinates, slopes, f"{name}: Adam, {tuned}, mean of {seeds}", out_dir)
+        write_whole(out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
+    print(f"Wrote {RESULTS}, {SLOPES} and {PICTURE} to {str(out_dir)!r}")
+
+
+def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT:
+    """One of a check's models as training would start with it, on the CPU, with base shapes."""
+    mup_base = config if way.parametrization == "sp" else check.mup_base
     config = parametrization.mup_config(config, mup_base)
     model = MuGPT(config, parametrization.width_mult(config, mup_base))
     parametrization.set_base_shapes(model, mup_base)
-    if arm.parametrization != "warmstart":
+    if not way.growth:
         parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed))
         return model
     grown = growth.grow(
         check.source.weights_under(parametrization.folding(check.source.config, mup_base)),
-        parametrization.initial_weights(model, mup_base, seed, check.growth.perturb),
+        parametrization.initial_weights(model, mup_base, seed, way.growth.perturb),
         check.source.config,
         config,
-        replace(check.growth, shrink=arm.shrink),
+        way.growth,
     )
     parametrization.load_weights(model, grown)
     return model
 
 
-def measure(
-    check: CoordCheck,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[Coordinate]:
-    """Train every width of every arm for a few steps of Adam on one batch, by ``mup.coord_check.get_coord_data``.
+def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.Tensor) -> pandas.DataFrame:
+    """Train every width in every way for a few steps of Adam on one batch, by ``mup.coord_check.get_coord_data``.
 
     In fp32, on the GPU where there is one. Adam is mup's MuAdam with torch's betas, without weight decay or clipping.
 
@@ -190,178 +249,152 @@ def measure(
         check: What to measure.
         inputs: Tokens, int64, shape (B, T).
         targets: The tokens that follow, shape (B, T).
-        tell: Called with a line as each arm is done.
+
+    Returns:
+        A row for each layer, width, forward pass ``t`` (from 1, which is before the first update), seed and way, with
+        ``l1``, the mean absolute output over batch, tokens and channels. The first columns are named as
+        ``mup.coord_check.plot_coord_data`` takes them.
 
     Raises:
         UserError: The GPU's memory does not hold a width.
     """
-    found = []
-    for arm in check.arms:
+    frames = []
+    for way in check.ways:
         started = time.perf_counter()
         for seed in check.seeds:
-            models = {c.n_embd: lambda c=c: build_model(check, arm, c, seed) for c in check.configs}  # noqa: B023
+            models = {c.n_embd: lambda c=c: build_model(check, way, c, seed) for c in check.configs}  # noqa: B023
             try:
                 frame = get_coord_data(
                     models,
                     [(inputs, targets.flatten())],
                     optimizer="adam",  # mup's adamw gives SP a weight decay that muP does not get
                     lr=check.base_lr,
-                    mup=arm.parametrization != "sp",
+                    mup=way.parametrization != "sp",
                     nsteps=check.steps,
                     nseeds=1,
                     flatten_output=True,
                     cuda=torch.cuda.is_available(),
-                    filter_module_by_name=lambda name: name in _ENDS or bool(_IN_BLOCK.fullmatch(name)),
+                    filter_module_by_name=lambda name: layer_name(name, "activation") is not None,
                     show_progress=False,
                 )
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     "out of GPU memory: lower --batch_size, --block_size or the largest of --widths or --scales"
                 ) from error
-            found += [
-                Coordinate(r["t"], r["width"], r["module"], r["l1"], arm.parametrization, arm.shrink, seed)
-                for r in frame.to_dict("records")
-            ]
-        tell(f"{arm.label}: {len(check.seeds)} x {len(check.configs)} models, {time.perf_counter() - started:.0f} s")
-    return found
+            named = frame[["t", "width", "module", "l1"]]
+            frames.append(named.assign(parametrization=way.parametrization, shrink=way.shrink, seed=seed))
+        label, seconds = way_of(frames[-1]).iloc[0], time.perf_counter() - started
+        print(f"{label}: {len(check.seeds)} x {len(check.configs)} models, {seconds:.0f} s")
+    return pandas.concat(frames, ignore_index=True)
 
 
-def fit_slope(widths: list[float], values: list[float]) -> float:
+def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
+    """How each layer's L1 goes with width at the last step, L1 ~ width^slope, in the order of measuring.
+
+    Returns:
+        A row for each layer and way: the mean over seeds of the least-squares slope of log L1 against log width, NaN
+        where an L1 is not finite; its standard error, NaN for one seed; and the verdict.
+    """
+    last = coordinates[coordinates["t"] == coordinates["t"].max()]
+    keys = ["module", *WAY]
+    groups = last.groupby([*keys, "seed"], sort=False, dropna=False)
+    slopes = groups.apply(lambda curve: fit_slope(curve["width"], curve["l1"]), include_groups=False)
+    over_seeds = slopes.groupby(level=keys, sort=False, dropna=False)
+    found = over_seeds.agg(slope=lambda s: s.mean(skipna=False), standard_error=lambda s: s.sem(skipna=False))
+    return found.assign(verdict=found["slope"].map(verdict)).reset_index()
+
+
+def fit_slope(widths: Sequence[float], values: Sequence[float]) -> float:
     """Least-squares slope of log value against log width: 0 for a layer that is off (0 at every width), NaN where a
     value is not finite or a layer is off at some widths only."""
     if not any(values):
         return 0.0
     if not all(0 < value < math.inf for value in values):
         return math.nan
-    x, y = [math.log(width) for width in widths], [math.log(value) for value in values]
-    centre = sum(x) / len(x)
-    return sum((a - centre) * b for a, b in zip(x, y, strict=True)) / sum((a - centre) ** 2 for a in x)
+    return linear_regression(np.log(widths), np.log(values)).slope
 
 
-def fit_slopes(coordinates: list[Coordinate]) -> list[Slope]:
-    """Slope and verdict of every layer and arm at the last step, in the order of measuring."""
-    last = max(c.t for c in coordinates)
-    curves: dict[tuple[str, Arm], dict[int, list[Coordinate]]] = {}
-    for c in coordinates:
-        if c.t == last:
-            curves.setdefault((c.module, c.arm), {}).setdefault(c.seed, []).append(c)
-    found = []
-    for (module, arm), by_seed in curves.items():
-        slopes = [fit_slope([c.width for c in curve], [c.l1 for c in curve]) for curve in by_seed.values()]
-        slope, error = sum(slopes) / len(slopes), math.nan
-        if len(slopes) > 1:
-            error = math.sqrt(sum((s - slope) ** 2 for s in slopes) / (len(slopes) - 1) / len(slopes))
-        found.append(Slope(module, arm.parametrization, arm.shrink, slope, error, verdict(slope)))
-    return found
-
-
-def verdict(slope: float) -> Literal["ok", "grows", "diverges"]:
+def verdict(slope: float) -> str:
     """Whether activations with this slope grow with width; shrinking is no failure."""
     if math.isnan(slope):
         return "diverges"
     return "grows" if slope > MAX_SLOPE else "ok"
 
 
-def worst(slopes: list[Slope], arm: Arm) -> str:
-    """An arm's verdict: that of its worst layer."""
-    verdicts = {s.verdict for s in slopes if s.arm == arm}
-    return next(v for v in ("diverges", "grows", "ok") if v in verdicts)
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict on a way: that on its worst layer."""
+    return next(verdict for verdict in ("diverges", "grows", "ok") if verdict in set(verdicts))
 
 
-def layer(module: str) -> str:
-    """A module's name for people: ``transformer.h.3.attn`` is ``block 3 attn``."""
-    inside = _IN_BLOCK.fullmatch(module)
-    return _ENDS[module] if inside is None else " ".join(filter(None, ("block", *inside.groups())))
+def way_of(rows: pandas.DataFrame) -> pandas.Series:
+    """The way of each row in a few words, for tables and pictures."""
+    grown = "shrink " + rows["shrink"].astype(float).map("{:g}".format)
+    return rows["parametrization"].map({"sp": "SP", "mup": "muP"}).fillna(grown)
 
 
-def table(slopes: list[Slope]) -> str:
-    """Slopes, a line for each layer and a column for each arm, with a star where activations grow."""
-    arms, modules = list(dict.fromkeys(s.arm for s in slopes)), list(dict.fromkeys(s.module for s in slopes))
-    cells = {(s.module, s.arm): s for s in slopes}
-    mark = {"ok": " ", "grows": "*", "diverges": "*"}
-    lines = [f"{'layer':<13}" + "".join(f"{arm.label:>12}" for arm in arms)]
-    for module in modules:
-        row = [cells[module, arm] for arm in arms]
-        lines.append(f"{layer(module):<13}" + "".join(f"{s.slope:>+11.2f}{mark[s.verdict]}" for s in row))
-    lines.append(f"{'verdict':<13}" + "".join(f"{worst(slopes, arm):>11} " for arm in arms))
-    return "\n".join(line.rstrip() for line in lines)
+def table(slopes: pandas.DataFrame) -> pandas.DataFrame:
+    """Slopes as text, a row for each layer and a column for each way, with a star where activations grow."""
+    star = slopes["verdict"].map({"ok": " ", "grows": "*", "diverges": "*"})
+    cells = slopes.assign(
+        layer=slopes["module"].map(lambda module: layer_name(module, "activation")),
+        way=way_of(slopes),
+        slope=slopes["slope"].map("{:+.2f}".format) + star,
+    )
+    shown = cells.pivot_table("slope", "layer", "way", aggfunc="first", sort=False)
+    shown.loc["verdict"] = cells.groupby("way", sort=False)["verdict"].agg(worst) + " "
+    return shown.rename_axis(columns=None).reset_index()
 
 
-def save(coordinates: list[Coordinate], slopes: list[Slope], title: str, out_dir: Path) -> None:
+def picture(coordinates: pandas.DataFrame, title: str, name: str = "coordinates") -> Figure:
+    """Mean |activation| against width at the last step, a panel for each way, a mean over seeds."""
+    last = coordinates[coordinates["t"] == coordinates["t"].max()]
+    series: dict[str, dict[str, pandas.Series]] = {}
+    for (way, module), rows in last.assign(way=way_of(last)).groupby(["way", "module"], sort=False):
+        series.setdefault(way, {})[layer_name(module, "activation")] = rows.groupby("width")["l1"].mean()
+    return panels(name, title, series, "mean |activation|", "width (n_embd)", log=True)
+
+
+def save(coordinates: pandas.DataFrame, slopes: pandas.DataFrame, title: str, out_dir: Path) -> None:
     """Write the coordinates, by which the folder is known as a check's, the slopes and the picture, each whole.
 
     An earlier check's go first: beside the new coordinates they would be taken for theirs.
     """
     for name in (SLOPES, PICTURE, HYPERPARAMETERS):
         (out_dir / name).unlink(missing_ok=True)
-    write_csv(out_dir / FILE_NAME, [asdict(coordinate) for coordinate in coordinates])
-    write_csv(out_dir / SLOPES, [asdict(slope) for slope in slopes])
-    plot(coordinates, title, out_dir / PICTURE)
+    write_csv(out_dir / RESULTS, coordinates)
+    write_csv(out_dir / SLOPES, slopes)
+    write_whole(out_dir / PICTURE, picture(coordinates, title).png)
 
 
-def plot(coordinates: list[Coordinate], title: str, path: Path) -> None:
-    """Draw L1 against width, a column for each arm, before the first update and at the last step, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
-
-    logs: dict[tuple[Arm, int, str], dict[int, list[float]]] = {}
-    for c in coordinates:
-        value = math.log(c.l1) if 0 < c.l1 < math.inf else math.nan
-        logs.setdefault((c.arm, c.t, c.module), {}).setdefault(c.width, []).append(value)
-    arms, steps = list(dict.fromkeys(c.arm for c in coordinates)), sorted({1, max(c.t for c in coordinates)})
-    widths = sorted({c.width for c in coordinates})
-    blocks = 1 + max(int(m[1]) for c in coordinates if (m := _IN_BLOCK.fullmatch(c.module)))
-    viridis = plt.get_cmap("viridis")
-    colormap = ListedColormap([viridis(0.9 * b / max(1, blocks - 1)) for b in range(blocks)])  # not its faint end
-    kinds = {"": ("-", "o", "block output"), "attn": ("--", "^", "attention"), "mlp": (":", "s", "MLP")}
-    ends = {"embedding": ("#000000", "v"), "ln_f": ("#999999", "D"), "lm_head": ("#D55E00", "P")}
-
-    size = (2.1 * len(arms) + 1.9, 2.3 * len(steps) + 0.9)
-    figure, grid = plt.subplots(
-        len(steps), len(arms), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+def section(runs: Runs) -> Section | None:
+    """Mean |activation| over width, and its log-log slopes, for each folder of a coordinate check."""
+    folders = runs.results[RESULTS]
+    if not folders:
+        return None
+    found = Section(
+        "Coordinate checks",
+        "How each layer's mean absolute activation goes with width after a few steps on one batch: L1 ~ n_embd^slope. A"
+        f" slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has it; under muP it is 0 or less.",
     )
-    for (arm, t, module), by_width in logs.items():
-        if t not in steps:
+    for number, (name, folder) in enumerate(zip(display_names(folders), folders, strict=True), start=1):
+        try:
+            kinds = {"t": int, "width": int, "l1": float}
+            coordinates, slopes = read_table(folder / RESULTS).astype(kinds), read_table(folder / SLOPES)
+            title = setting(read_yaml(folder / HYPERPARAMETERS), coordinates["t"].max())
+            shown = table(slopes.astype({"slope": float}))
+            figure = picture(coordinates, title, f"coordinates-{number}")
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            found.notes.append(f"Left out: {name}: damaged or half-written: {one_line(error, 100)}")
             continue
-        inside = _IN_BLOCK.fullmatch(module)
-        if inside:
-            line, marker, _ = kinds[inside[2] or ""]
-            style = dict(color=colormap(int(inside[1])), linestyle=line, marker=marker, linewidth=1.1, markersize=2.8)
-        else:
-            color, marker = ends[_ENDS[module]]
-            style = dict(color=color, linestyle="-", marker=marker, linewidth=1.6, markersize=4)
-        means = [math.exp(sum(by_width[w]) / len(by_width[w])) for w in widths]
-        grid[steps.index(t), arms.index(arm)].plot(widths, means, **style)
-    for axes in grid.flat:
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(widths))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.tick_params(labelsize=7)
-        axes.grid(color="0.92", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes, arm in zip(grid[0], arms, strict=True):
-        axes.set_title(arm.label, fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel("width (n_embd)", fontsize=8)
-    for axes, t in zip(grid[:, 0], steps, strict=True):
-        when = "before any update" if t == 1 else f"after {t - 1} update{'s' * (t > 2)}"
-        axes.set_ylabel(f"mean |activation|\n{when}", fontsize=8)
-    handles = [
-        Line2D([], [], color="0.3", linestyle=k[0], marker=k[1], markersize=4, label=k[2]) for k in kinds.values()
-    ]
-    handles += [Line2D([], [], color=c, marker=m, markersize=5, label=name) for name, (c, m) in ends.items()]
-    scale = plt.cm.ScalarMappable(BoundaryNorm([b - 0.5 for b in range(blocks + 1)], blocks), colormap)
-    bar = figure.colorbar(scale, ax=grid, ticks=range(blocks), aspect=25, pad=0.01)
-    bar.set_label("block", fontsize=8)
-    bar.ax.tick_params(labelsize=7, length=0)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    write_picture(figure, path, dpi=150)
-    plt.close(figure)
+        slopes = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, shown)
+        found.parts.append(Section(name, title, figures=[figure], tables=[slopes]))
+    return found
+
+
+def setting(arguments: Mapping[str, Any], step: int) -> str:
+    """Steps, and tokens per parameter of the narrowest model where its record is still there to tell."""
+    tokens = (step - 1) * arguments["batch_size"] * arguments["block_size"]
+    words = f"step {step}, lr {arguments['lr']:g}, {arguments['num_seeds']} seeds; {tokens:,} tokens trained on"
+    if arguments["base"] and (record := Path(arguments["base"]) / RECORD).is_file():
+        return words + f", {tokens / Record.load(record).parameters:.2g} tokens per parameter of the base"
+    return words + ", next to 0 tokens per parameter"

@@ -1,101 +1,101 @@
-"""What the runs of an experiment take, told before they begin: nothing is trained, prepared or written."""
+"""What the runs of a study take, told before they begin: nothing is trained, prepared or written."""
 
+import gc
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import pandas
+import torch
 
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
-from litgpt_warmstart.run.measurement import Measurement, measure
+from litgpt_warmstart.run.measurement import measure
 from litgpt_warmstart.run.plan import duration, parameter_count
-from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.runner import StudyRun, read_outcome, start_afresh
+from litgpt_warmstart.study.outcomes import StudyRun, read_outcome
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What the runs of one model with one batch size take."""
-
-    model: str
-    parameters: int
-    batch_size: int
-    """Sequences per step."""
-    runs: int
-    finished: int
-    """Of them; what they took is not counted."""
-    tokens: int
-    """Of the runs that have not ended, from their beginning."""
-    hoffmann_flops: int
-    measurement: Measurement | None
-
-    @property
-    def seconds(self) -> float:
-        """On the measured device, one run after another; without validation and saving."""
-        return self.tokens / self.measurement.tokens_per_sec
-
-
-def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
-    """Group runs by model and batch size, the smallest first.
+def costs(runs: Sequence[StudyRun], measured: bool = True) -> pandas.DataFrame:
+    """What runs take, a row for each model and batch size, the smallest first.
 
     Args:
         runs: Those that have an outcome take nothing.
         measured: Whether to build each model and time a few steps of it.
 
+    Returns:
+        ``tokens`` and ``hoffmann_flops`` are those of the runs that have not ended, from their beginning;
+        ``tokens_per_sec`` and ``seconds``, one run after another, without validation and saving, are NaN where nothing
+        was measured.
+
     Raises:
         UserError: A model does not fit into the device's memory.
     """
-    groups: dict[tuple[str, int, int, int], list[StudyRun]] = {}
+    groups: dict[tuple[int, int, str, int], list[StudyRun]] = {}
     for run in runs:
-        parameters = parameter_count(run.spec.config)
+        spec = run.spec
         # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
-        key = run.spec.config.name, parameters, run.spec.tokens_per_step // run.spec.block_size, run.spec.block_size
+        key = parameter_count(spec.config), spec.train.global_batch_size, spec.config.name, spec.block_size
         groups.setdefault(key, []).append(run)
-    found = []
-    for (model, parameters, batch_size, _), members in groups.items():
+    rows = []
+    for (parameters, batch_size, model, block_size), members in sorted(groups.items(), key=lambda group: group[0][:2]):
         left = [run.spec for run in members if read_outcome(run) is None]
         tokens = sum(spec.max_steps * spec.tokens_per_step for spec in left)
-        measurement = None
+        row = {
+            "model": model,
+            "parameters": parameters,
+            "batch_size": batch_size,
+            "runs": len(members),
+            "finished": len(members) - len(left),
+            "tokens": tokens,
+            "hoffmann_flops": tokens * hoffmann_flops_per_token(members[0].spec.config, block_size),
+            "tokens_per_sec": math.nan,
+            "seconds": math.nan,
+            "measured_on": "",
+        }
         if measured and left:
             start_afresh()
-            measurement = measure(_from_scratch(left[0]))
-        spec = members[0].spec
-        flops = tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
-        ended = len(members) - len(left)
-        found.append(Cost(model, parameters, batch_size, len(members), ended, tokens, flops, measurement))
-    return sorted(found, key=lambda cost: (cost.parameters, cost.batch_size))
+            # a run from scratch needs no base, and takes as long
+            timed = measure(replace(left[0], growth=None, source_dir=None, command="warmstart_scratch"))
+            row["tokens_per_sec"] = timed.tokens_per_sec
+            row["seconds"] = tokens / timed.tokens_per_sec
+            row["measured_on"] = f"{timed.device}, {timed.precision}"
+        rows.append(row)
+    return pandas.DataFrame(rows)
 
 
-def _from_scratch(spec: RunSpec) -> RunSpec:
-    """A run of the same model and step that needs no base: it takes as long."""
-    return replace(spec, source_dir=None, growth=None, command="warmstart_scratch")
+def start_afresh() -> None:
+    """Forget the model before, for one process that builds several."""
+    torch._dynamo.reset()  # it compiles a code object for a few models only, then goes on eagerly
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
-def table(found: Sequence[Cost]) -> str:
+def told_costs(found: pandas.DataFrame) -> str:
     """Costs in lines, and their sum."""
-    rows = [("model", "parameters", "batch", "runs", "finished", "tokens", "Hoffmann FLOPs", "tokens/s", "time")]
-    for cost in found:
-        timed = cost.measurement
-        rows.append(
-            (
-                cost.model, f"{cost.parameters:,}", str(cost.batch_size), str(cost.runs), str(cost.finished),
-                f"{cost.tokens:,}", f"{cost.hoffmann_flops:.3g}", f"{timed.tokens_per_sec:,.0f}" if timed else "-",
-                duration(cost.seconds) if timed else "-",
-            )
-        )  # fmt: skip
-    timed = [cost for cost in found if cost.measurement]
-    seconds = sum(cost.seconds for cost in timed)
-    rows.append(
-        (
-            "in all", "", "", str(sum(c.runs for c in found)), str(sum(c.finished for c in found)),
-            f"{sum(c.tokens for c in found):,}", f"{sum(c.hoffmann_flops for c in found):.3g}", "",
-            duration(seconds) if timed else "-",
+    whole = found.sum(numeric_only=True)
+    timed = found[found["seconds"].notna()]
+    shown = pandas.DataFrame(
+        {
+            "model": [*found["model"], "in all"],
+            "parameters": [*found["parameters"].map("{:,}".format), ""],
+            "batch": [*found["batch_size"], ""],
+            "runs": [*found["runs"], int(whole["runs"])],
+            "finished": [*found["finished"], int(whole["finished"])],
+            "tokens": [f"{tokens:,}" for tokens in (*found["tokens"], int(whole["tokens"]))],
+            "Hoffmann FLOPs": [f"{flops:.3g}" for flops in (*found["hoffmann_flops"], whole["hoffmann_flops"])],
+            "tokens/s": [*("-" if math.isnan(rate) else f"{rate:,.0f}" for rate in found["tokens_per_sec"]), ""],
+            "time": [
+                *("-" if math.isnan(seconds) else duration(seconds) for seconds in found["seconds"]),
+                duration(whole["seconds"]) if len(timed) else "-",
+            ],
+        }
+    )
+    lines = [
+        shown.to_string(index=False),
+        "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count.",
+    ]
+    if len(timed):
+        lines[1] += (
+            f" Time is that of the runs one after another on {timed['measured_on'].iloc[0]}; validation and saving are"
+            " not in it."
         )
-    )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    told = "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count."
-    if timed:
-        device = timed[0].measurement.device
-        told += (
-            f" Time is that of the runs one after another on {device}, {timed[0].measurement.precision}; validation"
-            " and saving are not in it."
-        )
-    return "\n".join([*lines, told])
+    return "\n".join(lines)

@@ -3,29 +3,135 @@
 Figures 6 and 11 of arXiv 2411.07340. Compute is counted as Hoffmann et al. do, the paper's axis.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import pandas
 from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
-from litgpt_warmstart.method.growth import check_growable, resolve_alignment
-from litgpt_warmstart.report.tables import COLORS, write_csv
+from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
+from litgpt_warmstart.method.scales import resolve_config, short_name
+from litgpt_warmstart.report.figures import Figure, Line, flops_unit, loss_curves, style
+from litgpt_warmstart.report.page import write_csv
 from litgpt_warmstart.run.checkpoint import Header, read_header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.plan import base_figures
-from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.runner import Outcome, StudyRun, in_words
-from litgpt_warmstart.study.tables import picture
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.spec import RunSpec, TrainArgs
+from litgpt_warmstart.study.folder import check_results
+from litgpt_warmstart.study.outcomes import Outcome, StudyRun, warmstarted
 
+TABLE, PICTURE = "successive.csv", "successive.png"
 SCRATCH = "scratch"
 
 
-def check_order(configs: Sequence[Config], alignment: str) -> None:
+@dataclass(frozen=True)
+class Stage:
+    """The curve of a run, counted from the beginning of its lineage as far as that is known."""
+
+    name: str
+    record: Record
+    tokens: int
+    """Of its lineage, at its last step."""
+    flops_before: float
+    """Of its lineage, at its first step, by Hoffmann et al.'s count."""
+    flops: float
+    """At its last one."""
+    known: bool
+    """Whether every checkpoint of the lineage has told."""
+    rows: pandas.DataFrame
+    """metrics.csv's, with ``lineage_tokens`` and ``lineage_flops``; none for a base whose file is not at hand."""
+
+    @property
+    def val_losses(self) -> pandas.Series:
+        """By Hoffmann FLOPs of the lineage."""
+        return self.rows.set_index("lineage_flops")["val_loss"].dropna()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The stages in their order, and the last one from scratch beside them."""
+
+    out_dir: Path
+    runs: Sequence[StudyRun]
+    start: Header | None
+    """The checkpoint that the first stage grows from."""
+
+    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Write the table and the picture, and print how the chain ended beside the run from scratch."""
+        grown = [run for run in self.runs if run.name != SCRATCH]
+        for run in grown:
+            if outcomes[run.name].status != "finished":
+                raise UserError(f"{run.name} {outcomes[run.name].in_words}")
+        stages = []
+        if self.start and self.start.record and self.start.record.training:
+            stages.append(stage("base", self.start.path))
+        for run in grown:
+            stages.append(stage(run.name, run.spec.out_dir / "final", stages[-1] if stages else None))
+        chain = stages[-1]
+        if SCRATCH in outcomes and outcomes[SCRATCH].status == "finished":
+            stages.append(stage(SCRATCH, self.out_dir / SCRATCH / "final"))
+        write_csv(self.out_dir / TABLE, results(stages))
+        write_whole(self.out_dir / PICTURE, picture(stages).png)
+        print(f"\n{table(stages).to_string(index=False)}")
+        if stages[-1] is not chain:
+            print(f"\n{verdict(chain, stages[-1])}")
+        elif SCRATCH in outcomes:
+            print("\nThe run from scratch diverged.")
+        print(f"Wrote {TABLE} and {PICTURE} to {str(self.out_dir)!r}")
+
+
+def plan(
+    make: Callable[..., RunSpec],
+    scales: Sequence[str],
+    start: Header | None,
+    growth: Growth,
+    compute_split: Sequence[float] | None,
+    max_flops: float | None,
+    scratch: bool,
+    train: TrainArgs,
+    out_dir: Path,
+) -> Chain:
+    """The runs of a chain, and of the last scale from scratch; see ``warmstart_successive`` for the arguments.
+
+    Args:
+        make: Resolves a run from scratch, with changes to what the user asked for.
+
+    Raises:
+        UserError: A run cannot be, scales are not in order, or something of a user's stands where results go.
+    """
+    check_results(out_dir / TABLE, ("stage", "step"), PICTURE)
+
+    def from_scratch(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
+        return make(target=target, out_dir=out_dir / folder, train=replace(train, max_tokens=max_tokens))
+
+    folders = [f"{number}-{short_name(resolve_config(name).name)}" for number, name in enumerate(scales, start=1)]
+    specs = [from_scratch(*stage) for stage in zip(scales, folders, strict=True)]
+    check_order([*([start.config] if start else []), *(spec.config for spec in specs)], growth)
+    if compute_split is not None:
+        tokens = split_tokens(specs, compute_split, max_flops)
+        specs = [from_scratch(*stage) for stage in zip(scales, folders, tokens, strict=True)]
+    runs: list[StudyRun] = []
+    source = start.path if start else None
+    for folder, spec in zip(folders, specs, strict=True):
+        after = (runs[-1].name,) if runs else ()
+        runs.append(StudyRun(folder, warmstarted(spec, source, growth) if source else spec, {}, after, source))
+        source = spec.out_dir / "final"
+    if scratch:
+        spent = (base_figures(start).hoffmann_flops or 0) if start else 0
+        flops = spent + sum(run_flops(run.spec) for run in runs)
+        spec = from_scratch(scales[-1], SCRATCH, int(flops / flops_per_token(specs[-1])))
+        runs.append(StudyRun(SCRATCH, spec, data_after=start.path if start else None))
+    print(f"Successive warmstart {' -> '.join(scales)}: {len(runs)} runs in {str(out_dir)!r}")
+    return Chain(out_dir, runs, start)
+
+
+def check_order(configs: Sequence[Config], growth: Growth) -> None:
     """Raise a UserError for scales that cannot be grown one from another in this order."""
     for source, target in pairwise(configs):
         if target.n_embd <= source.n_embd:
@@ -34,7 +140,7 @@ def check_order(configs: Sequence[Config], alignment: str) -> None:
                 f" {source.n_embd}; a --base comes first) but is not wider: give them from the smallest to the largest"
             )
         check_growable(source, target)
-        resolve_alignment(source, target, alignment)
+        resolve_alignment(source, target, growth.alignment)
 
 
 def flops_per_token(spec: RunSpec) -> float:
@@ -67,135 +173,72 @@ def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: f
     return [int(share * whole / flops_per_token(spec)) for share, spec in zip(shares, specs, strict=True)]
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a lineage has used up."""
+def stage(name: str, checkpoint_dir: Path, previous: Stage | None = None) -> Stage:
+    """Read the curve of a run that has a record, up to one of its checkpoints, in the run's folder.
 
-    tokens: int = 0
-    flops: float = 0.0
-    """Hoffmann et al.'s count."""
-    known: bool = True
-    """Whether every checkpoint of it has told."""
-
-
-def spent_by(base: Header) -> Spent:
-    """What a base and all before it have used up, by its record."""
-    figures = base_figures(base)
-    if figures.tokens is None or figures.hoffmann_flops is None:
-        return Spent(known=False)
-    return Spent(figures.tokens, figures.hoffmann_flops)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The curve of a run, counted from the beginning of its lineage."""
-
-    name: str
-    parameters: int
-    tokens: int
-    """Of the run alone."""
-    before: Spent
-    """At its first step."""
-    after: Spent
-    """At its last one."""
-    rows: tuple[Mapping[str, Any], ...]
-    """metrics.csv's, with ``lineage_tokens`` and ``lineage_flops``; none for a base whose file is not at hand."""
-
-    def last(self, column: str) -> float:
-        """The last value of a column."""
-        return next(row[column] for row in reversed(self.rows) if column in row)
-
-
-def stage(name: str, checkpoint_dir: Path, before: Spent) -> Stage:
-    """Read the curve of a run that has a record, up to one of its checkpoints.
-
-    Args:
-        name: What to call it.
-        checkpoint_dir: The checkpoint, in the run's folder.
-        before: What its lineage had used up at its first step.
+    Where its records do not tell all of its lineage, it is counted from the end of the stage before it.
     """
-    header, rows = read_header(checkpoint_dir), read_metrics(checkpoint_dir.parent / FILE_NAME)
-    record = header.record
+    header = read_header(checkpoint_dir)
+    record, whole = header.record, base_figures(header)
     per_token = hoffmann_flops_per_token(header.config, record.training["block_size"])
-    curve = tuple(
-        {
-            **row,
-            "lineage_tokens": before.tokens + int(row["tokens"]),
-            "lineage_flops": before.flops + row["tokens"] * per_token,
-        }
-        for row in rows
-        if row["step"] <= record.step_count
-    )
-    after = Spent(before.tokens + record.tokens, before.flops + record.tokens * per_token, before.known)
-    return Stage(name, record.parameters, record.tokens, before, after, curve)
+    known = whole.tokens is not None and whole.hoffmann_flops is not None
+    if known:
+        tokens, flops = whole.tokens - record.tokens, whole.hoffmann_flops - record.tokens * per_token
+    else:
+        tokens, flops = (previous.tokens, previous.flops) if previous else (0, 0.0)
+    columns = ["step", "tokens", "loss", "val_loss", "learning_rate"]
+    rows = pandas.DataFrame(read_metrics(checkpoint_dir.parent / FILE_NAME), columns=columns)
+    rows = rows[rows["step"] <= record.step_count].astype({"step": int, "tokens": int})
+    rows = rows.assign(lineage_tokens=tokens + rows["tokens"], lineage_flops=flops + rows["tokens"] * per_token)
+    return Stage(name, record, tokens + record.tokens, flops, flops + record.tokens * per_token, known, rows)
 
 
-def base_stage(base: Header) -> Stage | None:
-    """The curve of a base given as a checkpoint; None where it tells nothing of its training."""
-    if base.record is None or not base.record.training:
-        return None
-    after, own = spent_by(base), base.record
-    flops = own.tokens * hoffmann_flops_per_token(base.config, own.training["block_size"])
-    before = Spent(after.tokens - own.tokens, after.flops - flops) if after.known else Spent(known=False)
-    return stage("base", base.path, before)
+def results(stages: Sequence[Stage]) -> pandas.DataFrame:
+    """Each stage's rows of metrics, with tokens and FLOPs of the whole lineage."""
+    columns = ["stage", "step", "tokens", "lineage_tokens", "lineage_flops", "loss", "val_loss", "learning_rate"]
+    return pandas.concat([stage.rows.assign(stage=stage.name) for stage in stages])[columns]
 
 
-def write_results(stages: Sequence[Stage], path: Path) -> None:
-    """Write successive.csv: each stage's rows of metrics, with tokens and FLOPs of the whole lineage."""
-    columns = ("step", "tokens", "lineage_tokens", "lineage_flops", "loss", "val_loss", "learning_rate")
-    write_csv(path, [{"stage": s.name, **{c: row.get(c) for c in columns}} for s in stages for row in s.rows])
-
-
-def table(stages: Sequence[Stage]) -> str:
+def table(stages: Sequence[Stage]) -> pandas.DataFrame:
     """First and last validation loss of each stage, and what its lineage had spent by then, as text."""
-    lines = [f"{'stage':>16}  {'parameters':>12}  {'tokens':>14}  {'per param':>9}  {'Hoffmann FLOPs in all':>21}"
-             f"  {'first val':>9}  {'last val':>9}"]  # fmt: skip
-    for s in stages:
-        losses = [row["val_loss"] for row in s.rows if "val_loss" in row] or [float("nan")]
-        lines.append(
-            f"{s.name:>16}  {s.parameters:>12,}  {s.tokens:>14,}  {s.tokens / s.parameters:>9.2f}"
-            f"  {s.after.flops:>21.3g}  {losses[0]:>9.4f}  {losses[-1]:>9.4f}"
-        )
-    return "\n".join(lines)
+    return pandas.DataFrame(
+        {
+            "stage": stage.name,
+            "parameters": f"{stage.record.parameters:,}",
+            "tokens": f"{stage.record.tokens:,}",
+            "per param": f"{stage.record.tokens / stage.record.parameters:.2f}",
+            "Hoffmann FLOPs in all": f"{stage.flops:.3g}",
+            "first val": f"{stage.val_losses.iloc[0]:.4f}" if len(stage.val_losses) else "-",
+            "last val": f"{stage.val_losses.iloc[-1]:.4f}" if len(stage.val_losses) else "-",
+        }
+        for stage in stages
+    )
 
 
 def verdict(chain: Stage, scratch: Stage) -> str:
     """The last stage beside the run from scratch, at the compute of the whole lineage."""
-    ours, theirs = chain.last("val_loss"), scratch.last("val_loss")
+    ours, theirs = chain.val_losses.iloc[-1], scratch.val_losses.iloc[-1]
     better = "lower" if ours < theirs else "not lower"
     told = (
-        f"At {chain.after.flops:.3g} Hoffmann FLOPs the chain's validation loss is {ours:.4f}, {better} than"
-        f" {theirs:.4f} from scratch at {scratch.after.flops:.3g} Hoffmann FLOPs."
+        f"At {chain.flops:.3g} Hoffmann FLOPs the chain's validation loss is {ours:.4f}, {better} than"
+        f" {theirs:.4f} from scratch at {scratch.flops:.3g} Hoffmann FLOPs."
     )
-    return told if chain.before.known else f"{told} What the base took before is not known, and not in it."
+    return told if chain.known else f"{told} What the base took before is not known, and not in it."
 
 
-def plot(chain: Sequence[Stage], scratch: Stage | None, title: str, path: Path) -> None:
-    """Draw tokens and loss against the compute of the lineage (figure 11); a growth is a dotted line."""
-    from matplotlib.ticker import EngFormatter
-
-    with picture(path, width=6.0, panels=2) as (left, right):
-        for number, s in enumerate([*chain, *([scratch] if scratch else [])]):
-            color = "black" if s is scratch else COLORS[number % (len(COLORS) - 1)]
-            flops = [row["lineage_flops"] for row in s.rows]
-            label = f"{s.name}, {s.tokens / s.parameters:.2g} tokens per parameter"
-            left.plot(flops, [row["lineage_tokens"] for row in s.rows], color=color, label=label)
-            for key, style in (("loss", dict(alpha=0.3, linewidth=1)), ("val_loss", dict(marker="o", markersize=3))):
-                points = [(row["lineage_flops"], row[key]) for row in s.rows if key in row]
-                right.plot([x for x, _ in points], [y for _, y in points], color=color, **style)
-        for s in chain[1:]:
-            for axes in (left, right):
-                axes.axvline(s.before.flops, color="0.5", linestyle=":", linewidth=1)
-        left.set(xlabel="compute of the lineage (Hoffmann FLOPs)", ylabel="tokens of the lineage")
-        right.set(xlabel="compute of the lineage (Hoffmann FLOPs)", ylabel="loss (nats per token)")
-        left.yaxis.set_major_formatter(EngFormatter(sep=""))
-        left.legend(frameon=False, fontsize="small")
-        left.set_title(title, fontsize="medium", loc="left")
-        right.set_title("validation with marks; training faint", fontsize="medium", loc="left")
-
-
-def check_finished(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> None:
-    """Raise a UserError for a chain that broke."""
-    for run in runs:
-        if outcomes[run.name].status != "finished":
-            raise UserError(f"{run.name} {in_words(outcomes[run.name])}")
+def picture(stages: Sequence[Stage]) -> Figure:
+    """Loss against the compute of the lineage (figure 11); a growth is a dotted line."""
+    scale, unit = flops_unit(max(stage.flops for stage in stages))
+    lines = []
+    for number, each in enumerate(stages):
+        losses = each.val_losses
+        lines.append(
+            Line(
+                f"{each.name}, {each.record.tokens / each.record.parameters:.2g} tokens per parameter",
+                style(-1 if each.name == SCRATCH else number),
+                pandas.DataFrame({"mean": losses, "low": losses, "high": losses}),
+                each.rows.set_index("lineage_flops")["loss"].dropna(),
+                starts=(each.flops_before,) if each.flops_before else (),
+            )
+        )
+    return loss_curves("successive", "", lines, f"compute of the lineage ({unit})", scale)

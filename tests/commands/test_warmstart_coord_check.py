@@ -62,7 +62,7 @@ def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(tol
     out_dir = tmp_path / "out"
     printed = told(base=base, shrink="0.2,1", out_dir=out_dir)
     frame = pandas.read_csv(out_dir / "coord_check.csv")
-    arms = frame[["parametrization", "shrink"]].drop_duplicates().fillna("").values.tolist()
+    arms = frame[["parametrization", "shrink"]].drop_duplicates().astype(object).fillna("").values.tolist()
     assert arms == [["sp", ""], ["mup", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
     assert set(frame["width"]) == {16, 32} and set(frame["t"]) == {1, 2}
     seen = read_header(base).record.data.stop_token

@@ -4,6 +4,7 @@ import csv
 import os
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from hypothesis import given
@@ -14,7 +15,7 @@ from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.ablations import Summary, expand, labels, summaries, table
+from litgpt_warmstart.study.ablations import expand, labels, table
 from tests.conftest import assert_same_weights
 
 DEFAULTS = dict(base="5M", target="22M")
@@ -29,7 +30,7 @@ def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch():
 
 def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled():
     arms = expand([dict(shrink=[0, 0.4], perturb=[0.5, 1], gains=["reset", "copied"])], DEFAULTS)
-    none = [(arm.growth.perturb, arm.growth.gains, arm.is_scratch) for arm in arms if not arm.growth.shrink]
+    none = [(arm.growth.perturb, arm.growth.gains, arm.growth.from_scratch) for arm in arms if not arm.growth.shrink]
     assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
     assert len(arms) == 2 + 4
 
@@ -84,20 +85,27 @@ def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+def told(*seeds: tuple) -> str:
+    """The table of arms, given for each seed the arm, how it and its run from scratch ended, and its tokens of 10."""
+    rows = [
+        dict(**arm.options, first_val_loss=first, status=status, val_loss=last, scratch_status=beside,
+             scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
+             scratch_tokens_to_scratch_val_loss=None if reached is None else 10.0)
+        for arm, first, status, last, beside, reached in seeds
+    ]  # fmt: skip
+    names = labels(list(dict.fromkeys(seed[0] for seed in seeds)))[1]
+    return table(names, pandas.DataFrame(rows)).to_string()
+
+
 def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
     scratch, warm = expand([dict(shrink=0.4)], DEFAULTS)
-    rows = [
-        dict(**arm.options, first_val_loss=8.0, seed=seed, status=status, val_loss=loss, scratch_status=beside,
-             scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
-             scratch_tokens_to_scratch_val_loss=reached and 6)
-        for arm, seed, status, loss, beside, reached in (
-            (scratch, 1, "finished", 5.0, "finished", None), (scratch, 2, "diverged", 9.0, "diverged", None),
-            (warm, 1, "finished", 5.5, "finished", 3), (warm, 2, "finished", 9.5, "diverged", None),
-        )
-    ]  # fmt: skip
-    told = summaries([scratch, warm], rows)[1]
-    assert (told.shares, told.ended_above, told.alone) == ((0.5,), 1, 1)
-    assert "50% (1 of 1 seeds); 1 ended above it; 1 without a run from scratch" in table([told])
+    text = told(
+        (scratch, 8.0, "finished", 5.0, "finished", None),
+        (scratch, 8.0, "diverged", 9.0, "diverged", None),
+        (warm, 8.0, "finished", 5.5, "finished", 5.0),
+        (warm, 8.0, "finished", 9.5, "diverged", None),
+    )
+    assert "50% (1 of 1 seeds); 1 ended above it; 1 without a run from scratch" in text
 
 
 def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviation():
@@ -105,14 +113,18 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     shared, names = labels(arms)
     assert shared == "5M -> 22M, 20 tokens per parameter, constant"
     assert names == ["from scratch", "shrink 0.4", "shrink 1, gains reset"]
-    ends = (((8.0, 8.0), (5.0, 5.0), 0, 0, 0, 0, ()), ((7.0, 7.2, 7.1), (4.0, 4.2, 4.1), 0, 0, 1, 1, (0.3,)),
-            ((7.0,), (), 1, 1, 0, 0, ()))  # fmt: skip
-    text = table([Summary(arm, *end) for arm, end in zip(arms, ends, strict=True)])
-    assert (
-        "4.1000 ± 0.1000" in text
-        and "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
-        and "-; 1 diverged; 1 skipped" in text
+    scratch, warm, reset = arms
+    text = told(
+        (scratch, 8.0, "finished", 5.0, "finished", None),
+        (warm, 7.0, "finished", 4.0, "finished", 3.0),
+        (warm, 7.2, "finished", 4.2, "diverged", None),
+        (warm, 7.1, "finished", 5.1, "finished", None),
+        (reset, 7.0, "diverged", None, "finished", None),
+        (reset, None, "skipped", None, "finished", None),
     )
+    assert "7.1000 ± 0.1000" in text and "4.4333 ± 0.5859" in text
+    assert "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
+    assert "-; 1 diverged; 1 skipped" in text
 
 
 @pytest.fixture

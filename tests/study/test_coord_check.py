@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from litgpt_warmstart.study import coord_check
-from litgpt_warmstart.study.coord_check import Arm, CoordCheck, Coordinate, build_model, fit_slope, fit_slopes
+from litgpt_warmstart.study.coord_check import CoordCheck, Way, build_model, fit_slope, fit_slopes
 from tests.conftest import llama, neox
 
-SP, MUP, SHRUNK, ZERO = Arm("sp"), Arm("mup"), Arm("warmstart", 0.4), Arm("warmstart", 0.0)
+SP, MUP = Way("sp"), Way("mup")
+SHRUNK, ZERO = Way("warmstart", Growth(shrink=0.4)), Way("warmstart", Growth(shrink=0.0))
 WIDTHS = (16, 32, 64, 128)
 
 
@@ -26,13 +29,7 @@ def check(base) -> CoordCheck:
     source = read_checkpoint(base)
     configs = tuple(coord_check.widened(source.config, width) for width in WIDTHS)
     return CoordCheck(
-        configs,
-        source.mup_base_config,
-        (SP, MUP, SHRUNK),
-        base_lr=0.04,
-        steps=4,
-        seeds=(0, 1, 2),
-        source=source,
+        configs, source.mup_base_config, (SP, MUP, SHRUNK), base_lr=0.04, steps=4, seeds=(0, 1, 2), source=source
     )
 
 
@@ -43,49 +40,56 @@ def batch(stdlib_path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def coordinates(check, batch) -> list[Coordinate]:
-    return coord_check.measure(check, batch[:, :-1], batch[:, 1:])
+def coordinates(check, batch) -> pandas.DataFrame:
+    return coord_check.measure_coordinates(check, batch[:, :-1], batch[:, 1:])
 
 
-def slopes_of(arm: Arm, coordinates: list[Coordinate]) -> dict[str, coord_check.Slope]:
-    return {s.module: s for s in fit_slopes(coordinates) if s.arm == arm}
+def of(way: Way, frame: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows of a way."""
+    return frame[frame["parametrization"] == way.parametrization]
+
+
+def slopes_of(way: Way, coordinates: pandas.DataFrame) -> pandas.DataFrame:
+    """Slopes and verdicts by layer."""
+    return of(way, fit_slopes(coordinates)).set_index("module")
 
 
 def test_blocks_and_logits_grow_under_sp_and_nothing_grows_under_mup_or_a_warmstart(coordinates):
-    slopes = fit_slopes(coordinates)
-    assert [coord_check.worst(slopes, arm) for arm in (SP, MUP, SHRUNK)] == ["grows", "ok", "ok"]
+    verdicts = [coord_check.worst(slopes_of(way, coordinates)["verdict"]) for way in (SP, MUP, SHRUNK)]
+    assert verdicts == ["grows", "ok", "ok"]
     under_sp = slopes_of(SP, coordinates)
-    for module in ("transformer.h.0", "transformer.h.1", "lm_head"):
-        assert under_sp[module].verdict == "grows" and under_sp[module].slope > 0.6, under_sp[module]
-    assert under_sp["transformer.wte"].verdict == under_sp["transformer.ln_f"].verdict == "ok"
-    assert max(s.slope for s in slopes_of(MUP, coordinates).values()) < 0.25
+    grown = under_sp.loc[["transformer.h.0", "transformer.h.1", "lm_head"]]
+    assert (grown["verdict"] == "grows").all() and (grown["slope"] > 0.6).all(), grown
+    assert (under_sp.loc[["transformer.wte", "transformer.ln_f"], "verdict"] == "ok").all()
+    assert slopes_of(MUP, coordinates)["slope"].max() < 0.25
 
 
 def test_logits_start_as_the_inverse_root_of_width_under_mup_and_that_is_no_failure(coordinates):
-    first = slopes_of(MUP, [c for c in coordinates if c.t == 1])
-    assert first["lm_head"].slope == pytest.approx(-0.5, abs=0.1) and first["lm_head"].verdict == "ok"
+    first = slopes_of(MUP, coordinates[coordinates["t"] == 1])
+    assert first.loc["lm_head", "slope"] == pytest.approx(-0.5, abs=0.1) and first.loc["lm_head", "verdict"] == "ok"
     for module in ("transformer.wte", "transformer.h.1", "transformer.ln_f"):
-        assert first[module].slope == pytest.approx(0, abs=0.05)
+        assert first.loc[module, "slope"] == pytest.approx(0, abs=0.05)
 
 
 def test_a_warmstart_at_shrink_0_is_mup_bit_for_bit(check, batch, coordinates):
     steps = 1 if torch.cuda.is_available() else check.steps  # a GPU adds up embeddings' gradients in any order
-    narrow = replace(check, configs=check.configs[:2], arms=(ZERO,), seeds=(1,), steps=steps)
-    zero = coord_check.measure(narrow, batch[:, :-1], batch[:, 1:])
-    mup = [c for c in coordinates if c.arm == MUP and c.width <= 32 and c.seed == 1 and c.t <= steps]
-    assert [replace(c, parametrization="mup", shrink=None) for c in zero] == mup
+    narrow = replace(check, configs=check.configs[:2], ways=(ZERO,), seeds=(1,), steps=steps)
+    zero = coord_check.measure_coordinates(narrow, batch[:, :-1], batch[:, 1:])
+    mup = of(MUP, coordinates).query("width <= 32 and seed == 1 and t <= @steps")
+    names = ["t", "width", "module", "l1"]
+    assert zero[names].values.tolist() == mup[names].values.tolist()
     scratch, grown, shrunk = (
-        dict(build_model(check, arm, check.configs[-1], seed=3).named_parameters()) for arm in (MUP, ZERO, SHRUNK)
+        dict(build_model(check, way, check.configs[-1], seed=3).named_parameters()) for way in (MUP, ZERO, SHRUNK)
     )
     for name, parameter in scratch.items():
         assert torch.equal(parameter.view(torch.int32), grown[name].view(torch.int32)), name
         assert not torch.equal(parameter, shrunk[name]), name
 
 
-def test_every_arm_width_step_seed_and_layer_is_measured_once(check, coordinates):
+def test_every_way_width_step_seed_and_layer_is_measured_once(check, coordinates):
     layers = ["embedding", *(f"block {i}{part}" for i in (0, 1) for part in (" attn", " mlp", "")), "ln_f", "lm_head"]
-    assert [coord_check.layer(c.module) for c in coordinates[: len(layers)]] == layers
-    keys = {(c.arm, c.width, c.t, c.seed, c.module) for c in coordinates}
+    assert [layer_name(module, "activation") for module in coordinates["module"][: len(layers)]] == layers
+    keys = coordinates.drop(columns="l1").drop_duplicates()
     assert len(keys) == len(coordinates) == 3 * len(WIDTHS) * 4 * 3 * len(layers)
 
 
@@ -94,7 +98,7 @@ def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
     with torch.no_grad():
         logits = model(batch[:, :-1]).abs().mean().item()
         embedding = model.transformer.wte(batch[:, :-1]).abs().mean().item()
-    found = {c.module: c.l1 for c in coordinates if (c.arm, c.width, c.t, c.seed) == (SHRUNK, 32, 1, 2)}
+    found = of(SHRUNK, coordinates).query("width == 32 and t == 1 and seed == 2").set_index("module")["l1"]
     assert found["lm_head"] == pytest.approx(logits, rel=1e-4)
     assert found["transformer.wte"] == pytest.approx(embedding, rel=1e-4)
 
@@ -102,13 +106,11 @@ def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_measures_what_a_cpu_does(check, batch, coordinates, monkeypatch):
-    first = replace(check, arms=(MUP, SHRUNK), seeds=(1,), steps=1)
+    first = replace(check, ways=(MUP, SHRUNK), seeds=(1,), steps=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for c in coord_check.measure(first, batch[:, :-1], batch[:, 1:]):
-        (found,) = (
-            g for g in coordinates if (g.arm, g.width, g.t, g.seed, g.module) == (c.arm, c.width, 1, 1, c.module)
-        )
-        assert found.l1 == pytest.approx(c.l1, rel=1e-3)
+    on_cpu = coord_check.measure_coordinates(first, batch[:, :-1], batch[:, 1:])
+    on_gpu = coordinates.query("parametrization != 'sp' and seed == 1 and t == 1")
+    assert on_gpu["l1"].tolist() == pytest.approx(on_cpu["l1"].tolist(), rel=1e-3)
 
 
 @given(
@@ -120,16 +122,19 @@ def test_the_slope_of_a_power_law_is_its_exponent(exponent, factor, widths):
     assert fit_slope(widths, [factor * w**exponent for w in widths]) == pytest.approx(exponent, abs=1e-6)
 
 
-def power_laws(*exponents: float) -> list[Coordinate]:
-    """A layer with an exponent for each seed."""
-    return [Coordinate(2, w, "lm_head", w**e, "mup", None, i) for i, e in enumerate(exponents) for w in (8, 16)]
+def power_laws(*exponents: float, **more: float) -> pandas.DataFrame:
+    """A layer with an exponent for each seed; of the first one, a value for a width of 32."""
+    rows = [(w, float(w) ** e, seed) for seed, e in enumerate(exponents) for w in (8, 16)]
+    rows += [(32, value, 0) for value in more.values()]
+    frame = pandas.DataFrame(rows, columns=["width", "l1", "seed"])
+    return frame.assign(t=2, module="lm_head", parametrization="mup", shrink=math.nan)
 
 
 def test_slopes_are_averaged_over_seeds_with_their_standard_error():
-    (slope,) = fit_slopes(power_laws(0.1, 0.2, 0.6))
-    assert slope.slope == pytest.approx(0.3)
-    assert slope.standard_error == pytest.approx(math.sqrt(0.07 / 3))
-    assert math.isnan(fit_slopes(power_laws(0.1))[0].standard_error)
+    slope = fit_slopes(power_laws(0.1, 0.2, 0.6)).iloc[0]
+    assert slope["slope"] == pytest.approx(0.3)
+    assert slope["standard_error"] == pytest.approx(math.sqrt(0.07 / 3))
+    assert math.isnan(fit_slopes(power_laws(0.1))["standard_error"].item())
 
 
 @pytest.mark.parametrize(
@@ -137,20 +142,21 @@ def test_slopes_are_averaged_over_seeds_with_their_standard_error():
 )
 def test_only_growth_beyond_the_threshold_is_a_failure(exponent, told):
     assert coord_check.MAX_SLOPE == 0.4
-    (slope,) = fit_slopes(power_laws(exponent, exponent))
-    assert slope.verdict == told and f"{exponent:+.2f}{'*' if told == 'grows' else ''}" in coord_check.table([slope])
+    slopes = fit_slopes(power_laws(exponent, exponent))
+    text = coord_check.table(slopes).to_string()
+    assert slopes["verdict"].item() == told and f"{exponent:+.2f}{'*' if told == 'grows' else ''}" in text
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_activations_that_are_not_finite_are_told_as_divergence(value):
-    (slope,) = fit_slopes([*power_laws(0.0), Coordinate(2, 32, "lm_head", value, "mup", None, 0)])
-    assert slope.verdict == "diverges" and coord_check.worst([slope], MUP) == "diverges"
-    assert "diverges" in coord_check.table([slope])
+    slopes = fit_slopes(power_laws(0.0, more=value))
+    assert slopes["verdict"].item() == coord_check.worst(slopes["verdict"]) == "diverges"
+    assert "diverges" in coord_check.table(slopes).to_string()
 
 
 def test_a_base_that_is_all_zero_under_a_layer_does_not_grow():
-    (slope,) = fit_slopes([Coordinate(2, w, "lm_head", 0.0, "mup", None, 0) for w in (8, 16)])
-    assert slope.slope == 0 and slope.verdict == "ok"
+    slope = fit_slopes(power_laws(0.0).assign(l1=0.0)).iloc[0]
+    assert slope["slope"] == 0 and slope["verdict"] == "ok"
 
 
 def test_wider_models_have_more_heads_of_the_same_size():
@@ -175,7 +181,7 @@ def test_mups_own_plot_takes_the_csv(coordinates, tmp_path):
     coord_check.save(coordinates, fit_slopes(coordinates), "title", tmp_path)
     frame = pandas.read_csv(tmp_path / "coord_check.csv")
     assert list(frame.columns) == ["t", "width", "module", "l1", "parametrization", "shrink", "seed"]
-    assert len(frame) == len(coordinates) and frame["l1"].tolist() == [c.l1 for c in coordinates]
+    assert frame["l1"].tolist() == coordinates["l1"].tolist()
     assert frame[frame.parametrization != "warmstart"]["shrink"].isna().all()
     frame = frame[frame.seed == 0]  # it draws an interval over seeds, which takes its time
     figure = plot_coord_data(frame[frame.parametrization == "sp"], save_to=str(tmp_path / "mup.png"))
@@ -190,15 +196,14 @@ def test_files_are_there_whole_and_nothing_else(coordinates, tmp_path):
     slopes = pandas.read_csv(tmp_path / "slopes.csv")
     assert list(slopes.columns) == ["module", "parametrization", "shrink", "slope", "standard_error", "verdict"]
     assert set(slopes[slopes.parametrization == "mup"]["verdict"]) == {"ok"}
-    one_step = [c for c in coordinates if c.t == 1 and c.arm == MUP]
-    coord_check.plot(one_step, "a single step, a single arm", tmp_path / "one.png")
+    assert coord_check.picture(of(MUP, coordinates).query("t == 1"), "a single step, a single way").png
 
 
 def test_a_picture_that_fails_leaves_what_is_known_as_a_checks_and_nothing_of_an_older_one(
     coordinates, tmp_path, monkeypatch
 ):
     coord_check.save(coordinates, fit_slopes(coordinates), "title", tmp_path)
-    monkeypatch.setattr(coord_check, "plot", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    monkeypatch.setattr(coord_check, "picture", lambda *_: (_ for _ in ()).throw(OSError("no space")))
     with pytest.raises(OSError):
         coord_check.save(coordinates, fit_slopes(coordinates), "title", tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"coord_check.csv", "slopes.csv"}

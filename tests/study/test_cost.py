@@ -6,8 +6,9 @@ from litgpt_warmstart.commands import warmstart_ablations, warmstart_grid_search
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.cost import costs, table
-from litgpt_warmstart.study.runner import StudyRun, carry_out
+from litgpt_warmstart.study.cost import costs, told_costs
+from litgpt_warmstart.study.outcomes import StudyRun
+from litgpt_warmstart.study.runner import carry_out
 
 
 @pytest.fixture
@@ -18,15 +19,16 @@ def settings(stdlib_path, tmp_path):
 
 def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):
     runs = [StudyRun(f"seed-{seed}", make_spec(f"seed-{seed}", seed=seed)) for seed in (1, 2, 3)]
-    carry_out(runs[:1], "here", None, None, None, say=lambda line: None)
-    (found,) = costs(runs)
+    carry_out(runs[:1], say=lambda line: None)
+    found = costs(runs).iloc[0]
     spec = runs[0].spec
     tokens = 2 * 4 * 4 * 64  # runs, steps, sequences, block
-    assert (found.runs, found.finished, found.tokens) == (3, 1, tokens)
-    assert found.hoffmann_flops == tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
-    assert found.seconds == pytest.approx(tokens / found.measurement.tokens_per_sec)
+    assert (found["runs"], found["finished"], found["tokens"]) == (3, 1, tokens)
+    assert found["hoffmann_flops"] == tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
+    assert found["seconds"] == pytest.approx(tokens / found["tokens_per_sec"])
     assert not runs[1].spec.out_dir.exists()
-    assert costs(runs[:1])[0].measurement is None and "in all" in table(costs(runs[:1]))
+    ended = costs(runs[:1])
+    assert ended["tokens_per_sec"].isna().all() and "in all" in told_costs(ended)
 
 
 def test_a_planned_study_trains_nothing_and_counts_bases_and_runs_from_scratch(settings, tiny, tmp_path, capsys):

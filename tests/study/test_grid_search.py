@@ -4,15 +4,15 @@ import csv
 import shutil
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import yaml
 
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
-from litgpt_warmstart.report.grids import Cell, at_the_edge, cells, winner
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.grid_search import rows, table
-from litgpt_warmstart.study.runner import OUTCOME, Outcome, StudyRun
+from litgpt_warmstart.study.grid_search import at_the_edge, cells, results, table, winner
+from litgpt_warmstart.study.outcomes import OUTCOME, Outcome, StudyRun
 
 
 def outcome(first: float, last: float, status: str = "finished") -> Outcome:
@@ -24,16 +24,17 @@ def test_a_cell_is_the_mean_over_seeds_and_diverged_if_one_seed_is_not_finite_or
     spec = SimpleNamespace(config=SimpleNamespace(padded_vocab_size=512))
     runs = [StudyRun(f"{f['lr']}-{f['seed']}", spec, f) for f in factors]
     ended = [outcome(8, 5), outcome(8, 6), outcome(8, 8.5), outcome(8, 4), outcome(8, 9, "diverged"), outcome(8, 3)]
-    found = cells(rows(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
-    assert [(c.lr, c.val_loss, c.diverged) for c in found] == [(0.1, 5.5, 0), (1.0, None, 1), (10.0, None, 1)]
-    assert winner(found) is found[0]
-    assert "5.5000 <" in table(found, found[0]) and table(found, found[0]).count("diverged") == 2
+    losses = cells(results(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
+    assert losses[0.1, 4] == 5.5 and losses[[(1.0, 4), (10.0, 4)]].isna().all()
+    assert winner(losses) == (0.1, 4)
+    text = table(losses, (0.1, 4)).to_string()
+    assert "5.5000 <" in text and text.count("diverged") == 2
 
 
 def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
-    found = [Cell(lr, 4, (loss,), 0, ()) for lr, loss in ((1, 3.0), (2, 2.0), (3, 2.5))]
-    assert at_the_edge(found, winner(found)) is None
-    assert "1 is the smallest of --lrs" in at_the_edge(found, found[0])
+    losses = pandas.Series({(1.0, 4): 3.0, (2.0, 4): 2.0, (3.0, 4): 2.5})
+    assert at_the_edge(losses, winner(losses)) is None
+    assert "1 is the smallest of --lrs" in at_the_edge(losses, (1.0, 4))
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
 from litgpt_warmstart.run.identity import first_difference
-from litgpt_warmstart.study.runner import OUTCOME, StudyRun, carry_out, read_outcome, settings
+from litgpt_warmstart.study import StudyArgs
+from litgpt_warmstart.study.outcomes import OUTCOME, StudyRun, read_outcome, settings
+from litgpt_warmstart.study.runner import carry_out
 from tests.conftest import assert_same_weights, losses
 
 
@@ -116,7 +118,7 @@ def test_two_runs_of_one_name_are_refused(make_spec):
 def test_options_of_ray_without_ray_are_refused():
     for given in (dict(ray_address="auto"), dict(cpus_per_run=2), dict(gpus_per_run=0.5)):
         with pytest.raises(UserError, match="are for --executor ray"):
-            carry_out([], **given)
+            carry_out([], StudyArgs(**given))
 
 
 def test_a_damaged_outcome_is_told_in_one_line(make_spec):
@@ -184,7 +186,7 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
     )
     waiting.start()
     lines: list[str] = []
-    there = carry_out(runs("ray"), "ray", say=lines.append)
+    there = carry_out(runs("ray"), StudyArgs(executor="ray"), say=lines.append)
     assert killed and list(there) == list(here)
     assert [o.status for o in there.values()] == ["finished", "finished", "diverged"]
     for name in ("first", "second"):
@@ -192,4 +194,6 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
         assert losses(a) == losses(b) and losses(a, "val_loss") == losses(b, "val_loss")
         assert_same_weights(a / "final", b / "final")
     lines.clear()
-    assert carry_out(runs("ray"), "ray", say=lines.append) == there and lines == ["3 of 3 runs have ended before"]
+    assert carry_out(runs("ray"), StudyArgs(executor="ray"), say=lines.append) == there and lines == [
+        "3 of 3 runs have ended before"
+    ]

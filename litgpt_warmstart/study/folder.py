@@ -1,0 +1,75 @@
+"""The folder of a study: nothing of a user's is replaced, and one process at a time is at it."""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas
+
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import LOCK, entries, locked
+from litgpt_warmstart.run.metrics import FILE_NAME
+from litgpt_warmstart.run.resume import check_writable
+
+
+def check_out_dir(out_dir: Path) -> None:
+    """Raise a UserError for the folder of a run: a study has folders of runs in its own."""
+    if (out_dir / FILE_NAME).exists() or (out_dir / "final").exists():
+        raise UserError(f"--out_dir {str(out_dir)!r} is the folder of a run: choose another for the study")
+
+
+def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
+    """Raise a UserError where a study would write its results over something that is not an earlier study's.
+
+    Args:
+        table: The CSV file of the results; an earlier study's begins with ``columns``.
+        columns: Its first ones.
+        beside: Names of what is written beside it, after it.
+    """
+    if os.path.lexists(table):
+        text = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
+        theirs = [] if text.startswith(",".join(columns) + ",") else [table]
+    else:
+        theirs = [table.parent / name for name in beside if os.path.lexists(table.parent / name)]
+    if theirs:
+        raise UserError(
+            f"{str(theirs[0])!r} was not written by this command, which would write there: move it, or choose another"
+            " --out_dir"
+        )
+
+
+@contextmanager
+def study_folder(out_dir: Path) -> Iterator[None]:
+    """Keep other processes out of a study's folder; one that was made for nothing goes again.
+
+    Raises:
+        UserError: One is there already, or the folder cannot be written.
+    """
+    check_writable(out_dir)
+    made = not out_dir.exists()
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
+    with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
+        try:
+            yield
+        finally:
+            if made and entries(out_dir) == [LOCK]:
+                (out_dir / LOCK).unlink()
+                out_dir.rmdir()
+
+
+def read_table(path: Path) -> pandas.DataFrame:
+    """A study's results as text.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no such table.
+    """
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("a row has more or fewer columns than the others")
+    return pandas.DataFrame(rows)
