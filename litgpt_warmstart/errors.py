@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
 """Environment variable: set to 1 to see the traceback behind a one-line error."""
 
+STUDY_PACKAGES = ("jinja2", "matplotlib", "pandas", "ray")
+"""What the extra ``study`` installs for studies and reports, as it is imported."""
+
 DIRECT_CAUSE = "\nThe above exception was the direct cause of the following exception:\n"
 """What Python writes between the tracebacks of ``raise … from``."""
 
@@ -78,6 +81,8 @@ def _told(error: BaseException) -> str | None:
     match error:
         case UserError():
             return f"error: {error}"
+        case ModuleNotFoundError() if error.name in STUDY_PACKAGES:
+            return f"error: {error.name} is not installed: pip install 'litgpt-warmstart[study]'"
         case KeyboardInterrupt():
             return "interrupted"
         case BrokenPipeError():

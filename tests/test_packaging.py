@@ -1,12 +1,16 @@
 """What is installed, in which versions, and what is said about it."""
 
+import importlib
 import re
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import litgpt_warmstart
+from litgpt_warmstart.errors import STUDY_PACKAGES, told_in_one_line
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -44,3 +48,16 @@ def test_the_version_to_cite_is_this_one_and_the_changelog_has_it():
 
 def test_types_are_handed_on():
     assert (ROOT / "litgpt_warmstart/py.typed").is_file() and "Typing :: Typed" in PROJECT["classifiers"]
+
+
+@pytest.mark.parametrize("name", STUDY_PACKAGES)
+def test_a_missing_extra_is_told_with_the_line_that_installs_it(monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit), told_in_one_line("litgpt warmstart_report"):
+        importlib.import_module(name)
+    told = capsys.readouterr().err
+    assert told == f"litgpt warmstart_report: error: {name} is not installed: pip install 'litgpt-warmstart[study]'\n"
+
+
+def test_the_extra_of_studies_is_what_its_error_speaks_of():
+    assert {normalized(each) for each in PROJECT["optional-dependencies"]["study"]} == set(STUDY_PACKAGES)
