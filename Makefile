@@ -35,7 +35,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/litgpt warmstart_scratch --config configs/warmstart_scratch/quickstart.yaml
 	$(BIN)/litgpt warmstart_scratch --config configs/warmstart_scratch/quickstart-compare.yaml
 	$(BIN)/litgpt warmstart --config configs/warmstart/quickstart.yaml
-	$(BIN)/python -m litgpt_warmstart.report.comparison $(RUNS)/scratch $(RUNS)/warmstart
+	$(BIN)/litgpt warmstart_report $(RUNS)/scratch $(RUNS)/warmstart --out_dir $(RUNS)/report --picture $(RUNS)/curves.png
 	$(BIN)/litgpt generate $(RUNS)/warmstart/final --prompt "def __init__(self" --max_new_tokens 40 --temperature 0.6
 
 # Some hours on two cores. Prepared text, finished runs and checkpoints are taken as they are.

@@ -7,24 +7,32 @@ from litgpt_warmstart.errors import told_in_one_line
 
 
 @checked
-def setup(runs: list[Path], out_dir: Path = Path("out/report")) -> None:
-    """Write a page on finished runs: whether warmstarting paid, the curves, norms and coordinate checks behind it.
+def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | None = None) -> None:
+    """Tell of finished runs whether warmstarting paid, and write a page with the curves, norms and checks behind it.
 
     A warmstart is compared with the run from scratch that has its model, data, budget, settings and seed: the Hoffmann
     FLOPs to reach that run's last validation loss, with and without the base's, as mean and 95% interval over seeds.
-    Writes index.html, which needs no other file, its figures as PNG and SVG, and its tables as CSV. Trains nothing.
+    Writes index.html, which needs no other file, and its tables as CSV. Trains nothing.
 
     Arguments:
-        runs: Folders of runs, of experiments, or of several of them; whatever is beneath them is found. Give the base
+        runs: Folders of runs, of studies, or of several of them; whatever is beneath them is found. Give the base
             and the run from scratch, too.
         out_dir: The folder to write; an earlier report in it is replaced.
+        picture: A PNG file to write, the losses of the first warmstart beside those from scratch.
     """
     with told_in_one_line("litgpt warmstart_report"):
-        from litgpt_warmstart.report.write import write_report
+        from litgpt_warmstart.report.write import PAGE, write_report
+        from litgpt_warmstart.study import coord_check, grid_search
 
-        written = write_report([Path(run) for run in runs], Path(out_dir))
-        for about, sentences in written.answers:
-            print("\n".join([about, *(f"  {sentence}" for sentence in sentences)]) + "\n")
-        for line in (*written.words, *written.notes):
-            print(line)
-        print(f"Wrote {str(written.page)!r}")
+        kinds = (grid_search, coord_check)
+        picture = Path(picture) if picture else None
+        sections = write_report([Path(run) for run in runs], Path(out_dir), kinds, picture)
+        parts = [part for section in sections for part in section.whole]
+        for part in parts:
+            if part.answers:
+                indented = "\n".join(f"  {sentence}" for sentence in part.answers)
+                print("\n".join(filter(None, [part.title, part.printed, indented])) + "\n")
+        for part in parts:
+            for note in part.notes:
+                print(note)
+        print(f"Wrote {str(Path(out_dir) / PAGE)!r}" + (f" and {str(picture)!r}" if picture else ""))

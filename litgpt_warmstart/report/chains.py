@@ -1,140 +1,149 @@
-"""Runs that were grown one from another, and the compute of a whole lineage (figures 6 and 11 of arXiv 2411.07340)."""
+"""Chains: a base, what was grown from it, and so on, by the compute of all (figures 6 and 11 of the paper).
 
+A chain stands beside the run from scratch of its last scale, at another budget perhaps: that of the chain's compute.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
 
 from litgpt_warmstart.files import file_sha256
-from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
-from litgpt_warmstart.report.groups import budget, differences, growth, settings
-from litgpt_warmstart.report.old_runs import Run
+from litgpt_warmstart.report import figures
+from litgpt_warmstart.report.compare import Compared, Row, differences, own_flops
+from litgpt_warmstart.report.page import Section, Table
+from litgpt_warmstart.report.runs import Runs
+from litgpt_warmstart.report.statistics import (
+    SMOOTHING,
+    band,
+    estimate,
+    smoothed,
+    speed_up,
+    tokens_to_last_loss,
+    tokens_to_reach,
+)  # fmt: skip
 from litgpt_warmstart.run.checkpoint import WEIGHTS
-from litgpt_warmstart.run.record import Ancestor
+
+SAME_COMPUTE = 0.05
+"""Relative difference up to which two chains are compared; budgets are cut to whole steps."""
 
 
 @dataclass(frozen=True)
 class Chain:
     """A base, what was grown from it, and so on, beside the last scale from scratch."""
 
-    stages: tuple[Run, ...]
+    stages: list[Row]
     """Oldest first."""
-    scratch: Run | None
+    scratch: Row | None
     """At another budget perhaps: that of the chain's compute."""
+    tokens_to_scratch_loss: float = math.nan
+    """Of the last stage."""
+    share: float = math.nan
+    """Hoffmann FLOPs of the whole lineage to the scratch run's last loss over the run's own; NaN if not reached."""
 
     @property
-    def before(self) -> float | None:
-        """FLOPs of all training before the first stage, which is not always among the runs; None if not known."""
-        return self.stages[0].base_flops
-
-    @property
-    def flops(self) -> float | None:
-        """Hoffmann et al.'s, of the whole lineage; None where a part of it does not tell."""
-        own = sum(stage.tokens * stage.flops_per_token for stage in self.stages)
-        return None if self.before is None else self.before + own
-
-    @property
-    def flops_to_scratch_loss(self) -> float | None:
-        """Of the whole lineage, until the last stage reached the scratch run's last loss; None if it did not."""
-        last = self.stages[-1]
-        tokens = tokens_to_reach(last.val_losses, self.scratch.val_losses[-1][1])
-        if tokens is None or self.flops is None:
-            return None
-        return self.flops - (last.tokens - tokens) * last.flops_per_token
-
-    @property
-    def share(self) -> float | None:
-        """FLOPs of the whole lineage to the scratch run's last loss over the run's own; None if it was not reached."""
-        spent = self.flops_to_scratch_loss
-        own = tokens_to_last_loss(self.scratch.val_losses) * self.scratch.flops_per_token
-        return None if spent is None else spent / own
+    def flops(self) -> float:
+        """Hoffmann FLOPs of the whole lineage, also before the first stage; NaN where a part of it does not tell."""
+        return self.stages[0]["base_hoffmann_flops"] + sum(map(own_flops, self.stages))
 
     @property
     def paired(self) -> bool:
         """Whether the run from scratch has the last stage's seed."""
-        return self.scratch is not None and self.scratch.seed == self.stages[-1].seed
+        return self.scratch is not None and self.scratch["seed"] == self.stages[-1]["seed"]
 
     @property
     def finished(self) -> bool:
-        return all(run.status == "finished" for run in (*self.stages, *([self.scratch] if self.scratch else [])))
+        return all(run["status"] == "finished" for run in (*self.stages, *([self.scratch] if self.scratch else [])))
+
+    @property
+    def flops_to_scratch_loss(self) -> float:
+        """Hoffmann FLOPs of the whole lineage until the last stage was there; NaN if it was not."""
+        last = self.stages[-1]
+        return self.flops - (last["tokens"] - self.tokens_to_scratch_loss) * last["hoffmann_flops_per_token"]
 
 
-def parent(run: Run, runs: Sequence[Run]) -> Run | None:
+def parent(run: Row, rows: Sequence[Row]) -> Row | None:
     """The run, among those given, whose last checkpoint a run was grown from."""
-    if not run.record.lineage:
-        return None
-    ancestor = run.record.lineage[-1]
-    return next((other for other in runs if other is not run and _is(other, ancestor, run.record.lineage[:-1])), None)
+    line = run["record"].lineage
+    return next((other for other in rows if line and other is not run and _is(other, line[-1], line[:-1])), None)
 
 
-def _is(run: Run, ancestor: Ancestor, before: tuple[Ancestor, ...]) -> bool:
-    record = run.record
+def _is(run: Row, ancestor: Any, before: tuple[Any, ...]) -> bool:
+    record = run["record"]
     told = (ancestor.name, ancestor.parameters, ancestor.tokens, ancestor.data, ancestor.growth)
     if told != (record.name, record.parameters, record.tokens, record.data, record.growth) or before != record.lineage:
         return False
-    weights = run.out_dir / "final" / WEIGHTS
+    weights = Path(run["folder"]) / "final" / WEIGHTS
     if not weights.is_file():  # deleted to save space
-        return Path(ancestor.path).parent.name == run.out_dir.resolve().name
+        return Path(ancestor.path).parent.name == Path(run["folder"]).resolve().name
     return file_sha256(weights) == ancestor.sha256
 
 
-def chains(runs: Sequence[Run], compared: Sequence[Run]) -> list[Chain]:
+def chains(runs: Runs, compared: Compared) -> list[Chain]:
     """Chains that end in a run from which none of the others was grown.
 
     A base and one warmstart are a chain where they have finished and stand beside a run from scratch of another budget.
 
     Args:
         runs: To look among.
-        compared: Those with a run from scratch of their own budget beside them: a base and one of these is shown there.
+        compared: A base and a run that is compared at its own budget are shown there; repetitions are left out.
     """
-    parents = {id(run): parent(run, runs) for run in runs if run.warmstarted}
-    grown_from = {id(found) for found in parents.values() if found}
-    shown = {id(run) for run in compared}
+    rows = [row for row in runs.rows() if row["run"] not in compared.repeated]
+    parents = {row["run"]: parent(row, rows) for row in rows if row["kind"] == "warmstart"}
+    grown_from = {found["run"] for found in parents.values() if found}
+    shown = {name for comparison in compared.comparisons for name in comparison.runs}
     found = []
-    for run in runs:
-        if id(run) in grown_from or not parents.get(id(run)):
+    for row in rows:
+        if row["run"] in grown_from or not parents.get(row["run"]):
             continue
-        stages = [run]
-        while (before := parents.get(id(stages[0]))) is not None:
+        stages = [row]
+        while (before := parents.get(stages[0]["run"])) is not None:
             stages.insert(0, before)
-        chain = Chain(tuple(stages), _beside(tuple(stages), runs))
-        if len(stages) > 2 or (chain.scratch and chain.finished and id(run) not in shown):
+        chain = _beside(runs, stages, rows)
+        if len(stages) > 2 or (chain.scratch and chain.finished and row["run"] not in shown):
             found.append(chain)
     return found
 
 
-def _beside(stages: tuple[Run, ...], runs: Sequence[Run]) -> Run | None:
-    """The run from scratch at the last scale whose compute is nearest to the chain's."""
-    last, spent = stages[-1], Chain(stages, None).flops or 0.0
-    fit = [run for run in runs if run.from_scratch
-           and not [d for d in differences(run, last) if d[0] != "first token"]]  # fmt: skip
-    return min(
-        fit, key=lambda run: (run.seed != last.seed, abs(run.tokens * run.flops_per_token - spent)), default=None
-    )
-
-
-SAME_COMPUTE = 0.05
-"""Relative difference up to which two chains are compared; budgets are cut to whole steps."""
+def _beside(runs: Runs, stages: list[Row], rows: Sequence[Row]) -> Chain:
+    """A chain with the run from scratch at the last scale whose compute is nearest to the chain's."""
+    last, alone = stages[-1], Chain(stages, None)
+    spent = 0.0 if math.isnan(alone.flops) else alone.flops
+    fit = [row for row in rows if row["kind"] == "scratch"
+           and {name for name, *_ in differences(row, last)} <= {"first token"}]  # fmt: skip
+    if not fit:
+        return alone
+    scratch = min(fit, key=lambda row: (row["seed"] != last["seed"], abs(own_flops(row) - spent)))
+    found = Chain(stages, scratch, tokens_to_reach(runs.val_losses(last["run"]), scratch["val_loss"]))
+    own = tokens_to_last_loss(runs.val_losses(scratch["run"])) * scratch["hoffmann_flops_per_token"]
+    return Chain(stages, scratch, found.tokens_to_scratch_loss, found.flops_to_scratch_loss / own)
 
 
 def over_seeds(found: Sequence[Chain]) -> list[list[Chain]]:
     """Chains that differ in the seeds of their stages only, together, each last seed once."""
-    groups: dict[str, list[dict[int, Chain]]] = {}
+    groups: list[tuple[Any, list[Chain]]] = []
     for chain in found:
-        stages = [(settings(run), budget(run), run.warmstarted and growth(run)) for run in chain.stages]
-        beside = chain.scratch and (budget(chain.scratch), chain.paired)
-        same, seed = groups.setdefault(f"{stages} {beside}", []), chain.stages[-1].seed
-        group = next((group for group in same if seed not in group), None)
+        key = [[(run["settings_key"], run["growth_key"]) for run in chain.stages],
+               chain.scratch and (chain.scratch["max_tokens"], chain.paired)]  # fmt: skip
+        seed = chain.stages[-1]["seed"]
+        fit = (group for same, group in groups if same == key and seed not in {c.stages[-1]["seed"] for c in group})
+        group = next(fit, None)
         if group is None:
-            same.append(group := {})
-        group[seed] = chain
-    return [list(group.values()) for same in groups.values() for group in same]
+            groups.append((key, [chain]))
+        else:
+            group.append(chain)
+    return [group for _, group in groups]
 
 
 def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chain]]:
     """Chains of two groups whose last stages have the same seed."""
-    seeds = {chain.stages[-1].seed: chain for chain in b}
-    return [(chain, seeds[seed]) for chain in a if (seed := chain.stages[-1].seed) in seeds]
+    seeds = {chain.stages[-1]["seed"]: chain for chain in b}
+    return [(chain, seeds[seed]) for chain in a if (seed := chain.stages[-1]["seed"]) in seeds]
 
 
 def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[Chain]]]:
@@ -142,7 +151,7 @@ def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[
 
     They differ in the scales between, or in how these were grown.
     """
-    groups = [group for group in over_seeds(found) if group[0].flops is not None]
+    groups = [group for group in over_seeds(found) if not math.isnan(group[0].flops)]
     return [
         (a, b)
         for a, b in combinations(groups, 2)
@@ -150,3 +159,132 @@ def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[
         and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE
         and {name for name, *_ in differences(a[0].stages[-1], b[0].stages[-1])} <= {"first token"}
     ]
+
+
+def chain_title(chain: Chain) -> str:
+    """A chain's scales, tokens per parameter of each, and how they were grown."""
+    return " → ".join(
+        f"{run['model']} at {run['tokens_per_param']:.3g} tokens per parameter"
+        + f", {run['growth']}" * bool(run["growth"])
+        for run in chain.stages
+    )
+
+
+def chain_path(chain: Chain) -> str:
+    """A chain's scales."""
+    return " → ".join(filter(None, [chain.stages[0]["source"], *(run["model"] for run in chain.stages)]))
+
+
+def way_labels(a: Chain, b: Chain) -> tuple[str, str]:
+    """What two chains to one scale are called: their scales, and how they were grown where these are the same."""
+    named = chain_path if chain_path(a) != chain_path(b) else chain_title
+    return named(a), named(b)
+
+
+def chain_verdict(group: Sequence[Chain]) -> str:
+    """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
+    chain = group[0]
+    if math.isnan(chain.flops):
+        return "What the training before this chain took is not known: no comparison by compute."
+    if not chain.paired:  # several would share one run from scratch
+        group = group[:1]
+    beside = [(c.stages[-1]["val_loss"], c.scratch["val_loss"]) for c in group if c.scratch]
+    scratch = chain.scratch or chain.stages[-1]
+    told = (
+        f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
+        f" {fmean(ours for ours, _ in beside):.4f}; from scratch{'' if chain.paired else ' with another seed'} it is"
+        f" {fmean(theirs for _, theirs in beside):.4f} at {own_flops(scratch):.3g} Hoffmann FLOPs"
+        f" ({scratch['tokens_per_param']:.3g} tokens per parameter){_over(group)}. Difference:"
+        f" {estimate([ours - theirs for ours, theirs in beside]).words(4, '+')}."
+    )
+    reached = [c for c in group if not math.isnan(c.share)]
+    if not reached:
+        return told + " The chain did not reach the scratch run's last loss: no speed-up."
+    counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
+    return told + (
+        f" The chain reached that loss{counts} after {fmean(c.flops_to_scratch_loss for c in reached):.3g} Hoffmann"
+        f" FLOPs: a speed-up of {speed_up([c.share for c in reached]).words()}, all compute of its lineage counted."
+    )
+
+
+def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
+    """Two ways to one scale at the same compute, seed by seed."""
+    ends = [(x.stages[-1]["val_loss"], y.stages[-1]["val_loss"]) for x, y in same_seeds(a, b)]
+    found, ways = estimate([x - y for x, y in ends]), way_labels(a[0], b[0])
+    told = "not told apart"
+    if found.has_interval and not found.low <= 0 <= found.high:
+        told = f"{ways[found.mean > 0]} is ahead"
+    return (
+        f"At {a[0].flops:.3g} and {b[0].flops:.3g} Hoffmann FLOPs of the whole lineage the last validation losses are"
+        f" {fmean(x for x, _ in ends):.4f} and {fmean(y for _, y in ends):.4f}{_over(ends)}; difference"
+        f" {found.words(4, '+')}: {told}."
+    )
+
+
+def _over(seeds: Sequence[Any]) -> str:
+    return "" if len(seeds) == 1 else f", means over {len(seeds)} seeds"
+
+
+def successive(linked: Sequence[Chain], runs: Runs) -> Section:
+    """Chains of warmstarts against the compute of their lineage; those of one last scale share a figure."""
+    section = Section(
+        "Successive warmstarts", "The training losses are faint; a dotted line is where a model was grown."
+    )
+    finished = over_seeds([chain for chain in linked if chain.finished])
+    for group in finished:
+        if group[0].scratch:
+            section.answers.append(f"{chain_title(group[0])}: {chain_verdict(group)}")
+    for a, b in at_equal_compute_of([chain for group in finished for chain in group]):
+        section.answers.append(f"{' beside '.join(way_labels(a[0], b[0]))}: {beside_verdict(a, b)}")
+    rows = []
+    for number, chain in enumerate(linked, start=1):
+        flops = chain.stages[0]["base_hoffmann_flops"]
+        for run in (*chain.stages, *([chain.scratch] if chain.scratch else [])):
+            flops = own_flops(run) + (0.0 if run is chain.scratch else flops)
+            rows.append({
+                "chain": number, "stage": run["model"], "kind": run["growth"] or "from scratch",
+                "tokens": run["tokens"], "tokens_per_param": run["tokens_per_param"],
+                "hoffmann_flops_of_lineage": flops, "first_val_loss": run["first_val_loss"],
+                "val_loss": run["val_loss"], "status": run["status"], "run": run["run"],
+            })  # fmt: skip
+        if chain.scratch is None:
+            section.notes.append(f"{chain_title(chain)}: no run from scratch of the last scale to compare it with")
+        elif not chain.finished:
+            section.notes.append(f"{chain_title(chain)}: not all of its runs have finished, so no answer counts it")
+    by_end: dict[str, list[Chain]] = {}
+    for group in over_seeds(linked):
+        by_end.setdefault(group[0].stages[-1]["model"], []).append(group[0])
+    for number, (model, ways) in enumerate(by_end.items(), start=1):
+        section.figures.append(_lineage_figure(f"successive-{number}", model, ways, runs))
+    table = pd.DataFrame(rows)
+    shown = table.rename(columns=lambda column: column.replace("_", " ")).map(_rounded)
+    section.tables.append(Table("successive", "Stages, and the run from scratch below them.", table, shown))
+    return section
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def _lineage_figure(name: str, model: str, ways: Sequence[Chain], runs: Runs) -> figures.Figure:
+    """Losses of ways to one scale, a seed of each, against the compute of their lineage."""
+    drawn: dict[str, list[Row]] = {chain_title(chain): chain.stages for chain in ways}
+    scratch = next((chain.scratch for chain in ways if chain.scratch), None)
+    if scratch:
+        drawn[f"{model} from scratch, {scratch['tokens_per_param']:.3g} tokens per parameter"] = [scratch]
+    unit, named = figures.flops_unit(max(sum(map(own_flops, stages)) for stages in drawn.values()))
+    lines = []
+    for number, (label, stages) in enumerate(drawn.items()):
+        flops, starts, parts = stages[0]["base_hoffmann_flops"], [], []
+        flops = 0.0 if math.isnan(flops) or stages == [scratch] else flops
+        for run in stages:
+            per_token = run["hoffmann_flops_per_token"]
+            smooth = smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"])
+            parts.append([figures.placed(c, flops, per_token) for c in (band([runs.val_losses(run["run"])]), smooth)])
+            starts += [flops] if run is not stages[0] else []
+            flops += own_flops(run)
+        look = figures.style(-1 if stages == [scratch] else number)
+        val_losses, losses = (pd.concat(found) for found in zip(*parts, strict=True))
+        lines.append(figures.Line(label, look, val_losses, losses, starts=tuple(starts)))
+    caption = f"Ways to {model}: loss against the Hoffmann FLOPs of the whole lineage, one seed of each."
+    return figures.loss_curves(name, caption, lines, f"{named} of the lineage", unit)

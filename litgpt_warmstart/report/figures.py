@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class Drawing:
     def legend(self, columns: int = 1) -> None:
         """List below the panels what the first of them shows."""
         handles, labels = self.panels[0].get_legend_handles_labels()
+        labels = ["\n".join(wrap(label, 62)) for label in labels]
         self.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
     def finished(self, name: str, caption: str) -> Figure:
@@ -111,7 +113,7 @@ def as_element(svg: str, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # a hundredth of a point
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # a hundredth of a point
     return re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)
 
 
@@ -138,43 +140,44 @@ def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
         rows: A row a warmstart, with ``comparison``, ``warmstart``, and ``speed_up_with_base`` and ``speed_up`` with
             their ``_low``, ``_high`` and ``_limit``; what is not finite is not drawn.
     """
-    kinds = (("speed_up_with_base", "the base's compute counted", style(0)), ("speed_up", "its own compute", style(1)))
-    titles = list(dict.fromkeys(rows["comparison"]))
-    with drawing(height=1.3 + 0.42 * len(rows) + 0.3 * len(titles)) as d:
+    kinds = (("speed_up_with_base", "the base's compute counted", -0.1), ("speed_up", "its own compute", 0.1))
+    titles = ["\n".join(wrap(title, 56)) for title in rows["comparison"]]
+    heights = np.cumsum(
+        [0.9 + (0.55 + 0.4 * title.count("\n")) * (title not in titles[:n]) for n, title in enumerate(titles)]
+    )
+    with drawing(height=1.6 + 0.42 * heights[-1]) as d:
         (axes,) = d.panels
         axes.axvline(1, color=INK, linewidth=1)
-        place, labels = 0.0, []
-        for title in titles:
-            axes.annotate(title, (0, place - 0.55), xycoords=("axes fraction", "data"), fontsize="small", va="center")
-            place += 0.25
-            for row in rows[rows["comparison"] == title].to_dict("records"):
-                for offset, (kind, label, look) in zip((-0.13, 0.13), kinds, strict=True):
-                    value, low, high, limit = (row[kind + end] for end in ("", "_low", "_high", "_limit"))
-                    look = {"color": look["color"], "marker": look["marker"]}
-                    if math.isfinite(value):
-                        axes.plot([value], [place + offset], linestyle="", label=None if labels else label, **look)
-                        ends = [low, high if math.isfinite(high) else value] if math.isfinite(low) else [value, value]
-                        axes.plot(ends, [place + offset] * 2, color=look["color"])
-                        d.tell(axes, [value], [place + offset], [f"{row['warmstart']}, {label}: {value:.2f}"])
-                    if math.isfinite(limit):
-                        axes.plot(
-                            [limit], [place + offset], color=look["color"], marker="|", markersize=11, linestyle=""
-                        )
-                        d.tell(
-                            axes, [limit], [place + offset], [f"the most that growth can give, {label}: {limit:.2f}"]
-                        )
-                labels.append((place, row["warmstart"]))
-                place += 1
-            place += 0.5
+        for number, (at, title, row) in enumerate(zip(heights, titles, rows.to_dict("records"), strict=True)):
+            if title not in titles[:number]:
+                _beside(axes, at - 0.75, title, fontweight="bold")
+            _beside(axes, at - 0.35, row["warmstart"])
+            for (kind, label, offset), color in zip(kinds, COLORS, strict=False):
+                value, low, high, limit = (row[kind + end] for end in ("", "_low", "_high", "_limit"))
+                if math.isfinite(value):
+                    ends = [low, min(high, 2 * value)] if math.isfinite(low) else [value, value]
+                    axes.plot(ends, [at + offset] * 2, color=color)
+                    axes.plot([value], [at + offset], color=color, marker="os"[offset > 0], linestyle="")
+                    d.tell(axes, [value], [at + offset], [f"{row['warmstart']}, {label}: {value:.2f}"])
+                if math.isfinite(limit):
+                    axes.plot([limit], [at + offset], color=color, marker="|", markersize=11, linestyle="")
+                    d.tell(axes, [limit], [at + offset], [f"the most that growth can give, {label}: {limit:.2f}"])
+        for (_, label, offset), color in zip(kinds, COLORS, strict=False):
+            axes.plot([], [], color=color, marker="os"[offset > 0], label=label)
         axes.plot([], [], color=GREY, marker="|", markersize=11, linestyle="", label="the most that growth can give")
         axes.set_xscale("log")
         _plain_log(axes.xaxis)
-        axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize="small")
-        axes.set_ylim(place - 0.7, -1.1)
+        axes.set_yticks([])
+        axes.set_ylim(heights[-1] + 0.4, heights[0] - 1.2 - 0.4 * titles[0].count("\n"))
         axes.set_xlabel("speed-up in Hoffmann FLOPs (above 1 the warmstart is faster)")
-        axes.grid(axis="y", visible=False)
         d.legend()
         return d.finished(name, caption)
+
+
+def _beside(axes: Any, y: float, words: str, **look: Any) -> None:
+    """Write words at the left end of a panel, which does not become narrower by them."""
+    place = axes.annotate(words, (0, y), xycoords=("axes fraction", "data"), fontsize="small", va="bottom", **look)
+    place.set_in_layout(False)
 
 
 def _plain_log(axis: Any) -> None:
@@ -201,6 +204,11 @@ class Line:
     """Places at which it was grown."""
 
 
+def placed(curve: Any, before: float, per_token: float) -> Any:
+    """A curve, or a band, over another axis than tokens: ``before`` + tokens * ``per_token``."""
+    return curve.set_axis(before + curve.index * per_token, axis=0)
+
+
 def loss_curves(
     name: str, caption: str, lines: Sequence[Line], unit: str, scale: float = 1.0, last: float | None = None
 ) -> Figure:
@@ -214,29 +222,29 @@ def loss_curves(
         scale: See there.
         last: The run from scratch's last loss, a dotted line.
     """
-    below = any(line.differences is not None and len(line.differences) for line in lines)
+    below = any(line.differences is not None for line in lines)
     shape: dict[str, Any] = dict(rows=2, height_ratios=(3, 2), sharex=True) if below else {}
     with drawing(height=(5.0 if below else 3.4) + 0.2 * len(lines), **shape) as d:
+        top, bottom = d.panels[0], d.panels[-1]
         for line in lines:
-            top = d.panels[0]
+            look = {key: line.look[key] for key in ("color", "linestyle")}
             if line.losses is not None:
-                top.plot(line.losses.index / scale, line.losses, color=line.look["color"],
-                         linestyle=line.look["linestyle"], linewidth=1, alpha=0.4)  # fmt: skip
-            _draw_band(d, top, line, line.val_losses, scale, unit)
+                top.plot(line.losses.index / scale, line.losses, linewidth=1, alpha=0.4, **look)
             for place in line.starts:
                 top.axvline(place / scale, color=line.look["color"], linestyle=":", linewidth=1)
-            if below and line.differences is not None:
-                _draw_band(d, d.panels[1], line, line.differences, scale, unit, "+")
+            _draw_band(d, top, line, line.val_losses, scale, unit)
+            if line.differences is not None:
+                _draw_band(d, bottom, line, line.differences, scale, unit, "+")
         if last is not None:
-            d.panels[0].axhline(last, color=INK, linestyle=":", linewidth=1)
+            top.axhline(last, color=INK, linestyle=":", linewidth=1)
         if bounds := _bounds([line.val_losses for line in lines]):
-            d.panels[0].set_ylim(*bounds)
-        d.panels[0].set_ylabel(LOSS)
+            top.set_ylim(*bounds)
+        top.set_ylabel(LOSS)
         if below:
-            d.panels[1].axhline(0.0, color=INK, linewidth=1)
-            d.panels[1].set_ylabel("less scratch's")
-        d.panels[-1].set_xlabel(unit)
-        d.panels[-1].set_xlim(left=0)
+            bottom.axhline(0.0, color=INK, linewidth=1)
+            bottom.set_ylabel("less scratch's")
+        bottom.set_xlabel(unit)
+        bottom.set_xlim(left=0)
         d.legend()
         return d.finished(name, caption)
 

@@ -56,7 +56,7 @@ class Table:
     frame: pd.DataFrame
     """As the file has it; its index is left out."""
     shown: pd.DataFrame | None = None
-    """As the page has it, text under headings; None for a table that is only a file."""
+    """As the page has it; None for a table that is only a file. Rows of one ``comparison`` stand below its name."""
     folded: bool = False
     """Whether the page shows it only when asked to."""
 
@@ -70,6 +70,8 @@ class Section:
     """What to look at, and how it was made; only on the page."""
     answers: list[str] = field(default_factory=list)
     """What came out; the terminal says it, too."""
+    printed: str = ""
+    """What the terminal shows above the answers; not on the page, which has figures."""
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -16,10 +16,11 @@ from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
 from litgpt_warmstart.report.folders import is_run, last_written, logged_rows, newest_record, status, why_diverged
 from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS
+from litgpt_warmstart.run.identity import recorded_identity
 from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged
 from litgpt_warmstart.run.norms import FILE_NAME as NORMS
 from litgpt_warmstart.run.norms import read_norms
-from litgpt_warmstart.run.optimizer import recorded_optimizer
+from litgpt_warmstart.run.optimizer import ChosenOptimizer
 from litgpt_warmstart.run.record import Ancestor, Record
 from litgpt_warmstart.run.spec import DECAY_OPTIONS
 
@@ -28,7 +29,8 @@ COLUMNS = {
     "parameters": "int64", "seed": "int64", "learning_rate": "float64", "batch_size": "int64", "schedule": "str",
     "max_tokens": "int64", "tokens": "int64", "tokens_per_param": "float64", "hoffmann_flops_per_token": "float64",
     "base_tokens": "int64", "base_hoffmann_flops": "float64", "first_val_loss": "float64", "val_loss": "float64",
-    "shrink": "float64", "settings": "object", "settings_key": "int64", "growth_key": "int64", "record": "object",
+    "shrink": "float64", "settings": "object", "asked_schedule": "object", "settings_key": "int64",
+    "growth_key": "int64", "record": "object",
 }  # fmt: skip
 """Columns of the table of runs and their types; its index is what a run is called.
 
@@ -37,6 +39,7 @@ kind                      scratch (muP, nothing of a base in it), standard (the 
 source, growth            the models that its weights come from, and how it was grown, in words; "" where it was not
 base_tokens, base_hoffmann_flops   of all training before it; the latter NaN where its lineage does not tell
 settings                  what two runs must share to be compared, by name; without the budget and the seed
+asked_schedule            a schedule as its run's options have it, which may be parts of a budget; None where not known
 settings_key, growth_key  the same number for runs of equal settings and budget, and of equal growth and lineage
 """
 LEFT_OUT = {"folder": "str", "status": "str", "told": "str", "tokens": "int64", "val_loss": "float64"}
@@ -67,12 +70,9 @@ class Runs:
         """Training losses by tokens trained on."""
         return self.curves[run]["loss"].dropna()
 
-    def chosen(self, **values: Any) -> pd.DataFrame:
-        """The rows that have these values."""
-        table = self.table
-        for column, value in values.items():
-            table = table[table[column] == value]
-        return table
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the table as dictionaries, with ``run``."""
+        return [dict(row) for row in self.table.reset_index().to_dict("records")]
 
 
 class _AskedEval(TypedDict):
@@ -230,6 +230,7 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
         "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
         "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
         "shrink": grown.shrink if grown else float("nan"), "settings": _settings(record, config, asked),
+        "asked_schedule": _asked_schedule(asked),
         "record": record,
     }  # fmt: skip
     return _Read(row, curve, norms)
@@ -254,30 +255,30 @@ def _flops_of(ancestor: Ancestor, record: Record) -> float:
 
 
 def _settings(record: Record, config: Config, asked: _Asked) -> dict[str, Any]:
-    """What two runs must share to be compared, by name, the tellingest first.
-
-    A schedule is as it was asked for, where that is known: a fifth of the steps is another number of them.
-    """
-    training, data = record.training, record.data
-    schedule: dict[str, Any] = {k: v for k, v in training["schedule"].items() if k != "total_steps"}
-    if "schedule" in asked and "train" in asked:
-        given = asked["train"]
-        schedule = {"name": asked["schedule"], **{name: given.get(name) for name in SCHEDULE_OPTIONS}}
+    """What two runs must share to be compared, by name, the tellingest first."""
+    identity, data = recorded_identity(record, config), record.data
     return {
         "vocabulary": config.padded_vocab_size,
         "model": (record.name, record.parameters, config.n_layer, config.n_embd, config.n_head),
         "data": data and (data.fingerprint or f"{data.class_path} {data.init_args}"),
         "first token": data and data.start_token,
+        "order of blocks": data and data.order_seed,
         "validation blocks": asked["eval"]["max_iters"],
-        "block size": training["block_size"],
-        "muP base": (record.mup_base_config["name"], record.mup_base_config["n_embd"]),
-        "learning rate": record.base_lr,
-        "batch size": record.global_batch_size,
-        "schedule": schedule,
-        "optimizer": str(recorded_optimizer(training["optimizer"])),
-        "gradient clipping": training["max_norm"],
-        "precision": training["precision"],
+        "block size": identity["train.max_seq_length"],
+        "muP base": (identity["mup_base"]["name"], identity["mup_base"]["n_embd"]),
+        "learning rate": identity["lr"],
+        "batch size": identity["train.global_batch_size"],
+        "schedule": {k: v for k, v in identity["schedule"].items() if k != "total_steps"},
+        "optimizer": str(ChosenOptimizer(**identity["optimizer"])),
+        "gradient clipping": identity["train.max_norm"],
+        "precision": identity["precision"],
     }
+
+
+def _asked_schedule(asked: _Asked) -> dict[str, Any] | None:
+    if "schedule" not in asked or "train" not in asked:
+        return None
+    return {"name": asked["schedule"], **{name: asked["train"].get(name) for name in SCHEDULE_OPTIONS}}
 
 
 def size(model: Record | Ancestor) -> str:

@@ -1,370 +1,378 @@
-"""The sections of the page, in reading order; each takes runs and makes its words, figures and tables."""
+"""The sections of the page that every study has: the answer, pair by pair, chains, and all runs."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
-from litgpt_warmstart.report import old_figures as figures
-from litgpt_warmstart.report.answers import Names, answer_table, in_words, pairs_table, sentences
-from litgpt_warmstart.report.chains import Chain, at_equal_compute_of, over_seeds, same_seeds
-from litgpt_warmstart.report.curves import SMOOTHING, Band, band, estimate, speed_up
-from litgpt_warmstart.report.gains import Gain, at_equal_compute, at_equal_tokens, spans
-from litgpt_warmstart.report.groups import Arm, Compared, Comparison, arm_labels, lineage, size
-from litgpt_warmstart.report.html import Section, Table
-from litgpt_warmstart.report.old_runs import Run, Unread, display_names
+import pandas as pd
 
-CURVES = (
-    ("tokens", "tokens"),
-    ("flops", "Hoffmann FLOPs of the run's own"),
-    ("flops_with_base", "Hoffmann FLOPs with the base's in front"),
-)
+from litgpt_warmstart.report import figures
+from litgpt_warmstart.report.compare import (
+    MIN_VALIDATIONS,
+    Arm,
+    Compared,
+    Comparison,
+    Row,
+    own_flops,
+)  # fmt: skip
+from litgpt_warmstart.report.page import Section, Table
+from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, smoothed
+
+PAPERS_BUDGET = 20
+"""Tokens per parameter."""
+SCRATCH = "from scratch (muP)"
+ROWS = 9
+"""Of a table on the terminal."""
 
 
-def answer(compared: Compared, chains: Sequence[Chain], unread: Sequence[Unread], names: Names) -> Section:
+def answer(compared: Compared, runs: Runs) -> Section:
     """Whether warmstarting paid, first of all."""
-    section = Section("The answer")
-    for comparison in compared.comparisons:
-        section.answers.append((comparison.title, sentences(comparison)))
+    section = Section("The answer", answers=[headline(compared.comparisons)])
     if compared.comparisons:
-        section.tables = [answer_table(compared.comparisons, names), pairs_table(compared.comparisons, names)]
-    counted = [chain for chain in chains if chain.finished]
-    section.answers += [
-        (chain_title(group[0]), [chain_verdict(group)]) for group in over_seeds(counted) if group[0].scratch
-    ]
-    section.answers += [
-        (" beside ".join(way_labels(a[0], b[0])), [beside_verdict(a, b)]) for a, b in at_equal_compute_of(counted)
-    ]
-    if not section.answers:
-        section.words.append(
-            "No finished warmstart has a finished run from scratch with the same settings beside it: no answer"
+        rows = pd.DataFrame([speed_up_row(c, arm) for c in compared.comparisons for arm in c.arms])
+        caption = (
+            "Speed-up until each run first is at the scratch run's last validation loss: mean and 95% interval over"
+            " seeds. Upright marks: the most that growth can give, if it carries all that the base has learnt from its"
+            " tokens; what is beyond tells when a run had its sudden drop and not what growth saves."
         )
-    folders = display_names([run.out_dir for run, _ in compared.notes] + [u.out_dir for u in unread])
-    section.notes = [
-        f"Not counted: {names[run.out_dir]} ({folders[run.out_dir]}): {why}" for run, why in compared.notes
-    ]
-    section.notes += [f"Left out: {folders[u.out_dir]}: {u.status}: {u.told}" for u in unread]
+        section.figures = [figures.speed_ups("speed-up", caption, rows)]
+        shown = [_speed_up_shown(c, arm) for c in compared.comparisons for arm in c.arms]
+        caption = (
+            "Speed-up in Hoffmann FLOPs, over the seeds that reached the scratch run's last validation loss (the mean"
+            " is that of the compute they took, inverted), and the most that growth can give."
+        )
+        pairs = [
+            arm.pairs.assign(comparison=c.title, warmstart=arm.label) for c in compared.comparisons for arm in c.arms
+        ]
+        section.tables = [Table("speed_up", caption, rows, pd.DataFrame(shown)), Table("pairs", "", pd.concat(pairs))]
+    for run, why in compared.notes:
+        section.notes.append(f"Not counted: {run['run']}: {why}")
+    left = runs.left_out.to_dict("records")
+    for name, row in zip(display_names([row["folder"] for row in left]), left, strict=True):
+        section.notes.append(f"Left out: {name}: {row['status']}: {row['told']}")
     return section
 
 
-def losses(compared: Compared, names: Names) -> Section:
-    """Loss against tokens and FLOPs."""
-    section = Section("Loss against compute and tokens")
-    section.words.append(
-        "Validation losses carry marks; the band reaches from the least to the greatest over seeds. Training losses"
-        f" are the faint lines, means over seeds smoothed with a Gaussian of {SMOOTHING:.0%} of the run's tokens as its"
-        " standard deviation. The dotted line is the scratch run's last validation loss. FLOPs are Hoffmann et al.'s"
-        " count, with embedding and softmax. Grey curves are of runs that have not finished."
+def headline(comparisons: Sequence[Comparison]) -> str:
+    """One sentence for all comparisons."""
+    if not comparisons:
+        return "No finished warmstart has a finished run from scratch with the same settings beside it: no answer."
+    if len(comparisons) == 1:
+        (only,), best = comparisons, best_arm(comparisons[0])
+        if best is None:
+            return f"{only.title}: no warmstart reached the scratch run's last validation loss."
+        counted = " with the base's counted" * bool(best.speed_up_with_base.seeds)
+        found = best.speed_up_with_base if counted else best.speed_up
+        times = "at once" if math.isinf(found.mean) else f"with {found.mean:.2f} times less compute{counted}"
+        return f"{only.title}: with {best.label} the scratch run's last loss was reached {times}: {verdict(found)}."
+    found = [best.speed_up_with_base if (best := best_arm(c)) else estimate([]) for c in comparisons]
+    words = [verdict(one) if one.has_interval or not one.seeds else "told by one seed only" for one in found]
+    counts = ", ".join(f"{word} in {words.count(word)}" for word in dict.fromkeys(words))
+    beyond = sum(beyond_growth(comparison) is not None for comparison in comparisons)
+    caution = f"; in {beyond} the speed-up is more than growth can give: see there" * bool(beyond)
+    return (
+        f"Of {len(comparisons)} comparisons, with the base's compute counted, the best warmstart was {counts}{caution}."
     )
-    rows = []
-    for number, comparison in enumerate(compared.comparisons, start=1):
-        drawn = (*comparison.runs, *comparison.unfinished)
-        for what, named in CURVES:
-            if what == "flops_with_base" and any(run.base_flops is None for run in comparison.runs if run.warmstarted):
-                continue
-            caption = f"{comparison.title}: loss against {named}. {_listed(drawn, names)}"
-            slug = f"loss-{what.replace('_', '-')}-{number}"
-            section.figures.append(figures.loss_curves(comparison, names, what, slug, caption))
-        for run in dict.fromkeys(map(id, comparison.runs)):
-            run = next(r for r in comparison.runs if id(r) == run)
-            rows += [
-                {
-                    "comparison": comparison.title,
-                    "run": names[run.out_dir],
-                    "tokens": tokens,
-                    "tokens_per_param": tokens / run.record.parameters,
-                    "hoffmann_flops": tokens * run.flops_per_token,
-                    "hoffmann_flops_with_base": None
-                    if run.warmstarted and run.base_flops is None
-                    else tokens * run.flops_per_token + (run.base_flops if run.warmstarted else 0),
-                    "val_loss": loss,
-                }
-                for tokens, loss in run.val_losses
-            ]
-    section.tables.append(Table("validation_losses", "", rows))
-    return section
 
 
-def _listed(runs: Sequence[Run], names: Names) -> str:
-    return f"Runs {', '.join(dict.fromkeys(names[run.out_dir] for run in runs))}, whose folders stand under Runs."
+def speed_up_row(comparison: Comparison, arm: Arm) -> Row:
+    """A row of speed_up.csv."""
+    own, whole = arm.limits
+    columns: Row = {
+        "comparison": comparison.title, "warmstart": arm.label, "tokens_per_param": comparison.tokens_per_param,
+        "seeds": len(arm.pairs), "seeds_that_reached_scratch_loss": arm.reached,
+    }  # fmt: skip
+    first = arm.loss_difference("first_val_loss") if arm.pairs["validated_at_start"].all() else estimate([])
+    for name, found in (
+        ("speed_up", arm.speed_up), ("speed_up_with_base", arm.speed_up_with_base),
+        ("first_val_loss_minus_scratch", first), ("val_loss_minus_scratch", arm.loss_difference("val_loss")),
+    ):  # fmt: skip
+        columns |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+    runs = {"warmstart_runs": " ".join(arm.pairs["warmstart_run"]), "scratch_runs": " ".join(arm.pairs["scratch_run"])}
+    return columns | {"speed_up_limit": own, "speed_up_with_base_limit": whole} | runs
 
 
-def gains(compared: Compared) -> Section:
-    """Where along the budget the gain is, and where it ends."""
-    section = Section("Where along the budget the gain is")
-    section.words.append(
-        "Validation loss of a warmstart less that of the run from scratch with its seed, after as many tokens, and"
-        " after as much compute with the base's counted; below 0 the warmstart is ahead. Bands reach from the least to"
-        " the greatest over seeds; ahead is told where the 95% interval lies below 0, of one seed where the difference"
-        " does. At equal compute the warmstart's loss is linear between its validations, from the first after training"
-        " began, which puts it a little too high."
+def _speed_up_shown(comparison: Comparison, arm: Arm) -> dict[str, str]:
+    limits = [f"{limit:.2f}" if math.isfinite(limit) else "-" for limit in arm.limits]
+    told = [found.words() if arm.reached else "never" for found in (arm.speed_up, arm.speed_up_with_base)]
+    return {
+        "comparison": comparison.title, "warmstart": arm.label,
+        "reached the loss": f"{arm.reached} of {_seeds(len(arm.pairs))}",
+        "speed-up": told[0], "at most": limits[0], "with base": told[1], "at most, with base": limits[1],
+    }  # fmt: skip
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
+
+
+def verdict(found: Estimate) -> str:
+    """What a speed-up and its interval say."""
+    if not found.seeds:
+        return "unknown"
+    if not found.has_interval:
+        return "one seed, which shows no difference from chance"
+    return "faster" if found.low > 1 else "slower" if found.high < 1 else "not told apart from no speed-up"
+
+
+def _times(found: Estimate) -> str:
+    if math.isinf(found.mean):
+        return "before its first step"
+    interval = f"95% interval {found.interval()}" if found.has_interval else "one seed: no interval"
+    return f"at a speed-up in Hoffmann FLOPs of {found.mean:.2f} ({interval})"
+
+
+def best_arm(comparison: Comparison) -> Arm | None:
+    """The fastest with the base counted, of those that reached the loss with every seed."""
+    whole = [arm for arm in comparison.arms if arm.whole]
+    speeds = {id(arm): (arm.speed_up_with_base if arm.speed_up_with_base.seeds else arm.speed_up).mean for arm in whole}
+    return max(whole, key=lambda arm: speeds[id(arm)], default=None)
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """A comparison's answer, the default of shrink 0.4 and the best arm by name."""
+    losses = [run["val_loss"] for run in comparison.scratch]
+    loss = f"{fmean(losses):.4f}" + (f" on average over {_seeds(len(losses))}" if len(losses) > 1 else "")
+    best, missed = best_arm(comparison), [arm for arm in comparison.arms if not arm.whole]
+    if best is None:
+        told = f"No warmstart reached the scratch run's last validation loss, {loss}"
+        nearest = max(comparison.arms, key=lambda arm: arm.reached / len(arm.pairs))
+        if nearest.reached:
+            told += f", with every seed: no speed-up. {nearest.label} did with {nearest.reached} of"
+            return [f"{told} {_seeds(len(nearest.pairs))}.", *_cautions(comparison)]
+        return [f"{told}: no speed-up.", *_cautions(comparison)]
+    default = [arm for arm in comparison.arms if arm.whole and arm.label.partition(", from ")[0] == "shrink 0.4"]
+    told = []
+    for arm in dict.fromkeys((best, *default)):
+        chosen = f", the best of {len(comparison.arms)} ways, chosen afterwards," if len(comparison.arms) > 1 else ""
+        words = (
+            f"The warmstart with {arm.label}{chosen if arm is best else ''} reached the scratch run's last validation"
+            f" loss, {loss}, {_times(arm.speed_up)}: {verdict(arm.speed_up)}."
+        )
+        whole = arm.speed_up_with_base
+        if not whole.seeds:
+            told.append(f"{words} What its base took is not known.")
+        else:
+            told.append(f"{words} With the base's compute counted, {_times(whole)}: {verdict(whole)}.")
+    if missed:
+        counts = "; ".join(f"{arm.label} ({arm.reached} of {_seeds(len(arm.pairs))} did)" for arm in missed)
+        told.append(f"Not with every seed: {counts}.")
+    return [*told, *_cautions(comparison)]
+
+
+def _cautions(comparison: Comparison) -> list[str]:
+    told = []
+    few = [arm for arm in comparison.arms if len(arm.pairs) == 1]
+    if few:
+        which = "Every warmstart here" if len(few) == len(comparison.arms) else ", ".join(arm.label for arm in few)
+        told.append(f"{which} has one seed: an interval needs two at least, and three to be of use.")
+    if any((arm.pairs["validations"] < MIN_VALIDATIONS).any() for arm in comparison.arms):
+        told.append(
+            f"Fewer than {MIN_VALIDATIONS} validations in a run: where it crosses a loss is a guess; set a smaller"
+            " --eval.interval."
+        )
+    if beyond := beyond_growth(comparison):
+        told.append(beyond)
+    if comparison.tokens_per_param < 0.95 * PAPERS_BUDGET:  # which is cut to whole steps
+        told.append(
+            f"At {comparison.tokens_per_param:.2g} tokens per parameter this is the start of a training run, where"
+            f" warmstarting helps most; the paper's budget is {PAPERS_BUDGET}."
+        )
+    return told
+
+
+def beyond_growth(comparison: Comparison) -> str | None:
+    """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth."""
+    for arm in comparison.arms:
+        limit, _ = arm.limits
+        if arm.speed_up.seeds and arm.speed_up.mean > limit:
+            return (
+                f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
+                f" speed-up of {limit:.2f} at most. Look at the curves: small models have one sudden drop, and where"
+                " the run from scratch has not had it by its end, a speed-up tells when it came and not what growth"
+                " saves."
+            )
+    return None
+
+
+def pairs(compared: Compared, runs: Runs) -> Section:
+    """Each comparison under its own heading: its answer, its curves, where along the budget it is ahead."""
+    section = Section(
+        "Pair by pair",
+        "Above: validation losses, with marks, and training losses, faint, smoothed with a Gaussian of"
+        f" {SMOOTHING:.0%} of the run's tokens as its standard deviation; the dotted line is the scratch run's last"
+        " validation loss. Below: a warmstart's validation loss less that of the run from scratch with its seed; below"
+        " 0 it is ahead. Lines are means over seeds, bands reach from the least to the greatest. Ahead is told where"
+        " the 95% interval lies below 0, of one seed where the difference does. The axis of losses leaves out what"
+        " stands before the first validation after training began.",
     )
-    rows = []
+    curves = []
     for number, c in enumerate(compared.comparisons, start=1):
-        told = []
-        for what, find in (("tokens", at_equal_tokens), ("flops", at_equal_compute)):
-            found = [find(arm) for arm in c.arms]
-            equal = "tokens" if what == "tokens" else "compute, the base's included"
-            told += [
-                f"{arm.label}, at equal {equal}: {_why_no_compute(arm)}."
-                for arm, along in zip(c.arms, found, strict=True)
-                if not along
-            ]
-            if not any(found):
-                continue
-            caption = f"{c.title}: validation loss less scratch's after as many {equal}, mean and spread over seeds."
-            slug = f"gain-{what}-{number}"
-            section.figures.append(
-                figures.gain_curves(c, found, what, slug, caption.replace("many compute", "much compute"))
-            )
-            for arm, along in zip(c.arms, found, strict=True):
-                rows += [
-                    {
-                        "comparison": c.title, "warmstart": arm.label, "equal": what, "at": gain.at,
-                        "seeds": len(gain.values), "val_loss_minus_scratch": gain.difference.mean,
-                        "low": gain.difference.interval and gain.difference.interval[0],
-                        "high": gain.difference.interval and gain.difference.interval[1], "ahead": gain.ahead,
-                    }
-                    for gain in along
-                ]  # fmt: skip
-                if along:
-                    told.append(f"{arm.label}, at equal {equal}: {_ahead(c, what, along)}.")
-        section.answers.append((c.title, told))
-    section.tables.append(Table("gains", "", rows))
+        shown, gains = [_arm_shown(c, SCRATCH, c.scratch, None)], []
+        for arm in c.arms:
+            rows = [row for name in arm.pairs["warmstart_run"] for row in runs.rows() if row["run"] == name]
+            shown.append(_arm_shown(c, arm.label, rows, arm))
+            for equal, found in (("tokens", arm.at_tokens), ("hoffmann_flops", arm.at_compute)):
+                gains.append(gain_table(found).assign(comparison=c.title, warmstart=arm.label, equal=equal))
+        curves += [_curve(c, runs, row) for row in runs.rows() if row["run"] in c.runs]
+        caption = (
+            "Validation loss, mean over seeds (least to greatest), and where along the budget a warmstart is ahead."
+        )
+        table = Table(f"gains_{number}", caption, pd.concat(gains), pd.DataFrame(shown))
+        part = Section(c.title, "", sentences(c), tables=[table], printed=printed(c, runs))
+        part.figures.append(loss_figure(c, runs, f"loss-tokens-{number}", with_base=False))
+        if all(arm.pairs["base_hoffmann_flops"].notna().all() for arm in c.arms):
+            part.figures.append(loss_figure(c, runs, f"loss-compute-{number}", with_base=True))
+        section.parts.append(part)
+    if curves:
+        section.tables = [Table("validation_losses", "", pd.concat(curves))]
     return section
 
 
-def _why_no_compute(arm: Arm) -> str:
+def _curve(comparison: Comparison, runs: Runs, run: Row) -> pd.DataFrame:
+    """Rows of validation_losses.csv."""
+    losses = runs.val_losses(run["run"])
+    own = losses.index * run["hoffmann_flops_per_token"]
+    before = run["base_hoffmann_flops"] if run["kind"] == "warmstart" else 0.0
+    return pd.DataFrame({
+        "comparison": comparison.title, "run": run["run"], "tokens": losses.index,
+        "tokens_per_param": losses.index / run["parameters"], "hoffmann_flops": own,
+        "hoffmann_flops_with_base": own + before, "val_loss": losses.to_numpy(),
+    })  # fmt: skip
+
+
+def _arm_shown(comparison: Comparison, label: str, rows: Sequence[Row], arm: Arm | None) -> dict[str, str]:
+    """A row of a pair's table; the run from scratch has no arm."""
+    first, last = ([row[column] for row in rows] for column in ("first_val_loss", "val_loss"))
+    shown = {"warmstart": label, "seeds": str(len(rows)), "first loss": _spread(first), "last loss": _spread(last)}
+    if arm is None:
+        return shown | dict.fromkeys(("less scratch's", "ahead at equal tokens", "ahead at equal compute"), "")
+    parameters = comparison.scratch[0]["parameters"]
+    return shown | {
+        "less scratch's": arm.loss_difference("val_loss").words(3, "+"),
+        "ahead at equal tokens": ahead(gain_table(arm.at_tokens), parameters, "tokens per parameter"),
+        "ahead at equal compute": ahead(gain_table(arm.at_compute), 1.0, "Hoffmann FLOPs") or _no_compute(arm),
+    }
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{fmean(values):.4f}"
+    return mean if min(values) == max(values) else f"{mean} ({min(values):.4f} to {max(values):.4f})"
+
+
+def _no_compute(arm: Arm) -> str:
     """Why there is no place at which a warmstart and its run from scratch had taken as much."""
-    pair = arm.pairs[0]
-    if pair.warmstart.base_flops is None:
+    if arm.pairs["base_hoffmann_flops"].isna().any():
         return "what the base took is not known"
-    return (
-        f"nothing to compare, since the base alone took {pair.warmstart.base_flops:.3g} Hoffmann FLOPs and the whole"
-        f" run from scratch {pair.scratch.tokens * pair.scratch.flops_per_token:.3g}, too little for a validation of"
-        " both"
-    )
+    return "none: the base alone took too much of scratch's"
 
 
-def _ahead(comparison: Comparison, what: str, along: Sequence[Gain]) -> str:
-    """Where a warmstart is ahead, in words, and by how much at the last place."""
-    parameters = comparison.scratch[0].record.parameters
-
-    def place(gain: Gain) -> str:
-        if what == "tokens":
-            return f"{gain.at / parameters:.3g} tokens per parameter"
-        return f"{gain.at:.3g} Hoffmann FLOPs"
-
-    last = along[-1].difference
-    interval = "one seed" if last.interval is None else f"{last.interval[0]:+.4f} to {last.interval[1]:+.4f}"
-    end = f"{last.mean:+.4f} ({interval}) at {place(along[-1])}"
-    found = spans(along)
-    if not found:
-        return f"never ahead; {end}"
-    if found == [(along[0], along[-1])]:
-        return f"ahead throughout; {end}"
-    told = [
-        f"at {place(a)}"
-        if a is b
-        else f"from {'the first validation' if what == 'tokens' and a is along[0] else place(a)} to {place(b)}"
-        for a, b in found
-    ]
-    return f"ahead {' and '.join(told)}; {end}"
+def gain_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Differences, a column a seed, as rows of gains.csv; ahead where the interval, or one seed's value, is below 0."""
+    rows = [(at, estimate(values.tolist())) for at, values in found.iterrows()]
+    return pd.DataFrame({
+        "at": [at for at, _ in rows], "seeds": [e.seeds for _, e in rows],
+        "val_loss_minus_scratch": [e.mean for _, e in rows], "low": [e.low for _, e in rows],
+        "high": [e.high for _, e in rows], "ahead": [(e.high if e.has_interval else e.mean) < 0 for _, e in rows],
+    })  # fmt: skip
 
 
-def scale_pairs(compared: Compared, names: Names) -> Section:
-    """Initial and final loss over pairs of scales."""
-    section = Section("Initial and final loss over scale pairs")
-    rows, shown = [], []
-    for c in compared.comparisons:
-        groups = [("from scratch (muP)", c.scratch)]
-        groups += [(arm.label, tuple(p.warmstart for p in arm.pairs)) for arm in c.arms]
-        for label, runs in groups:
-            first, last = (band([[(0, run.val_losses[place][1])] for run in runs]) for place in (0, -1))
-            rows.append(
-                {
-                    "comparison": c.title, "arm": label, "seeds": len(runs), "tokens_per_param": c.tokens_per_param,
-                    "first_val_loss": first.mean[0], "first_val_loss_least": first.low[0],
-                    "first_val_loss_greatest": first.high[0], "val_loss": last.mean[0],
-                    "val_loss_least": last.low[0], "val_loss_greatest": last.high[0],
-                    "runs": " ".join(names[run.out_dir] for run in runs),
-                }
-            )  # fmt: skip
-            shown.append(
-                {
-                    "comparison": c.title,
-                    "arm": label,
-                    "seeds": str(len(runs)),
-                    "first loss": _spread(first),
-                    "last loss": _spread(last),
-                    "runs": ", ".join(names[run.out_dir] for run in runs),
-                }
+def ahead(gains: pd.DataFrame, scale: float, unit: str) -> str:
+    """Where along the budget a warmstart is ahead, in words; nothing where there is no place to tell."""
+    if gains.empty:
+        return ""
+    if gains["ahead"].all():
+        return "throughout"
+    spans = gains[gains["ahead"]].groupby((~gains["ahead"]).cumsum())["at"].agg(["min", "max"]) / scale
+    told = [f"at {low:.3g}" if low == high else f"from {low:.3g} to {high:.3g}" for low, high in spans.to_numpy()]
+    return f"{' and '.join(told)} {unit}" if told else "never"
+
+
+def loss_figure(comparison: Comparison, runs: Runs, name: str, with_base: bool) -> figures.Figure:
+    """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
+    parameters = comparison.scratch[0]["parameters"]
+    rows = {row["run"]: row for row in runs.rows()}
+    groups: list[tuple[str, list[Row], dict[str, Any], pd.DataFrame | None]]
+    groups = [(SCRATCH, comparison.scratch, figures.style(-1), None)]
+    for number, arm in enumerate(comparison.arms):
+        found = arm.at_compute if with_base else arm.at_tokens
+        groups.append((arm.label, [rows[r] for r in arm.pairs["warmstart_run"]], figures.style(number), found))
+    for row in comparison.unfinished:
+        label = f"{row['growth'] or 'from scratch'}, {row['status']}"
+        groups.append((label, [row], figures.style(-1) | {"color": figures.GREY}, None))
+    unit, named = parameters, "tokens per parameter"
+    if with_base:
+        unit, named = figures.flops_unit(max(own_flops(run) for run in comparison.scratch))
+    lines = []
+    for label, members, look, found in groups:
+        run = members[0]
+        per_token = run["hoffmann_flops_per_token"] if with_base else 1.0
+        before = run["base_hoffmann_flops"] if with_base and run["kind"] == "warmstart" else 0.0
+        val_losses, losses = (
+            figures.placed(curve, before, per_token)
+            for curve in (
+                band([runs.val_losses(run["run"]) for run in members]),
+                band([smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"]) for run in members])["mean"],
             )
-    everything = [run for c in compared.comparisons for run in c.runs]
-    spread = f"a line from least to greatest over seeds. {_listed(everything, names)}"
-    if all(run.val_losses[0][0] == 0 for run in everything):
-        caption = f"Validation loss before the first step; {spread}"
-        section.figures.append(figures.scale_pairs(compared.comparisons, names, 0, "loss-initial", caption))
-    caption = f"Validation loss after the last step; {spread}"
-    section.figures.append(figures.scale_pairs(compared.comparisons, names, -1, "loss-final", caption))
-    caption = "Validation loss: mean, least and greatest over seeds; tokens per parameter stand in the lines above."
-    section.tables.append(Table("losses", caption, rows, shown))
-    return section
+        )
+        below = band([found[column] for column in found]) if found is not None and len(found) else None
+        lines.append(figures.Line(label, look, val_losses, losses, below))
+    last = fmean(run["val_loss"] for run in comparison.scratch)
+    equal = f"{named}, the base's in front" if with_base else named
+    caption = f"{comparison.title}: validation loss over {equal}, and its difference from scratch's at equal places."
+    return figures.loss_curves(name, caption, lines, named + (", the base's included" if with_base else ""), unit, last)
 
 
-def _spread(found: Band) -> str:
-    mean, low, high = found.mean[0], found.low[0], found.high[0]
-    return f"{mean:.4f}" if low == high else f"{mean:.4f} ({low:.4f} to {high:.4f})"
+def printed(comparison: Comparison, runs: Runs) -> str:
+    """A comparison for the terminal: validation losses at the same token counts, compute to scratch's last loss."""
+    columns = {"from scratch": band([runs.val_losses(run["run"]) for run in comparison.scratch])["mean"]}
+    for arm in comparison.arms:
+        columns[arm.label] = band([runs.val_losses(name) for name in arm.pairs["warmstart_run"]])["mean"]
+    shared = pd.concat(columns, axis=1, join="inner")
+    places = sorted({*range(0, len(shared) - 1, max(1, -(-(len(shared) - 1) // (ROWS - 1)))), len(shared) - 1} - {-1})
+    widths = [max(12, len(label)) for label in columns]
+    lines = [f"{'tokens':>14}" + "".join(f"  {label:>{w}}" for label, w in zip(columns, widths, strict=True))]
+    for tokens, losses in shared.iloc[places].iterrows():
+        lines.append(f"{tokens:>14,.0f}" + "".join(f"  {loss:>{w}.4f}" for loss, w in zip(losses, widths, strict=True)))
+    if arm := best_arm(comparison):
+        mean = arm.pairs.mean(numeric_only=True)
+        scratch, own = mean["scratch_hoffmann_flops_to_its_loss"], mean["hoffmann_flops_to_scratch_loss"]
+        whole = own + mean["base_hoffmann_flops"]
+        with_base = "; what the base's own training took is not known." if math.isnan(whole) else (
+            f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."
+        )  # fmt: skip
+        reached, beside = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"]
+        loss = fmean(run["val_loss"] for run in comparison.scratch)
+        lines.append(
+            f"To the scratch run's last loss, {loss:.4f}, the warmstart took {reached:,.0f} of {beside:,.0f} tokens:"
+            f" {reached / beside:.0%}."
+        )
+        lines.append(f"Compute to that loss: scratch {scratch:.3g} Hoffmann FLOPs, warmstart {own:.3g}{with_base}")
+    return "\n".join(lines)
 
 
-def chain_title(chain: Chain) -> str:
-    """A chain's scales, tokens per parameter of each, and how they were grown."""
-    parts = []
-    for run in chain.stages:
-        grown = f", {arm_labels([run])[0]}" if run.warmstarted else ""
-        parts.append(f"{size(run)} at {run.tokens_per_param:.3g} tokens per parameter{grown}")
-    return " → ".join(parts)
-
-
-def chain_path(chain: Chain) -> str:
-    """A chain's scales."""
-    first = f"{lineage(chain.stages[0])} → " if chain.stages[0].record.lineage else ""
-    return first + " → ".join(size(run) for run in chain.stages)
-
-
-def way_labels(a: Chain, b: Chain) -> tuple[str, str]:
-    """What two chains to one scale are called: their scales, and how they were grown where these are the same."""
-    if chain_path(a) != chain_path(b):
-        return chain_path(a), chain_path(b)
-    return chain_title(a), chain_title(b)
-
-
-def chain_verdict(group: Sequence[Chain]) -> str:
-    """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
-    chain = group[0]
-    if chain.flops is None:
-        return "What the training before this chain took is not known: no comparison by compute."
-    if not chain.paired:  # several would share one run from scratch
-        group = group[:1]
-    ours, theirs = ([run.val_losses[-1][1] for run in runs] for runs in zip(*map(_ends, group), strict=True))
-    spent = chain.scratch.tokens * chain.scratch.flops_per_token
-    other = "" if chain.paired else " with another seed"
-    told = (
-        f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
-        f" {fmean(ours):.4f}; from scratch{other} it is {fmean(theirs):.4f} at {spent:.3g} Hoffmann FLOPs"
-        f" ({chain.scratch.tokens_per_param:.3g} tokens per parameter){_over(group)}. Difference:"
-        f" {in_words(estimate([a - b for a, b in zip(ours, theirs, strict=True)]), 4, '+')}."
-    )
-    reached = [c for c in group if c.share is not None]
-    if not reached:
-        return told + " The chain did not reach the scratch run's last loss: no speed-up."
-    flops = fmean(c.flops_to_scratch_loss for c in reached)
-    counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
-    return told + (
-        f" The chain reached that loss{counts} after {flops:.3g} Hoffmann FLOPs: a speed-up of"
-        f" {in_words(speed_up([c.share for c in reached]))}, all compute of its lineage counted."
-    )
-
-
-def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
-    """Two ways to one scale at the same compute, seed by seed."""
-    pairs = same_seeds(a, b)
-    first, second = ([chain.stages[-1].val_losses[-1][1] for chain in chains] for chains in zip(*pairs, strict=True))
-    found = estimate([x - y for x, y in zip(first, second, strict=True)])
-    ways, verdict = way_labels(a[0], b[0]), "not told apart"
-    if found.interval and found.interval[1] < 0:
-        verdict = f"{ways[0]} is ahead"
-    elif found.interval and found.interval[0] > 0:
-        verdict = f"{ways[1]} is ahead"
-    return (
-        f"At {a[0].flops:.3g} and {b[0].flops:.3g} Hoffmann FLOPs of the whole lineage the last validation losses are"
-        f" {fmean(first):.4f} and {fmean(second):.4f}{_over(pairs)}; difference {in_words(found, 4, '+')}: {verdict}."
-    )
-
-
-def _ends(chain: Chain) -> tuple[Run, Run]:
-    return chain.stages[-1], chain.scratch
-
-
-def _over(seeds: Sequence) -> str:
-    return "" if len(seeds) == 1 else f", means over {len(seeds)} seeds"
-
-
-def successive(chains: Sequence[Chain], names: Names) -> Section:
-    """Chains of warmstarts against the compute of their lineage."""
-    section = Section("Successive warmstarts")
-    rows, shown = [], []
-    for number, chain in enumerate(chains, start=1):
-        runs = [*chain.stages, *([chain.scratch] if chain.scratch else [])]
-        for what, told in (("loss", "loss"), ("tokens", "tokens")):
-            caption = f"{chain_title(chain)}: {told} against the compute of the lineage. {_listed(runs, names)}"
-            section.figures.append(figures.lineage_curves(chain, names, what, f"successive-{what}-{number}", caption))
-        flops = chain.before or 0.0
-        for run in runs:
-            flops = run.tokens * run.flops_per_token + (0.0 if run is chain.scratch else flops)
-            kind = arm_labels([run])[0] if run.warmstarted else "from scratch"
-            row = {
-                "chain": number, "stage": size(run), "kind": kind, "tokens": int(run.tokens),
-                "tokens_per_param": run.tokens_per_param, "hoffmann_flops_of_lineage": flops,
-                "first_val_loss": run.val_losses[0][1], "val_loss": run.val_losses[-1][1], "status": run.status,
-                "run": names[run.out_dir],
-            }  # fmt: skip
-            rows.append(row)
-            shown.append(
-                {
-                    "chain": str(number), "stage": size(run), "kind": kind, "tokens": f"{run.tokens:,.0f}",
-                    "tokens per parameter": f"{run.tokens_per_param:.3g}",
-                    "Hoffmann FLOPs of the lineage": f"{flops:.3g}",
-                    "first loss": f"{run.val_losses[0][1]:.4f}", "last loss": f"{run.val_losses[-1][1]:.4f}",
-                    "status": run.status, "run": names[run.out_dir],
-                }
-            )  # fmt: skip
-        if chain.scratch is None:
-            section.notes.append(f"{chain_title(chain)}: no run from scratch of the last scale to compare it with")
-        elif not chain.finished:
-            section.notes.append(f"{chain_title(chain)}: not all of its runs have finished, so no answer counts it")
-    section.tables.append(Table("successive", "Stages, and the run from scratch below them.", rows, shown))
-    return section
-
-
-def all_runs(runs: Sequence[Run], unread: Sequence[Unread], names: Names) -> Section:
+def all_runs(runs: Runs) -> Section:
     """Every run that was found, and how far it got."""
-    folders = display_names([run.out_dir for run in runs] + [u.out_dir for u in unread])
+    kinds = {"scratch": SCRATCH, "standard": "from scratch (SP)"}
     rows, shown = [], []
-    for run in runs:
-        record = run.record
-        kind = "from scratch (muP)" if run.from_scratch else "from scratch (SP)"
-        if run.warmstarted:
-            kind = f"grown from {lineage(run)}, {arm_labels([run])[0]}"
-        elif record.lineage:
-            kind = f"continued from {lineage(run)}"
-        row = {
-            "run": names[run.out_dir], "folder": folders[run.out_dir], "model": size(run), "kind": kind,
-            "seed": run.seed, "learning_rate": record.base_lr, "batch_size": record.global_batch_size,
-            "schedule": record.training["schedule"]["name"], "tokens": int(run.tokens),
-            "tokens_per_param": run.tokens_per_param, "val_loss": run.val_losses[-1][1], "status": run.status,
-            "told": run.told,
-        }  # fmt: skip
-        rows.append(row)
-        status = run.status if not run.told else f"{run.status}: {run.told}"
-        shown.append(
-            {
-                "run": row["run"], "folder": row["folder"], "model": row["model"], "kind": kind,
-                "seed": str(run.seed), "lr, batch": f"{record.base_lr:g}, {record.global_batch_size}",
-                "schedule": row["schedule"], "tokens": f"{run.tokens:,.0f}",
-                "tokens per parameter": f"{run.tokens_per_param:.3g}", "last loss": f"{row['val_loss']:.4f}",
-                "status": status,
-            }
-        )  # fmt: skip
-    for u in unread:
-        row = dict.fromkeys(rows[0] if rows else ("run", "folder", "tokens", "val_loss", "status", "told"))
-        rows.append(row | {"folder": folders[u.out_dir], "tokens": u.tokens, "val_loss": u.val_loss,
-                           "status": u.status, "told": u.told})  # fmt: skip
-        shown.append(
-            {
-                "run": "-", "folder": folders[u.out_dir], "tokens": f"{u.tokens:,}",
-                "last loss": "-" if u.val_loss is None else f"{u.val_loss:.4f}", "status": f"{u.status}: {u.told}",
-            }
-        )  # fmt: skip
-    caption = (
-        "All runs that were found. A run that is going on and one that broke off look alike: see when it last wrote."
-    )
-    return Section("Runs", tables=[Table("runs", caption, rows, shown)])
+    for row in runs.rows():
+        grown = "grown" if row["kind"] == "warmstart" else "continued"
+        kind = kinds.get(row["kind"]) or ", ".join(filter(None, [f"{grown} from {row['source']}", row["growth"]]))
+        columns = ("model", "seed", "learning_rate", "batch_size", "schedule", "tokens", "tokens_per_param", "val_loss",
+                   "status", "told")  # fmt: skip
+        rows.append({"run": row["run"], "kind": kind, **{column: row[column] for column in columns}})
+        shown.append({
+            "run": row["run"], "model": row["model"], "kind": kind, "seed": row["seed"],
+            "lr, batch": f"{row['learning_rate']:g}, {row['batch_size']}", "schedule": row["schedule"],
+            "tokens": f"{row['tokens']:,}", "per parameter": f"{row['tokens_per_param']:.3g}",
+            "last loss": f"{row['val_loss']:.4f}", "status": ": ".join(filter(None, [row["status"], row["told"]])),
+        })  # fmt: skip
+    left = runs.left_out.to_dict("records")
+    for name, row in zip(display_names([row["folder"] for row in left]), left, strict=True):
+        rows.append({"run": name, **{column: row[column] for column in ("tokens", "val_loss", "status", "told")}})
+        shown.append({"run": name, "tokens": f"{row['tokens']:,}", "status": f"{row['status']}: {row['told']}"})
+    caption = f"All {len(rows)} runs that were found. A run that is going on and one that broke off look alike."
+    table = Table("runs", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna("-"), folded=True)
+    return Section("Runs", tables=[table])

@@ -1,80 +1,70 @@
-"""Folders of runs in, a page with its figures and tables out."""
+"""Folders of runs in, a page and its tables out."""
 
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.report import grids, layers, sections
-from litgpt_warmstart.report.chains import chains
-from litgpt_warmstart.report.groups import compare_all
-from litgpt_warmstart.report.html import FIGURES, MARK, TABLES, Section, listed_files, render
-from litgpt_warmstart.report.old_runs import find
-from litgpt_warmstart.report.tables import as_csv
+from litgpt_warmstart.report import sections
+from litgpt_warmstart.report.chains import chains, successive
+from litgpt_warmstart.report.compare import compare_all
+from litgpt_warmstart.report.layers import add_norms
+from litgpt_warmstart.report.page import FIGURES, MARK, TABLES, Kind, Section, as_csv, listed_files, render
+from litgpt_warmstart.report.runs import find
 
 PAGE = "index.html"
 
 
-@dataclass(frozen=True)
-class Written:
-    """What the page says first and of grids, what it leaves out, and where it is."""
-
-    page: Path
-    answers: list[tuple[str, list[str]]]
-    words: list[str]
-    notes: list[str]
-
-
-def write_report(paths: Sequence[Path], out_dir: Path) -> Written:
+def write_report(
+    paths: Sequence[Path], out_dir: Path, kinds: Sequence[Kind] = (), picture: Path | None = None
+) -> list[Section]:
     """Write the report on all runs beneath folders.
 
     Args:
         paths: Folders of runs, or of folders of runs.
-        out_dir: Gets index.html, figures/ and tables/; an earlier report there is replaced.
+        out_dir: Gets index.html and tables/; an earlier report there is replaced.
+        kinds: Of studies whose folders are looked for, too.
+        picture: Gets the first comparison's losses as a PNG file.
+
+    Returns:
+        The page's sections.
 
     Raises:
         UserError: There is nothing to report, or ``out_dir`` holds another page or cannot be written.
     """
-    found = find(paths)
-    names = {run.out_dir: f"R{number}" for number, run in enumerate(found.runs, start=1)}
-    compared = compare_all(found.runs)
-    beside = [run for comparison in compared.comparisons for run in comparison.runs]
-    again = {id(run) for run in compared.repetitions}
-    linked = chains([run for run in found.runs if id(run) not in again], beside)
-    chained = {id(run) for chain in linked for run in chain.stages}
-    compared.notes = [(r, why) for r, why in compared.notes if id(r) not in chained or r.status != "finished"]
-    made: list[Section] = [sections.answer(compared, linked, found.unread, names)]
-    if compared.comparisons:
-        made += [sections.losses(compared, names), sections.gains(compared)]
-        made.append(sections.scale_pairs(compared, names))
+    runs = find(paths, [kind.RESULTS for kind in kinds if kind.RESULTS])
+    compared = compare_all(runs)
+    linked = chains(runs, compared)
+    chained = {stage["run"] for chain in linked for stage in chain.stages if stage["status"] == "finished"}
+    compared.notes = [(run, why) for run, why in compared.notes if run["run"] not in chained]
+    made = [sections.answer(compared, runs)]
+    pairs = sections.pairs(compared, runs)
+    add_norms(pairs, compared, runs)
+    made += [pairs] if pairs.parts else []
     if linked:
-        made.append(sections.successive(linked, names))
-    if tracked := layers.norms([run for run in found.runs if id(run) not in again], names):
-        made.append(tracked)
-    answers, notes = list(made[0].answers), list(made[0].notes)
-    if found.coord_checks:
-        made.append(layers.coordinate_checks(found.coord_checks))
-        notes += made[-1].notes
-    if found.grid_searches:
-        made.append(grids.grid_searches(found.grid_searches, found.runs, names))
-        answers, notes = answers + made[-1].answers, notes + made[-1].notes
-    if found.runs or found.unread:
-        made.append(sections.all_runs(found.runs, found.unread, names))
-    files: dict[str, str | bytes] = {}
-    for section in made:
-        for figure in section.figures:
-            files |= {f"{FIGURES}/{figure.slug}.svg": figure.svg_file, f"{FIGURES}/{figure.slug}.png": figure.png}
-        files |= {f"{TABLES}/{table.name}.csv": as_csv(table.rows) for table in section.tables}
-    given = ", ".join(str(path) for path in paths)
-    below = f"Made by litgpt warmstart_report {given}; Python {platform.python_version()}."
+        made.append(successive(linked, runs))
+    made += [section for kind in kinds if (section := kind.section(runs))]
+    if len(runs.table) or len(runs.left_out):
+        made.append(sections.all_runs(runs))
+    tables = [table for section in made for part in section.whole for table in part.tables]
+    files = {f"{TABLES}/{table.name}.csv": as_csv(table.frame) for table in tables}
+    below = f"Made by litgpt warmstart_report {', '.join(map(str, paths))}; Python {platform.python_version()}."
+    curves = [figure for section in made for part in section.parts for figure in part.figures]
     try:
         _replace(out_dir, render("Did the warmstart pay?", made, below, sorted(files)), files)
     except OSError as error:
         raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
-    return Written(out_dir / PAGE, answers, made[0].words, notes)
+    if picture:
+        if not compared.comparisons:
+            raise UserError("--picture shows a warmstart beside its run from scratch, and there is none")
+        try:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(picture, curves[0].png)
+        except OSError as error:
+            raise UserError(f"cannot write --picture {str(picture)!r}: {error.strerror}: choose another") from error
+    return made
 
 
 def _replace(out_dir: Path, page: str, files: Mapping[str, str | bytes]) -> None:

@@ -19,9 +19,9 @@ from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import ScheduleName
-from litgpt_warmstart.report.curves import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import write_csv
+from litgpt_warmstart.report.statistics import tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.optimizer import named
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
@@ -280,8 +280,8 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
         row |= {"scratch_status": beside.status, "scratch_val_loss": beside.val_loss}
         reached = whole = None
         if outcome.status == beside.status == "finished" and not arm.growth.from_scratch:
-            reached = tokens_to_reach(val_losses(run), beside.val_loss)
-            whole = tokens_to_last_loss(val_losses(scratch))
+            reached = tokens_to_reach(pandas.Series(dict(val_losses(run))), beside.val_loss)
+            whole = tokens_to_last_loss(pandas.Series(dict(val_losses(scratch))))
         row |= {"tokens_to_scratch_val_loss": reached, "scratch_tokens_to_scratch_val_loss": whole, "run": run.name}
         rows.append(row)
     return pandas.DataFrame(rows)

@@ -328,7 +328,7 @@ def worst(verdicts: Sequence[str]) -> str:
 
 def way_of(rows: pandas.DataFrame) -> pandas.Series:
     """The way of each row in a few words, for tables and pictures."""
-    grown = "shrink " + rows["shrink"].astype(float).map("{:g}".format)
+    grown = "shrink " + pandas.to_numeric(rows["shrink"], errors="coerce").map("{:g}".format)
     return rows["parametrization"].map({"sp": "SP", "mup": "muP"}).fillna(grown)
 
 

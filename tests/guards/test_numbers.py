@@ -151,8 +151,9 @@ def compared(base, models, from_text, tmp_path_factory) -> Path:
 
 def test_the_comparison_and_the_report_tell_the_same_compute_under_one_name(command: Command, compared, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "litgpt_warmstart.report.comparison", compared / "scratch", compared / "warm",
-         "--picture", tmp_path / "picture.png"], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "litgpt_warmstart", "warmstart_report", compared / "scratch", compared / "warm",
+         "--out_dir", tmp_path / "pair", "--picture", tmp_path / "picture.png"],
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = re.search(r"scratch (\S+) Hoffmann FLOPs, warmstart (\S+), with the base's own training (\S+) \((\d+)%\)",

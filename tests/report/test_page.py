@@ -11,7 +11,8 @@ from litgpt_warmstart.report.page import Section, Table, as_csv, listed_files, r
 def section(word: str) -> Section:
     frame = pd.DataFrame({"a": [word]})
     inner = Section(word, figures=[Figure("f", word, "<svg></svg>", b"", ((1.0, 2.0, word),))])
-    return Section(word, word, [word], [], [Table("t", word, frame, frame)], [word], [inner])
+    table = Table("t", word, frame, frame)
+    return Section(word, word, [word], tables=[table], notes=[word], parts=[inner])
 
 
 def test_names_are_escaped():

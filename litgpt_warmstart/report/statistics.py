@@ -1,0 +1,130 @@
+"""What is computed from curves: where one reaches a loss, its smoothed form, means over seeds and their intervals.
+
+A curve is a series of losses by tokens, or by compute, in their order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""0.975 quantiles of Student's t for 1 to 30 degrees of freedom: NIST/SEMATECH e-Handbook, table 1.3.6.7.2."""
+
+SMOOTHING = 0.02
+"""Standard deviation of the Gaussian that smooths training losses, as a share of the run's tokens."""
+
+
+def tokens_to_reach(curve: pd.Series, loss: float) -> float:
+    """Tokens at which a curve first falls to a loss, linear between its points; NaN if it never does."""
+    tokens, losses = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
+    below = losses <= loss
+    if not below.any():
+        return math.nan
+    first = int(below.argmax())
+    between = [first, max(first - 1, 0)]  # np.interp wants rising losses
+    return float(np.interp(loss, losses[between], tokens[between]))
+
+
+def tokens_to_last_loss(curve: pd.Series) -> float:
+    """Tokens at which a curve first falls to its own last loss, which it may have left again before its end.
+
+    What another curve takes to that loss is held against this: of a curve beside itself both are the same. A curve that
+    ended no lower than it began learned nothing to be held against; it has all of its tokens.
+    """
+    return tokens_to_reach(curve, float(curve.iloc[-1])) or float(curve.index[-1])
+
+
+def losses_at(curve: pd.Series, places: Sequence[float]) -> np.ndarray:
+    """A curve's losses at places, linear between its points; NaN beyond its ends."""
+    known = (curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float))
+    return np.interp(places, *known, left=math.nan, right=math.nan) if len(curve) else np.full(len(places), math.nan)
+
+
+def smoothed(curve: pd.Series, width: float, points: int = 300) -> pd.Series:
+    """Means under a Gaussian at up to ``points`` of a curve's own places.
+
+    The weight of a point at distance d is exp(-d^2 / 2 width^2), over the sum of weights; near the ends the Gaussian
+    has one side only.
+
+    Args:
+        curve: What to smooth.
+        width: Standard deviation, in tokens.
+        points: How many to return at most; the first and the last are among them.
+    """
+    x, y = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
+    places = np.unique(np.linspace(0, max(len(x) - 1, 0), min(points, len(x))).round().astype(int))
+    if width <= 0 or not len(x):
+        return curve.iloc[places]
+    means = [np.average(y, weights=np.exp(-0.5 * ((x - x[place]) / width) ** 2)) for place in places]
+    return pd.Series(means, index=curve.index[places])
+
+
+def band(curves: Sequence[pd.Series]) -> pd.DataFrame:
+    """``mean``, ``low`` and ``high`` (the least and the greatest) over curves, at the places that they share."""
+    shared = pd.concat(curves, axis=1, join="inner") if len(curves) else pd.DataFrame()
+    return pd.DataFrame({"mean": shared.mean(axis=1), "low": shared.min(axis=1), "high": shared.max(axis=1)})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95% interval; NaN without seeds, no interval with one."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def has_interval(self) -> bool:
+        return self.seeds > 1
+
+    def words(self, digits: int = 2, sign: str = "") -> str:
+        """The mean with its interval, or that there is none."""
+        if not self.seeds:
+            return "-"
+        mean = "at once" if math.isinf(self.mean) else f"{self.mean:{sign}.{digits}f}"
+        if not self.has_interval:
+            return f"{mean} (no interval: one seed)"
+        return mean if math.isinf(self.low) else f"{mean} ({self.interval(digits, sign)})"
+
+    def interval(self, digits: int = 2, sign: str = "") -> str:
+        """The interval in words."""
+        high = "and more" if math.isinf(self.high) else f"to {self.high:{sign}.{digits}f}"
+        return f"{self.low:{sign}.{digits}f} {high}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95% interval: mean ± t s / sqrt(n), s the standard deviation with n - 1, t for n - 1 degrees of freedom.
+
+    Above 30 degrees of freedom t is that of 30, which makes the interval 4% too wide at most.
+    """
+    n = len(values)
+    mean = float(np.mean(values)) if n else math.nan
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan, n)
+    half_width = T_975[min(n - 1, len(T_975)) - 1] * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half_width, mean + half_width, n)
+
+
+def speed_up(shares: Sequence[float]) -> Estimate:
+    """How many times the compute from scratch is a warmstart's, up to the same loss; above 1 it saved some.
+
+    The mean and the interval are those of the shares, inverted: a seed that was there before its first step has share
+    0, whose inverse would leave no mean. A bound at or below 0 becomes infinite.
+
+    Args:
+        shares: The warmstart's compute over that from scratch, a seed each.
+    """
+    found = estimate(shares)
+    mean, high, low = (value if math.isnan(value) else _inverse(value) for value in (found.mean, found.low, found.high))
+    return Estimate(mean, low, high, found.seeds)
+
+
+def _inverse(share: float) -> float:
+    return 1 / share if share > 0 else math.inf

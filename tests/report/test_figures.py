@@ -1,0 +1,40 @@
+"""Figures: elements of a page, with ids of their own and values for the pointer."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from litgpt_warmstart.report.figures import as_element, drawing, heat_map
+
+
+def test_an_svg_in_the_page_has_ids_of_its_own():
+    svg = '<?xml version="1.0"?>\n<svg width="9pt" height="8pt" viewBox="0 0 9 8"><g id="p" style="fill: #010203"/>'
+    svg += '<use xlink:href="#p" clip-path="url(#p)" width="3.14159"/></svg>'
+    assert as_element(svg, "a") == (
+        '<svg viewBox="0 0 9 8"><g id="a-p" style="fill: currentColor"/>'
+        '<use xlink:href="#a-p" clip-path="url(#a-p)" width="3.14"/></svg>'
+    )
+
+
+def test_values_stand_where_their_points_are_drawn():
+    with drawing(height=2.0) as d:
+        axes = d.panels[0]
+        axes.plot([0, 1], [0, 1], marker="o")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        d.tell(axes, [0, 1, float("nan")], [0, 1, 1], ["low", "high", "nowhere"])
+        figure = d.finished("f", "")
+    (x0, y0, low), (x1, y1, high) = figure.points
+    assert (low, high) == ("low", "high") and x0 < x1 and y0 > y1  # y grows downwards
+    marks = re.findall(r'<use xlink:href="#f-m[^"]*" x="([0-9.]+)" y="([0-9.]+)" style="fill: #1f77b4', figure.svg)
+    assert [tuple(map(float, mark)) for mark in marks] == [
+        pytest.approx((x0, y0), abs=0.1),
+        pytest.approx((x1, y1), abs=0.1),
+    ]
+
+
+def test_a_grid_of_one_batch_size_has_cells_with_an_area_and_a_diverged_cell_says_so():
+    losses = pd.DataFrame({64: [4.0, 3.8, float("nan")]}, index=[0.01, 0.03, 0.1])
+    figure = heat_map("grid", "", losses, (0.03, 64), "title")
+    assert "diverged" in figure.svg and "3.800" in figure.svg and figure.png.startswith(b"\x89PNG")
