@@ -25,7 +25,7 @@ from litgpt_warmstart.report.statistics import tokens_to_last_loss, tokens_to_re
 from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.optimizer import named
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import check_results
+from litgpt_warmstart.study.folder import as_text, check_results
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun, val_losses, warmstarted
 
 
@@ -178,7 +178,7 @@ class Ablations:
         shared, names = labels(self.arms)
         picture = dots("ablations", "", losses_of(names, found), shared)
         write_whole(self.out_dir / f"{self.name}.png", picture.png)
-        print(f"\n{shared}\n\n{table(names, found).to_string()}")
+        print(f"\n{shared}\n\n{as_text(table(names, found))}")
         print(f"Wrote {self.name}.csv and {self.name}.png to {str(self.out_dir)!r}")
 
 
@@ -301,7 +301,7 @@ def losses_of(names: Sequence[str], found: pandas.DataFrame) -> dict[str, dict[s
 def table(names: Sequence[str], found: pandas.DataFrame) -> pandas.DataFrame:
     """Losses and tokens of each arm, by its name, as text: means and standard deviations over seeds."""
     rows = []
-    for _, seeds in found.groupby(list(DEFAULTS), sort=False):
+    for name, (_, seeds) in zip(names, found.groupby(list(DEFAULTS), sort=False), strict=True):
         finished = seeds[seeds["status"] == "finished"]
         beside = finished[finished["scratch_status"] == "finished"]
         shares = (beside["tokens_to_scratch_val_loss"] / beside["scratch_tokens_to_scratch_val_loss"]).dropna()
@@ -319,12 +319,13 @@ def table(names: Sequence[str], found: pandas.DataFrame) -> pandas.DataFrame:
         reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
         rows.append(
             {
+                "": name,
                 "first val loss": _over_seeds(seeds["first_val_loss"]),
                 "last val loss": _over_seeds(finished["val_loss"]),
                 "tokens to scratch's last loss": reached,
             }
         )
-    return pandas.DataFrame(rows, names)
+    return pandas.DataFrame(rows)
 
 
 def _over_seeds(losses: pandas.Series) -> str:

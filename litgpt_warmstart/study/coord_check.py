@@ -45,7 +45,7 @@ from litgpt_warmstart.run.models import used_seed
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.folder import check_results, read_table
+from litgpt_warmstart.study.folder import as_text, check_results, read_table
 
 WayName = Literal["sp", "mup", "warmstart"]
 
@@ -208,7 +208,7 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
     coordinates = measure_coordinates(check, inputs, targets)
     slopes = fit_slopes(coordinates)
     print(f"\nLog-log slope of mean |activation| against n_embd at step {check.steps}")
-    print(table(slopes).to_string(index=False))
+    print(as_text(table(slopes)))
     print(f"* grows: above {MAX_SLOPE:g}; wide models have 0 or less under muP, 1 under SP")
     out_dir = spec.out_dir
     try:

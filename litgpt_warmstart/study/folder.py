@@ -73,3 +73,11 @@ def read_table(path: Path) -> pandas.DataFrame:
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("a row has more or fewer columns than the others")
     return pandas.DataFrame(rows)
+
+
+def as_text(table: pandas.DataFrame) -> str:
+    """A table of words in lines, its first column to the left."""
+    heading, *_ = table.columns
+    width = max(map(len, (heading, *table[heading])))
+    first = table[heading].map(lambda cell: cell.ljust(width))
+    return table.assign(**{heading: first}).rename(columns={heading: heading.ljust(width)}).to_string(index=False)

@@ -20,7 +20,7 @@ from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import check_results, read_table
+from litgpt_warmstart.study.folder import as_text, check_results, read_table
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun
 
 RESULTS, PICTURE = "grid_search.csv", "grid_search.png"
@@ -235,7 +235,7 @@ def _conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
     write_whole(grid.folder / PICTURE, picture.png)
     seeds = rows["seed"].nunique()
     print(f"\nValidation loss, {grid.title}, mean of {seeds} seeds (< is the best)\n")
-    print(table(losses, best).to_string(index=False))
+    print(as_text(table(losses, best)))
     for line in (at_the_edge(losses, best), kept):
         if line:
             print(f"\n{line}")

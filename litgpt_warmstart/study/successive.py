@@ -23,7 +23,7 @@ from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.plan import base_figures
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import check_results
+from litgpt_warmstart.study.folder import as_text, check_results
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun, warmstarted
 
 TABLE, PICTURE = "successive.csv", "successive.png"
@@ -78,7 +78,7 @@ class Chain:
             stages.append(stage(SCRATCH, self.out_dir / SCRATCH / "final"))
         write_csv(self.out_dir / TABLE, results(stages))
         write_whole(self.out_dir / PICTURE, picture(stages).png)
-        print(f"\n{table(stages).to_string(index=False)}")
+        print(f"\n{as_text(table(stages))}")
         if stages[-1] is not chain:
             print(f"\n{verdict(chain, stages[-1])}")
         elif SCRATCH in outcomes:
