@@ -9,6 +9,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 
 from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.ranges import ORDER_SEED
 from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
 from litgpt_warmstart.errors import UserError
@@ -274,6 +275,7 @@ class RunSpec:
                 "eval": {"interval": self.eval.interval, "max_iters": self.eval.max_iters},
                 "starts_from": weights_sha256(start) if start else None,
                 "data": class_path(data) if not ours else data.fingerprint if data.is_prepared else None,
+                "data.order_seed": (data.order_seed or ORDER_SEED) if ours else None,
                 "data.init_args": None if ours else data_arguments(init_args(data)),
             }
         )
