@@ -35,14 +35,14 @@ class Tokens(Protocol):
 
 
 class BlockBatches(Dataset):
-    """Micro-batches of the blocks at the places first <= i < stop of an order.
+    """Micro-batches of some blocks.
 
     Args:
         tokens: Token ids, shape (number of tokens,).
         block_size: Tokens of a block that count.
         order: The number of the block at each place.
-        first: First place.
-        stop: One past the last place.
+        first: First place that is read.
+        stop: One past the last one.
         micro_batch_size: Blocks of a micro-batch; the last one has what is left.
         rank: Which of the processes this is.
         num_processes: How many take the micro-batches in turn.
@@ -71,22 +71,19 @@ class BlockBatches(Dataset):
 class BlockDataModule(DataModule):
     """A LitGPT DataModule of prepared tokens, whose blocks are read by number, each once.
 
-    Subclasses say where the tokens are. A run asks for its blocks and leaves the module as it is; stock LitGPT, which
-    calls ``connect`` and so on, reads the whole training split in the order of a first run.
+    Subclasses say where the tokens are; what they say of them needs :meth:`prepare_data`, unless it says otherwise. A
+    run asks for its blocks and leaves the module as it is. Stock LitGPT reads the whole training split, in order.
     """
 
     vocab_size: int
-    """Tokens of the tokenizer that the data is prepared with; known before :meth:`prepare_data`."""
+    """Tokens of the tokenizer that the data is prepared with; known before."""
     padded_vocab_size: int
-    """Classes a model trained from scratch on this data gets."""
+    """Classes a model trained from scratch on this data gets; known before."""
     num_workers: int = 0
     """Processes that read ahead. None by default: reading a block is a copy from the page cache."""
     order_seed: int | None = None
     """Seed of the order of reading, if one is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch_size, self.block_size = 1, 1
+    batch_size, block_size = 1, 1  # for stock LitGPT
 
     @property
     @abstractmethod
@@ -96,35 +93,37 @@ class BlockDataModule(DataModule):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Identity of the training tokens; needs :meth:`prepare_data`."""
+        """Identity of the training tokens."""
 
     @property
     @abstractmethod
     def tokenizer_dir(self) -> Path:
-        """Folder with the tokenizer's files; needs :meth:`prepare_data`."""
+        """Folder with the tokenizer's files."""
 
     @property
     @abstractmethod
     def tokenizer_json(self) -> bytes | None:
-        """The tokenizer's tokenizer.json; None while it is not known."""
+        """The tokenizer's tokenizer.json; None while it is not known, which may be before."""
 
     @property
     def sha256(self) -> Mapping[Path, str]:
-        """Of each file of tokens, as it was prepared; needs :meth:`prepare_data`."""
+        """Of each file of tokens, as it was prepared; none where that is not known."""
         return {}
 
     @abstractmethod
     def tokens(self, split: str) -> Tokens:
-        """Token ids of ``train`` or ``val``; needs :meth:`prepare_data`."""
+        """Token ids of ``train`` or ``val``."""
 
     def num_blocks(self, split: str, block_size: int) -> int:
         """Whole blocks of a split."""
         return len(self.tokens(split)) // (block_size + 1)
 
-    def train_batches(self, blocks: BlockRange, micro_batch_size: int, rank: int = 0, num_processes: int = 1):
+    def train_batches(
+        self, blocks: BlockRange, micro_batch_size: int, rank: int = 0, num_processes: int = 1
+    ) -> DataLoader:
         """A loader of a process's share of a range: micro-batches, shape (B, block_size + 1)."""
-        sizes = (blocks.first, blocks.stop, micro_batch_size, rank, num_processes)
-        return self._loader(BlockBatches(self.tokens("train"), blocks.block_size, blocks.order, *sizes))
+        share = (blocks.first, blocks.stop, micro_batch_size, rank, num_processes)
+        return self._loader(BlockBatches(self.tokens("train"), blocks.block_size, blocks.order, *share))
 
     def val_batches(self, block_size: int, micro_batch_size: int, max_blocks: int | None = None) -> DataLoader:
         """A loader of the validation split in stored order: all blocks, or some that are spread evenly over it.
@@ -142,14 +141,13 @@ class BlockDataModule(DataModule):
         self.batch_size, self.block_size = batch_size, max_seq_length or 1024
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches, shape (B, block_size + 1), of the whole training split, for stock LitGPT."""
         order = BlockOrder(self.num_blocks("train", self.block_size), self.order_seed or ORDER_SEED)
         whole = len(order) // self.batch_size * self.batch_size
         return self.train_batches(BlockRange(order, 0, whole, self.block_size), self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
-        """Micro-batches, shape (B, block_size + 1), of the whole validation split, for stock LitGPT."""
         return self.val_batches(self.block_size, self.batch_size)
 
     def _loader(self, batches: BlockBatches) -> DataLoader:
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        pinned = torch.cuda.is_available()
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pinned)
