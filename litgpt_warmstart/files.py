@@ -90,54 +90,37 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
         A hidden folder beside ``path``, renamed to it at the end and removed after an error.
     """
     path = Path(os.path.abspath(path))
-    partial, older = path.with_name(f".{path.name}.partial"), older_folder(path)
+    partial, older = partial_folder(path), older_folder(path)
     with ExitStack() as held:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(partial, f"another process is writing {str(path)!r}: wait for it"))
         except OSError as error:
             raise UserError(f"cannot write {str(path)!r}: {one_line(error)}: move that, or choose another") from error
-        with _filled(path, partial, older, foreign):
+        try:
+            for left in partial.iterdir():  # by a process that was killed
+                if left.name != LOCK:
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            _give_up(older, path, foreign)
             yield partial
-
-
-@contextmanager
-def _filled(path: Path, partial: Path, older: Path, foreign: Callable[[Path], list[str]]) -> Iterator[None]:
-    """While entered, a locked folder is filled; then it takes the place of another."""
-    try:
-        _empty(partial)  # of a process that was killed
-        _give_up(older, path, foreign)
-        yield
-        for file in partial.rglob("*"):
-            flush_to_disk(file)
-        flush_to_disk(partial)
-        if os.path.lexists(path):
-            path.rename(older)
-        partial.rename(path)
-        (path / LOCK).unlink()
-        flush_to_disk(path.parent)
-    except (OSError, RuntimeError) as error:
-        # What torch's writer says of a full disk depends on where it comes to its end.
-        words = ("PytorchStreamWriter", "inline_container", "iostream error")
-        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
-            raise
-        raise UserError(
-            f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        _give_up(older, path, foreign)
-
-
-def _empty(partial: Path) -> None:
-    """Remove all but the lock from a folder."""
-    for path in partial.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+            for file in (*partial.rglob("*"), partial):
+                flush_to_disk(file)
+            if os.path.lexists(path):
+                path.rename(older)
+            partial.rename(path)
+            (path / LOCK).unlink()
+            flush_to_disk(path.parent)
+        except (OSError, RuntimeError) as error:
+            # What torch's writer says of a full disk depends on where it comes to its end.
+            words = ("PytorchStreamWriter", "inline_container", "iostream error")
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+                raise
+            raise UserError(
+                f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            _give_up(older, path, foreign)
 
 
 def theirs_at(path: Path, foreign: Callable[[Path], list[str]]) -> list[str]:
@@ -152,14 +135,20 @@ def _give_up(older: Path, path: Path, foreign: Callable[[Path], list[str]]) -> N
     if not os.path.lexists(path) and not older.is_symlink():
         older.rename(path)
     elif theirs_at(older, foreign):
-        number = 1
-        while os.path.lexists(kept := path.with_name(f"{path.name}-before-{number}")):
-            number += 1
+        kept = free_name(path, f"{path.name}-before")
         older.rename(kept)
         with suppress(OSError):  # a closed terminal
             print(f"{str(path)!r} held more than this package writes there: kept as {str(kept)!r}", file=sys.stderr)
     else:
         shutil.rmtree(older, ignore_errors=True)
+
+
+def free_name(path: Path, name: str) -> Path:
+    """A path beside ``path`` where nothing is: the name with the first number that is free."""
+    number = 1
+    while os.path.lexists(found := path.with_name(f"{name}-{number}")):
+        number += 1
+    return found
 
 
 def remove_folder(path: Path) -> None:
@@ -168,6 +157,11 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     path.rename(hidden)
     shutil.rmtree(hidden)
+
+
+def partial_folder(path: Path) -> Path:
+    """What :func:`atomic_folder` fills."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def older_folder(path: Path) -> Path:

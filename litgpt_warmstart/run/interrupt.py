@@ -6,7 +6,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 from litgpt_warmstart.data.workers import STOPPING
 
@@ -35,16 +36,13 @@ def deaf_to_children() -> Iterator[None]:
 class StopRequest:
     """While entered, the first signal that would end the program sets :attr:`signal`; a second Ctrl-C acts at once.
 
-    A SIGHUP that is ignored, as under nohup, stays so.
-
-    Processes forked meanwhile ignore all of :data:`STOPPING`, as a loader's workers do, so that the step in hand still
-    gets its data.
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    A SIGHUP that is ignored, as under nohup, stays so. Processes forked meanwhile leave signals to this one, so that
+    the step in hand still gets its data. Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
     def __bool__(self) -> bool:
@@ -63,7 +61,7 @@ class StopRequest:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore(STOPPING)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,15 +1,13 @@
 """metrics.csv: one row per logged event of a run, readable with any spreadsheet, and files of rows in general."""
 
-import csv
-import io
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from litgpt_warmstart.errors import BrokeOff
-from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.files import free_name, write_whole
 
 FILE_NAME = "metrics.csv"
 COLUMNS = (
@@ -46,15 +44,15 @@ class RowFile:
         """Append rows, all of them or none; columns left out stay empty.
 
         Raises:
-            KeyError: Not one of the columns.
+            KeyError: A value's name is not one of the columns.
             BrokeOff: They cannot be written, or the file has gone from its place.
         """
-        text = io.StringIO(newline="")
+        text = ""
         for row in rows:
             if unknown := row.keys() - set(self.columns):
                 raise KeyError(f"no column {sorted(unknown)} in {self.path.name}")
-            csv.writer(text).writerow([_format(row.get(column)) for column in self.columns])
-        size, left = os.fstat(self._file.fileno()).st_size, text.getvalue().encode()
+            text += _line(_cell(row.get(column)) for column in self.columns)
+        size, left = os.fstat(self._file.fileno()).st_size, text.encode()
         try:
             while left:
                 left = left[self._file.write(left) :]
@@ -62,16 +60,14 @@ class RowFile:
             with suppress(OSError):
                 os.ftruncate(self._file.fileno(), size)
             raise BrokeOff(f"cannot write {str(self.path)!r} ({error.strerror})") from error
-        self._check_place()
-
-    def _check_place(self) -> None:
-        """Raise :class:`BrokeOff` where the file was removed or moved: what is written would be lost."""
-        try:
-            there = os.stat(self.path)
-        except OSError:
-            there = None
-        if there is None or not os.path.samestat(there, os.fstat(self._file.fileno())):
+        if not self._is_in_place():  # what is written would be lost
             raise BrokeOff(f"{str(self.path)!r} has been removed or renamed in mid-run")
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except OSError:
+            return False
 
     def flush_to_disk(self) -> None:
         """Have the rows on disk against a loss of power.
@@ -105,7 +101,7 @@ class MetricsFile(RowFile):
         """Training time up to ``resume_step``."""
         self.val_losses = {row["step"]: row["val_loss"] for row in kept if "val_loss" in row}
         """All so far."""
-        self.validated = {int(row["step"]) for row in kept if "val_loss" in row}
+        self.validated = {int(step) for step in self.val_losses}
         """Steps up to ``resume_step`` that have one."""
 
     def write(self, **row: float) -> None:
@@ -119,7 +115,7 @@ def numbers(cells: Cells) -> dict[str, float]:
     """The numbers of a row of metrics.csv, empty cells left out.
 
     Raises:
-        ValueError: One is none, or step or tokens are missing.
+        ValueError: A cell is no number, or step or tokens are missing.
     """
     row = {column: float(cell) for column, cell in cells.items() if cell}
     whole_number(cells["step"])
@@ -131,7 +127,7 @@ def whole_number(cell: str) -> int:
     """A count.
 
     Raises:
-        ValueError: It is none, or below 0.
+        ValueError: The cell is none, or below 0.
     """
     if not (cell.isascii() and cell.isdigit()):
         raise ValueError(f"{cell!r} is no count")
@@ -148,17 +144,11 @@ def keep_rows(
     """
     rows, told = ([], "") if resume_step is None else _read(path, columns, check)
     if told:
-        number = 1
-        while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
-            number += 1
+        aside = free_name(path, f"{path.name}.damaged")
         write_whole(aside, path.read_bytes())
         print(f"Warning: {told}; the file as it was is {str(aside)!r}")
-    kept = [row for row in rows if int(row["step"]) <= resume_step]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(kept)
-    write_whole(path, text.getvalue())
+    kept = [row for row in rows if int(row["step"]) <= (resume_step or 0)]
+    write_whole(path, _line(columns) + "".join(_line(row.get(column, "") for column in columns) for row in kept))
     return kept
 
 
@@ -182,39 +172,26 @@ def _read(path: Path, columns: tuple[str, ...], check: Callable[[Cells], object]
     """The rows that can be read, and how many cannot, in words."""
     if not path.is_file():
         return [], ""
-    header, *lines = [line for line in path.read_bytes().split(b"\n")[:-1]] or [b""]
-    named = _cells(header)
+    text = path.read_bytes().decode(errors="surrogateescape")  # whose replacements are in no number and no name
+    header, *lines = text.split("\n")[:-1] or [""]
+    named: Sequence[str] = header.removesuffix("\r").split(",")
     unread = 0
-    if named is None or "step" not in named or not set(named) <= set(columns):
-        named, unread = list(columns), 1
+    if "step" not in named or not set(named) <= set(columns):
+        named, unread = columns, 1
     rows = []
     for line in lines:
-        cells = _cells(line)
         try:
-            row = dict(zip(named, cells or (), strict=True))
+            row = dict(zip(named, line.removesuffix("\r").split(","), strict=True))
             check(row)
+            rows.append(row)
         except (ValueError, KeyError):
             unread += 1
-        else:
-            rows.append(row)
     told = f"{path}: {unread} of {1 + len(lines)} lines could not be read and are left out" if unread else ""
     return rows, told
 
 
-def _cells(line: bytes) -> list[str] | None:
-    """The cells of a line; None where it is no text."""
-    try:
-        return next(csv.reader([line.decode().removesuffix("\r")]), [])
-    except (UnicodeDecodeError, csv.Error):
-        return None
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, empty cells left out, without those that cannot be read; see :func:`read_rows`.
-
-    Args:
-        path: The file; a missing one has no rows.
-    """
+    """The rows of a metrics.csv, empty cells left out, without those that cannot be read; see :func:`read_rows`."""
     return [numbers(row) for row in read_rows(path, COLUMNS, numbers)]
 
 
@@ -239,7 +216,12 @@ def ended_diverged(first_val_loss: float | None, last_val_loss: float | None, cl
     return last_val_loss > NOISE + max(math.log(classes), -math.inf if first_val_loss is None else first_val_loss)
 
 
-def _format(value: float | str | None) -> str:
+def _line(cells: Iterable[str]) -> str:
+    """A row as the csv module writes it; our cells hold no commas and no quotes."""
+    return ",".join(cells) + "\r\n"
+
+
+def _cell(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:.8g}"

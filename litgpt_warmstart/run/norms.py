@@ -13,14 +13,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import lightning as L
 import torch
-from litgpt.model import GPT
 from torch import nn
 
 from litgpt_warmstart.method.loss import chunk_size, head_dtype
+from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.metrics import Cells, RowFile, keep_rows, read_rows, whole_number
 from litgpt_warmstart.run.spec import RunSpec
 
@@ -47,15 +47,12 @@ class Norm:
 
     @classmethod
     def read(cls, cells: Cells) -> "Norm":
-        """A row from its cells.
-
-        Raises:
-            ValueError: They are none.
-        """
-        step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
-        if cells["kind"] not in get_args(Kind) or not cells["name"].isprintable() or not cells["name"]:
+        """A row from its cells; raises a ValueError where they are none."""
+        kind: Kind = "weight" if cells["kind"] == "weight" else "activation"
+        if cells["kind"] != kind or not cells["name"].isprintable() or not cells["name"]:
             raise ValueError("no kind, or no name")
-        return cls(step, tokens, cells["kind"], cells["name"], float(cells["l1"]), float(cells["l2"]))
+        step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
+        return cls(step, tokens, kind, cells["name"], float(cells["l1"]), float(cells["l2"]))
 
 
 class Tracker:
@@ -64,13 +61,13 @@ class Tracker:
     Args:
         fabric: Its precision is the outputs' own.
         spec: The run.
-        gpt: The bare :class:`~litgpt_warmstart.method.model.MuGPT` that is trained.
+        gpt: The bare model that is trained.
         probe: Tokens to record outputs for, int64, shape (1, T); None where nothing is recorded.
         resume_step: Keep the rows up to this step of an earlier part of the run; None starts anew.
     """
 
     def __init__(
-        self, fabric: L.Fabric, spec: RunSpec, gpt: GPT, probe: torch.Tensor | None, resume_step: int | None
+        self, fabric: L.Fabric, spec: RunSpec, gpt: MuGPT, probe: torch.Tensor | None, resume_step: int | None
     ) -> None:
         self._fabric, self._spec, self._gpt, self._probe = fabric, spec, gpt, probe
         self._file, path = None, spec.out_dir / FILE_NAME
@@ -88,9 +85,9 @@ class Tracker:
         Args:
             step_count: Optimizer steps so far.
         """
-        if self._file is None or (step_count % self._spec.track and step_count != self._spec.max_steps):
+        if self._file is None or self._probe is None or step_count in self._recorded:
             return
-        if step_count in self._recorded:
+        if step_count % (self._spec.track or 1) and step_count != self._spec.max_steps:
             return
         with self._fabric.autocast():
             norms = measure(self._gpt, self._probe)
@@ -103,30 +100,32 @@ class Tracker:
             self._file.flush_to_disk()
 
     def close(self) -> None:
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
 @torch.no_grad()
-def measure(gpt: GPT, probe: torch.Tensor) -> list[dict[str, float | str]]:
+def measure(gpt: MuGPT, probe: torch.Tensor) -> list[dict[str, float | str]]:
     """Kind, name, l1 and l2 of every module's output, in the order they are made, and of every parameter.
 
     Modules that only hold others or hand their input on are left out. The device is waited for once.
 
     Args:
-        gpt: The bare :class:`~litgpt_warmstart.method.model.MuGPT`; mode, gradients and random states are left alone.
+        gpt: The bare model; mode, gradients and random states are left alone.
         probe: Tokens, int64, shape (B, T).
     """
-    named, widths, norms = [], [], []
+    named: list[dict[str, float | str]] = []
+    widths, norms = [], []
 
-    def add(kind: str, name: str, width: int, row_norms: torch.Tensor) -> None:
+    def add(kind: Kind, name: str, width: int, row_norms: torch.Tensor) -> None:
         named.append({"kind": kind, "name": name})
         widths.append(width)
         norms.append(row_norms)
 
     def add_output(name: str, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         if module is gpt.lm_head:
-            add("activation", name, len(module.weight), _logit_norms(output, module))
+            add("activation", name, len(gpt.lm_head.weight), _logit_norms(output, gpt.lm_head))
         else:
             add("activation", name, output.shape[-1], _row_norms(output))
 
@@ -140,7 +139,8 @@ def measure(gpt: GPT, probe: torch.Tensor) -> list[dict[str, float | str]]:
 
     on_host = torch.cat(norms, dim=1).cpu().double().split([n.shape[1] for n in norms], dim=1)
     for row, width, (l1, l2) in zip(named, widths, on_host, strict=True):
-        row |= {"l1": (l1.mean() / width).item(), "l2": (l2.square().mean() / width).sqrt().item()}
+        row["l1"] = (l1.mean() / width).item()
+        row["l2"] = (l2.square().mean() / width).sqrt().item()
     return named
 
 
@@ -173,9 +173,5 @@ def _logit_norms(x: torch.Tensor, head: nn.Linear) -> torch.Tensor:
 
 
 def read_norms(path: Path) -> list[Norm]:
-    """The rows of a norms.csv, without those that cannot be read; see :func:`~litgpt_warmstart.run.metrics.read_rows`.
-
-    Args:
-        path: The file; a missing one has no rows.
-    """
+    """The rows of a norms.csv, without those that cannot be read; a missing file has none."""
     return [Norm.read(row) for row in read_rows(path, COLUMNS, Norm.read)]

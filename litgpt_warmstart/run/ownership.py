@@ -5,14 +5,16 @@ there a file is a run's if it begins as theirs do.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import older_folder, others, remove_folder, write_whole
+from litgpt_warmstart.files import older_folder, others, partial_folder, remove_folder, write_whole
+from litgpt_warmstart.parsing import parse
 from litgpt_warmstart.run import norms
 from litgpt_warmstart.run.checkpoint import FILES, RECORD, STATE, WEIGHTS, step_folders
 from litgpt_warmstart.run.metrics import FILE_NAME, HEADERS
@@ -27,15 +29,24 @@ _LOG_FOLDER = re.compile(r"logs/(csv|tensorboard)/version_[0-9]+")
 _LOG_FILE = re.compile(r"events\.out\.tfevents\..*|hparams\.yaml|metrics\.csv")
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    """What a run says that it writes: files, and the logger's folders, as paths below out_dir."""
+
+    files: list[str]
+    logs: list[str]
+
+
 def check_free(out_dir: Path) -> None:
     """Raise a UserError where something at a name that a run writes was not written by a run of ours."""
-    theirs = [path for path in (*_step_names(out_dir), out_dir / "final") if _exists(path) and not is_checkpoint(path)]
-    if theirs:
-        raise _not_ours(theirs[0])
+    final = out_dir / "final"
+    saved = [path for path in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]{8,}", path.name)]
+    for path in (*saved, final):
+        if os.path.lexists(path) and not is_checkpoint(path):
+            raise _not_ours(path)
     for name in NAMES:
         check_file(out_dir / name)
-    hidden = [older_folder(out_dir / "final"), (out_dir / "final").with_name(".final.partial"), out_dir / LOGS]
-    for path in hidden:
+    for path in (older_folder(final), partial_folder(final), out_dir / LOGS):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise _not_ours(path)
     for name in (*NAMES, MANIFEST):
@@ -45,7 +56,7 @@ def check_free(out_dir: Path) -> None:
 
 def check_file(path: Path) -> None:
     """Raise a UserError where a file beside checkpoint folders was not written by a run of ours."""
-    if _exists(path) and path.name not in _owned_files(path.parent):
+    if os.path.lexists(path) and path.name not in _owned_files(path.parent):
         raise _not_ours(path)
 
 
@@ -94,13 +105,14 @@ def claim(out_dir: Path, files: Iterable[str], log_dir: str | None) -> None:
         files: Names in it.
         log_dir: Where its logger writes files; elsewhere than under logs/ they are nobody's to remove.
     """
-    logs = {folder.relative_to(out_dir).as_posix() for folder in _log_folders(out_dir)}
+    folders = _log_folders(out_dir)
     if log_dir is not None and Path(log_dir).is_relative_to(out_dir):
-        logs.add(Path(log_dir).relative_to(out_dir).as_posix())
+        folders.append(Path(log_dir))
+    logs = {folder.relative_to(out_dir).as_posix() for folder in folders}
     before = _manifest(out_dir)
-    named = {*files, *(before["files"] if before else ())}
-    content = {"files": sorted(named), "logs": sorted(filter(_LOG_FOLDER.fullmatch, logs))}
-    write_whole(out_dir / MANIFEST, json.dumps(content, indent=1) + "\n")
+    named = {*files, *(before.files if before else ())}
+    manifest = _Manifest(sorted(named), sorted(filter(_LOG_FOLDER.fullmatch, logs)))
+    write_whole(out_dir / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
 
 
 def remove_run(out_dir: Path) -> None:
@@ -133,33 +145,20 @@ def remove_left_overs(out_dir: Path, *kinds: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _exists(path: Path) -> bool:
-    return path.exists() or path.is_symlink()
-
-
-def _step_names(out_dir: Path) -> list[Path]:
-    """What has the name of a checkpoint that a run writes."""
-    return [path for path in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]{8,}", path.name)]
-
-
-def _manifest(out_dir: Path) -> dict[str, Any] | None:
-    """What a run says that it writes; None without a manifest, or with one that is none."""
+def _manifest(out_dir: Path) -> _Manifest | None:
+    """The manifest; None without one, or where something else is at its place."""
     path = out_dir / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        files, logs = ([str(name) for name in content[key]] for key in ("files", "logs"))
-    except (OSError, ValueError, KeyError, TypeError):
+        return None if path.is_symlink() else parse(_Manifest, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, UserError):
         return None
-    return {"files": files, "logs": logs}
 
 
 def _owned_files(out_dir: Path) -> list[str]:
     """The files among :data:`NAMES` that are a run's."""
-    there = [name for name in NAMES if _exists(out_dir / name)]
     manifest = _manifest(out_dir)
-    named = manifest["files"] if manifest else []
+    named = manifest.files if manifest else []
+    there = [name for name in NAMES if os.path.lexists(out_dir / name)]
     return [name for name in there if name in named or _looks_owned(out_dir / name)]
 
 
@@ -181,9 +180,8 @@ def _looks_owned(path: Path) -> bool:
 def _log_folders(out_dir: Path) -> list[Path]:
     """The logger's folders that are a run's, none of them reached through a link."""
     if manifest := _manifest(out_dir):
-        named = manifest["logs"]
+        folders = [out_dir / name for name in manifest.logs if _LOG_FOLDER.fullmatch(name)]
     else:
         found = out_dir.glob(f"{LOGS}/*/version_*") if checkpoints(out_dir) else ()
-        named = [path.relative_to(out_dir).as_posix() for path in found]
-    folders = [out_dir / PurePosixPath(name) for name in named if _LOG_FOLDER.fullmatch(name)]
+        folders = [path for path in found if _LOG_FOLDER.fullmatch(path.relative_to(out_dir).as_posix())]
     return [f for f in folders if f.is_dir() and f.resolve() == out_dir.resolve() / f.relative_to(out_dir)]
