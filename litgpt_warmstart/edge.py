@@ -63,7 +63,7 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         own = inspect.signature(command)
         told = inspect.getdoc(command) or ""
         parameters: dict[str, inspect.Parameter] = {}
-        members: dict[str, tuple[type, list[str]]] = {}
+        members: dict[str, tuple[Any, list[str]]] = {}
         for name, parameter in own.parameters.items():
             if name not in groups:
                 parameters[name] = parameter
@@ -73,7 +73,7 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             shown = [field for field in fields(kind) if field.name not in own.parameters]
             members[name] = kind, [field.name for field in shown]
             for field in shown:
-                default = field.default_factory() if field.default is MISSING else field.default
+                default = field.default if field.default_factory is MISSING else field.default_factory()
                 parameters[field.name] = inspect.Parameter(
                     field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=field.type
                 )
@@ -81,7 +81,6 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                     told += f"\n    {field.name}: {' '.join(str(docs[field.name]).split())}."
         signature = own.replace(parameters=list(parameters.values()))
 
-        @functools.wraps(command)
         def call(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
             given |= given.pop("kwargs", {})
@@ -89,9 +88,10 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
             return command(**given)
 
-        call.__signature__ = signature
-        call.__doc__ = told
-        return call
+        flattened: Any = functools.wraps(command)(call)
+        flattened.__signature__ = signature
+        flattened.__doc__ = told
+        return flattened
 
     return decorate
 
@@ -117,9 +117,10 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, dict):
         changed = _changed({key: (inner, f"{option}.{key}") for key, inner in value.items()})
         return {**value, **changed} if changed else value
-    if type(value) in (list, tuple):
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # no named tuple, which takes other arguments
         changed = _changed({place: (inner, option) for place, inner in enumerate(value)})
-        return type(value)(changed.get(place, inner) for place, inner in enumerate(value)) if changed else value
+        inners = [changed.get(place, inner) for place, inner in enumerate(value)]
+        return (tuple(inners) if isinstance(value, tuple) else inners) if changed else value
     path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
     if isinstance(value, str) and not value.strip() and (path or not option.startswith("data.")):
         raise UserError(f"--{option} is empty: give a value, or leave it out")

@@ -5,10 +5,10 @@ command line and must agree with ``parser_commands()``. When LitGPT changes that
 """
 
 import sys
-from types import ModuleType
+from typing import Any
 
 
-def register(litgpt_main: ModuleType) -> None:
+def register(litgpt_main: Any) -> None:
     """Add our commands to LitGPT's table and our scales to its configs. Doing so twice changes nothing.
 
     LitGPT's own parser lists them and describes them; to run one, our parser takes over, whose errors are one line.

@@ -51,6 +51,11 @@ class TokenizerFiles:
             (folder / name).write_bytes(content)
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in (JSON, MODEL))
+
+
 def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFiles | None:
     """The tokenizer's files in a folder; None where it has none.
 
@@ -61,7 +66,7 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
     Raises:
         UserError: One is damaged or may not be read, or the tokenizer gives other ids than it did.
     """
-    if not any((folder / name).is_file() for name in (JSON, MODEL)):
+    if not has_tokenizer(folder):
         return None
     try:
         files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}

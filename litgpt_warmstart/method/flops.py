@@ -9,14 +9,17 @@ There are two counts of FLOPs, and they are never mixed: each figure, column and
 
 from litgpt.config import Config
 
+from litgpt_warmstart.method.scales import Sizes
+
 
 def matmul_parameters(config: Config) -> int:
     """Weights that a token is multiplied with: all matrices but the embedding, whose lookup costs nothing."""
-    attention_rows = (config.n_head + 2 * config.n_query_groups) * config.head_size
-    attention = config.n_embd * attention_rows + config.n_head * config.head_size * config.n_embd
+    sizes = Sizes.of(config)
+    attention_rows = (sizes.n_head + 2 * sizes.n_query_groups) * sizes.head_size
+    attention = sizes.n_embd * attention_rows + sizes.n_head * sizes.head_size * sizes.n_embd
     matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
-    mlp = matrices * config.n_embd * config.intermediate_size
-    return config.n_layer * (attention + mlp) + config.n_embd * config.padded_vocab_size
+    mlp = matrices * sizes.n_embd * sizes.intermediate_size
+    return config.n_layer * (attention + mlp) + sizes.n_embd * sizes.padded_vocab_size
 
 
 def matmul_flops_per_token(config: Config, block_size: int) -> int:
@@ -30,7 +33,7 @@ def matmul_flops_per_token(config: Config, block_size: int) -> int:
         config: The model.
         block_size: Tokens per sequence in training.
     """
-    attention = 2 * config.n_layer * block_size * config.n_head * config.head_size
+    attention = 2 * config.n_layer * block_size * config.n_head * Sizes.of(config).head_size
     return 6 * (matmul_parameters(config) + attention)
 
 
@@ -46,6 +49,6 @@ def hoffmann_flops_per_token(config: Config, block_size: int) -> int:
         config: The model.
         block_size: Tokens per sequence in training.
     """
-    embedding = 2 * config.padded_vocab_size * config.n_embd
+    embedding = 2 * Sizes.of(config).padded_vocab_size * config.n_embd
     softmax = 3 * config.n_layer * config.n_head * block_size
     return matmul_flops_per_token(config, block_size) + 3 * (embedding + softmax)

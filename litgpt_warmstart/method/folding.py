@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from litgpt.config import Config
 
+from litgpt_warmstart.method.scales import Sizes
+
 READOUT = "lm_head.weight"
 
 
@@ -35,12 +37,12 @@ class Folding:
         """
         if name == READOUT:
             return slice(None), self.width_mult
-        config = self.config
-        divisor = math.sqrt((config.attention_scores_scalar or config.head_size) / config.head_size)
+        config, sizes = self.config, Sizes.of(self.config)
+        divisor = math.sqrt((config.attention_scores_scalar or sizes.head_size) / sizes.head_size)
         if config.norm_qk:
             return (slice(None), divisor) if ".attn.norm_q." in name else None
         if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
-            return slice(config.n_head * config.head_size), divisor  # q, before k and v
+            return slice(sizes.n_head * sizes.head_size), divisor  # q, before k and v
         return None
 
     def rows_as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
@@ -80,7 +82,7 @@ class Folding:
     def under(self, other: "Folding", name: str, weight: torch.Tensor) -> torch.Tensor:
         """A parameter as trained, for training on under another folding with the same logits."""
         part, then = self.part(name), other.part(name)
-        if part is None or part[1] == then[1]:
+        if part is None or then is None or part[1] == then[1]:
             return weight
         rows, divisor = part
         moved = weight.clone()
@@ -96,8 +98,8 @@ def attention_scores_scalar(config: Config, mup_base: Config, scores: float = 1.
         mup_base: The model's muP base.
         scores: The power of head_size that scores are divided by.
     """
-    base_scalar = mup_base.attention_scores_scalar or mup_base.head_size
-    return base_scalar * (config.head_size / mup_base.head_size) ** (2 * scores)
+    head_size, base_head_size = Sizes.of(config).head_size, Sizes.of(mup_base).head_size
+    return (mup_base.attention_scores_scalar or base_head_size) * (head_size / base_head_size) ** (2 * scores)
 
 
 def without_attention(folding: Folding) -> Folding:

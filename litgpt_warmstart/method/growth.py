@@ -29,6 +29,7 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.model import check_supported
+from litgpt_warmstart.method.scales import Sizes
 
 Alignment = Literal["heads", "blocks", "literal"]
 Gains = Literal["shrunk", "added", "copied", "reset"]
@@ -87,7 +88,7 @@ class Growth:
     def done(self, source: Config, target: Config, source_dir: Path, seed: int) -> "Grown":
         """What is to be recorded of it, with the alignment that is possible."""
         alignment, reason = resolve_alignment(source, target, self.alignment)
-        options = self.options | {"alignment": alignment, "asked_alignment": self.alignment}
+        options: dict[str, Any] = self.options | {"alignment": alignment, "asked_alignment": self.alignment}
         return Grown(**options, alignment_reason=reason, source_dir=str(source_dir), seed=seed)
 
 
@@ -109,7 +110,8 @@ class Grown(Growth):
     @property
     def asked(self) -> Growth:
         """What was asked for."""
-        return Growth(**self.options | {"alignment": self.asked_alignment})
+        asked: dict[str, Any] = self.options | {"alignment": self.asked_alignment}
+        return Growth(**asked)
 
     @property
     def told(self) -> str:
@@ -195,10 +197,10 @@ def check_growable(source: Config, target: Config) -> None:
 def heads_reason(source: Config, target: Config) -> str | None:
     """Why attention heads cannot be kept one by one from source to target; None if they can."""
     for what, old, new in (
-        ("head_size", source.head_size, target.head_size),
-        ("query groups", source.n_query_groups, target.n_query_groups),
+        ("head_size", Sizes.of(source).head_size, Sizes.of(target).head_size),
+        ("query groups", Sizes.of(source).n_query_groups, Sizes.of(target).n_query_groups),
         ("queries per group", _queries_per_group(source), _queries_per_group(target)),
-        ("rotary channels", source.rope_n_elem, target.rope_n_elem),
+        ("rotary channels", Sizes.of(source).rope_n_elem, Sizes.of(target).rope_n_elem),
     ):
         if new < old:
             return f"{what} {old} -> {new}"
@@ -206,8 +208,8 @@ def heads_reason(source: Config, target: Config) -> str | None:
         return f"rotary_percentage {source.rotary_percentage} -> {target.rotary_percentage}"
     if source.rope_interleave or target.rope_interleave:
         return "interleaved rotary channels"
-    if source.rope_n_elem % 2 or target.rope_n_elem % 2:
-        return f"odd number of rotary channels {source.rope_n_elem} -> {target.rope_n_elem}"
+    if Sizes.of(source).rope_n_elem % 2 or Sizes.of(target).rope_n_elem % 2:
+        return f"odd number of rotary channels {Sizes.of(source).rope_n_elem} -> {Sizes.of(target).rope_n_elem}"
     return None
 
 
@@ -219,7 +221,8 @@ def resolve_alignment(source: Config, target: Config, alignment: Alignment) -> t
     """
     reason = heads_reason(source, target) if alignment == "heads" else None
     alignment = "blocks" if reason else alignment
-    for axis in ("qkv", "heads", *(("norm_q", "norm_k") if source.norm_qk else ())):
+    rows: tuple[Axis, ...] = ("qkv", "heads", "norm_q", "norm_k") if source.norm_qk else ("qkv", "heads")
+    for axis in rows:
         old, new = axis_size(axis, source), axis_size(axis, target)
         if alignment == "blocks" and axis == "qkv":
             old, new = _kv_rows(source), _kv_rows(target)
@@ -256,7 +259,7 @@ def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -
         if alignment == "blocks":
             rows_q, rows_kv = torch.arange(_q_rows(source)), torch.arange(_kv_rows(source))
             return torch.cat((rows_q, q + rows_kv, q + kv + rows_kv))
-        rotary, plain = _rotary_map(source, target), torch.arange(source.head_size)
+        rotary, plain = _rotary_map(source, target), torch.arange(Sizes.of(source).head_size)
         return torch.cat(
             (
                 _query_map(source, target, rotary),
@@ -266,7 +269,7 @@ def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -
         )
     if alignment == "heads":
         if axis == "heads":  # attn.proj reads the values' channels, which have no rotary pairs
-            return _query_map(source, target, torch.arange(source.head_size))
+            return _query_map(source, target, torch.arange(Sizes.of(source).head_size))
         if axis in ("norm_q", "norm_k"):
             rotary = _rotary_map(source, target)
             if source.norm_qk_type == "default":
@@ -358,21 +361,21 @@ def grow(
 
 
 def _q_rows(config: Config) -> int:
-    return config.n_head * config.head_size
+    return config.n_head * Sizes.of(config).head_size
 
 
 def _kv_rows(config: Config) -> int:
-    return config.n_query_groups * config.head_size
+    return Sizes.of(config).n_query_groups * Sizes.of(config).head_size
 
 
 def _queries_per_group(config: Config) -> int:
-    return config.n_head // config.n_query_groups
+    return config.n_head // Sizes.of(config).n_query_groups
 
 
 def _rotary_map(source: Config, target: Config) -> torch.Tensor:
     """r(j) of q and k channels, shape (head_size,): LitGPT rotates channel j < n/2 together with j + n/2."""
-    n_s, n_t = source.rope_n_elem, target.rope_n_elem
-    j = torch.arange(source.head_size)
+    n_s, n_t = Sizes.of(source).rope_n_elem, Sizes.of(target).rope_n_elem
+    j = torch.arange(Sizes.of(source).head_size)
     second_half = (j >= n_s // 2) & (j < n_s)
     return torch.where(second_half, j - n_s // 2 + n_t // 2, torch.where(j >= n_s, j - n_s + n_t, j))
 
@@ -382,10 +385,10 @@ def _query_map(source: Config, target: Config, channels: torch.Tensor) -> torch.
     head = torch.arange(source.n_head)
     group, index = head // _queries_per_group(source), head % _queries_per_group(source)
     target_head = group * _queries_per_group(target) + index
-    return (target_head[:, None] * target.head_size + channels).flatten()
+    return (target_head[:, None] * Sizes.of(target).head_size + channels).flatten()
 
 
 def _group_map(source: Config, target: Config, channels: torch.Tensor) -> torch.Tensor:
     """(group, j) -> (the same group, channels[j]); shape (n_query_groups * head_size,)."""
-    group = torch.arange(source.n_query_groups)
-    return (group[:, None] * target.head_size + channels).flatten()
+    group = torch.arange(Sizes.of(source).n_query_groups)
+    return (group[:, None] * Sizes.of(target).head_size + channels).flatten()

@@ -10,16 +10,17 @@ At 50,304 classes the logits outweigh the rest of a small model's step. The ways
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
 import torch.nn.functional as F
 from litgpt.config import Config
-from litgpt.model import GPT
 from torch import nn
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.scales import Sizes
 
 LossImpl = Literal["full", "chunked"]
 LossChoice = Literal["auto", LossImpl]
@@ -43,11 +44,11 @@ class NextTokenLoss(nn.Module):
     One module, so that ``torch.compile`` sees the output layer and the loss together.
 
     Args:
-        gpt: The bare :class:`~litgpt_warmstart.method.model.MuGPT`; it keeps its parameters.
+        gpt: The bare model; it keeps its parameters.
         impl: How; a possible one (see :func:`why_not`).
     """
 
-    def __init__(self, gpt: GPT, impl: LossImpl = "full") -> None:
+    def __init__(self, gpt: MuGPT, impl: LossImpl = "full") -> None:
         super().__init__()
         self.gpt, self.impl = gpt, impl
         self._compiled_exp_and_sum: ExpAndSum | None = None
@@ -59,7 +60,8 @@ class NextTokenLoss(nn.Module):
             mode: torch.compile's.
         """
         self._compiled_exp_and_sum = torch.compile(exp_and_sum)
-        return torch.compile(self, mode=mode)
+        compiled: Any = torch.compile(self, mode=mode)  # torch declares a function
+        return compiled
 
     def forward(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss in fp32, a scalar.
@@ -73,7 +75,7 @@ class NextTokenLoss(nn.Module):
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         x = self.gpt.readout_input(input_ids).flatten(0, 1)  # (B * T, n_embd)
         head, targets = self.gpt.lm_head, targets.flatten()
-        return chunked_cross_entropy(x, head.weight, head.bias, targets, self._compiled_exp_and_sum)
+        return chunked_cross_entropy(x, head.weight, head.bias, targets, self._compiled_exp_and_sum)  # pyright: ignore[reportCallIssue]  # disable hides them
 
 
 def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
@@ -122,7 +124,7 @@ def choose(
         return "chunked", "as before" if before == "chunked" else f"before: {before}, which is no more"
     if not (precision.startswith("bf16") and has_bf16(device)):
         return "chunked", "no bf16 in hardware" if precision.startswith("bf16") else f"precision {precision}"
-    if BYTES_PER_LOGIT * tokens * config.padded_vocab_size > _memory(device) / 2:
+    if BYTES_PER_LOGIT * tokens * Sizes.of(config).padded_vocab_size > _memory(device) / 2:
         return "chunked", "all logits take more than half of the memory"
     return "full", "bf16, and all logits fit"
 
@@ -251,7 +253,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if with_gradients:
             grad_x = torch.empty_like(x)
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+            grad_bias = torch.zeros(len(weight), device=x.device, dtype=torch.float32)
         logits = torch.empty(min(chunk_tokens, len(x)), len(weight), device=x.device, dtype=dtype)
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), chunk_tokens):

@@ -6,6 +6,7 @@ from litgpt.model import GPT
 from mup import MuReadout
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.scales import Sizes
 
 
 class Readout(MuReadout):
@@ -46,7 +47,7 @@ class MuGPT(GPT):
     def __init__(self, config: Config, width_mult: float = 1.0) -> None:
         check_supported(config)
         super().__init__(config)
-        self.lm_head = Readout(config.n_embd, config.padded_vocab_size, config.lm_head_bias, width_mult)
+        self.lm_head = Readout(config.n_embd, Sizes.of(config).padded_vocab_size, config.lm_head_bias, width_mult)
 
     def readout_input(self, input_ids: torch.Tensor) -> torch.Tensor:
         """All but the last matrix product: ``F.linear(readout_input, lm_head.weight, lm_head.bias)`` are the logits.

@@ -6,7 +6,7 @@ Standard parametrization is muP with the model itself as its base: every multipl
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -110,20 +110,19 @@ def set_base_shapes(model: GPT, mup_base: Config) -> None:
         mup_base: Config of the model whose learning rate was tuned.
     """
     # Any model that differs from the base in each width dimension tells mup which dimensions grow.
-    delta = replace(
-        mup_base,
-        n_embd=2 * mup_base.n_embd,
-        n_head=2 * mup_base.n_head,
-        n_query_groups=2 * mup_base.n_query_groups,
-        head_size=2 * mup_base.head_size,
-        intermediate_size=2 * mup_base.intermediate_size,
-    )
+    grow = ("n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size")
+    delta = replace(mup_base, **{name: 2 * getattr(mup_base, name) for name in grow})
     with torch.device("meta"):
         base_shapes = mup.make_base_shapes(MuGPT(mup_base), MuGPT(delta))
     try:
         mup.set_base_shapes(model, base_shapes, rescale_params=False)
     except AssertionError as error:
         raise UserError(f"the muP base {mup_base.name!r} has other parameters than {model.config.name!r}") from error
+
+
+def infshape_of(parameter: nn.Parameter) -> mup.InfShape:
+    """Which of a parameter's dimensions grow, and how much they have; :func:`set_base_shapes` puts it there."""
+    return getattr(parameter, "infshape")  # noqa: B009  # torch declares no such attribute
 
 
 def plain_std(model: GPT, name: str, mup_base: Config) -> float:
@@ -138,14 +137,14 @@ def plain_std(model: GPT, name: str, mup_base: Config) -> float:
         return 0.0
     if not isinstance(module, (nn.Linear, nn.Embedding)):
         raise TypeError(f"{name} belongs to a {type(module).__name__}, which has no initialization here")
-    if any(module is proj for block in model.transformer.h for proj in (block.attn.proj, block.mlp.proj)):
+    if module_name.endswith((".attn.proj", ".mlp.proj")):
         return 1 / math.sqrt(mup_base.n_embd) / mup_base.n_layer
     return math.sqrt(2 / (5 * mup_base.n_embd))
 
 
 def divisors(model: GPT, name: str, parametrization: str = "mup") -> tuple[float, float]:
     """What a parameter's initial std and learning rate at the muP base are divided by; base shapes must be set."""
-    infshape = model.get_parameter(name).infshape
+    infshape = infshape_of(model.get_parameter(name))
     table = PARAMETRIZATIONS[parametrization]
     if infshape.ninf() == 2:
         powers = table.matrix
@@ -220,7 +219,7 @@ def load_weights(model: GPT, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
 
 def build_optimizer(
     model: GPT,
-    cls: type[torch.optim.Optimizer],
+    cls: Callable[..., torch.optim.Optimizer],
     arguments: Mapping[str, Any],
     base_lr: float,
     parametrization: str = "mup",
@@ -240,7 +239,7 @@ def build_optimizer(
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         _, divisor = divisors(model, name, parametrization)
-        groups.setdefault((parameter.infshape.ninf() == 2, divisor), []).append(parameter)
+        groups.setdefault((infshape_of(parameter).ninf() == 2, divisor), []).append(parameter)
     matrices_first = sorted(groups, key=lambda key: not key[0])
     decay = arguments.get("weight_decay", 0.0)
     described = [

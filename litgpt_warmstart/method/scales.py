@@ -6,12 +6,30 @@ with 6 layers, block size 1024 and GPT-2's 50,257 tokens padded to 50,304. Only 
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from litgpt.config import Config, configs, name_to_config
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse, read_yaml
+
+
+class Sizes(NamedTuple):
+    """A config's sizes as the numbers they are: LitGPT declares some as ``int | None``, and fills them all in."""
+
+    n_embd: int
+    n_head: int
+    n_query_groups: int
+    head_size: int
+    intermediate_size: int
+    padded_vocab_size: int
+    rope_n_elem: int
+    """Channels of a head that are rotated."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Sizes":
+        """Those of a config."""
+        return cls(*(getattr(config, name) for name in cls._fields))
 
 
 @dataclass(frozen=True)
@@ -92,18 +110,21 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
         vocabulary = dict(padded_vocab_size=padded_vocab_size, vocab_size=vocab_size or padded_vocab_size)
     scale = find_scale(target)
     try:
-        return Config.from_name(scale.name if scale else target, **vocabulary)
+        config = Config.from_name(scale.name if scale else target, **vocabulary)
     except ValueError:
-        path = Path(target)
-        if path.is_dir():
-            path = path / "model_config.yaml"
-        if path.suffix in (".yaml", ".yml"):
-            return read_config(path)
-        known = ", ".join(s.short_name for s in SCALES)
-        raise UserError(
-            f"unknown scale {target!r}: choose one of {known}, a name from `litgpt pretrain list`, or give the path of"
-            " a model_config.yaml"
-        ) from None
+        config = None
+    if config is not None:
+        return config
+    path = Path(target)
+    if path.is_dir():
+        path = path / "model_config.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        return read_config(path)
+    known = ", ".join(s.short_name for s in SCALES)
+    raise UserError(
+        f"unknown scale {target!r}: choose one of {known}, a name from `litgpt pretrain list`, or give the path of"
+        " a model_config.yaml"
+    )
 
 
 def read_config(path: Path) -> Config:
@@ -169,7 +190,7 @@ def checked_config(content: object, where: str) -> Config:
     name = content.get("name", "")
     if not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > LONGEST_NAME:
         raise UserError(f"{told}: name is {_shown(name)}: folders are called by it, so give a plain word")
-    given = {field.name: field.default for field in fields(Config)} | content
+    given: dict[str, Any] = {field.name: field.default for field in fields(Config)} | content
     for whole, part, needed in (
         ("n_embd", "n_head", given["head_size"] is None),
         ("n_head", "n_query_groups", given["n_query_groups"] is not None),

@@ -25,11 +25,12 @@ from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save, save_config
 
-from litgpt_warmstart.data.tokenizer_files import JSON, MODEL, TokenizerFiles, read_tokenizer_files
 from litgpt_warmstart.data.tokenizer_files import NAMES as TOKENIZER_FILES
+from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer_files
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others, where_it_is
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, width_mult
 from litgpt_warmstart.method.scales import read_config
 from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
 from litgpt_warmstart.run.record import Ancestor, Record
@@ -38,7 +39,6 @@ WEIGHTS, CONFIG, RECORD, STATE = "lit_model.pth", "model_config.yaml", "warmstar
 HYPERPARAMETERS = "hyperparameters.yaml"
 DECISIVE = (WEIGHTS, STATE, CONFIG)
 """Files whose SHA-256 the record has: a flipped bit in one of them would be trained on."""
-VOCABULARIES = (JSON, MODEL)
 FILES = (
     WEIGHTS, CONFIG, RECORD, STATE, HYPERPARAMETERS, HF_CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES,
     "special_tokens_map.json",
@@ -64,7 +64,7 @@ class Header:
     @property
     def tokenizer_dir(self) -> Path | None:
         """The folder itself if it holds a tokenizer."""
-        return self.path if any((self.path / name).is_file() for name in VOCABULARIES) else None
+        return self.path if has_tokenizer(self.path) else None
 
     @property
     def tokenizer(self) -> TokenizerFiles | None:
@@ -132,6 +132,7 @@ class Checkpoint(Header):
 
 
 def _check_files(folder: Path, record: Record) -> None:
+    """Raise a UserError where a file is not the one that the record has the SHA-256 of."""
     for name, sha256 in record.sha256.items():
         path = folder / name
         if name in DECISIVE and path.is_file() and file_sha256(path) != sha256:
@@ -168,17 +169,17 @@ def read_header(path: Path, what: str = "base") -> Header:
     record = Record.load(path / RECORD)
     mup_base = Config(**record.mup_base_config)
     scalar = record.attention_scores_scalar if record.format_version > 2 else config.attention_scores_scalar
-    header = Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
+    expected_scalar = attention_scores_scalar(config, mup_base, PARAMETRIZATIONS[record.parametrization].scores)
     for name, has, told in (
-        ("width_mult", config.n_embd / mup_base.n_embd, record.width_mult),
-        ("attention_scores_scalar", attention_scores_scalar(config, mup_base), scalar or config.head_size),
+        ("width_mult", width_mult(config, mup_base, record.parametrization), record.width_mult),
+        ("attention_scores_scalar", expected_scalar, scalar or config.head_size or 0),
     ):
         if not math.isclose(has, told):
             raise UserError(
                 f"{str(path / RECORD)!r} is damaged: {name} is {told:g}, by {CONFIG} and mup_base_config {has:g}:"
                 " restore it, or delete it to use the folder as a plain LitGPT checkpoint"
             )
-    return header
+    return Header(path, replace(config, name=record.name, attention_scores_scalar=scalar), record)
 
 
 def weights_sha256(path: Path) -> str | None:
@@ -239,11 +240,12 @@ def plain_weights(header: Header) -> dict[str, torch.Tensor]:
 
 
 def _litgpt_names(content: dict[str, Any], config: Config) -> Iterator[tuple[str, torch.Tensor]]:
+    """A state dict's entries by LitGPT's names of today, without what compiling and wrapping put before them."""
     content = content.get("model", content)
     for name, weight in content.items() if isinstance(content, dict) else ():
         name = str(name).replace("_orig_mod.", "").removeprefix("module.")
         if legacy := re.fullmatch(r"(.*\.attn)\.attn\.(weight|bias)", name):  # older LitGPT
-            name, weight = f"{legacy[1]}.qkv.{legacy[2]}", qkv_reassemble(weight, config)
+            name, weight = f"{legacy[1]}.qkv.{legacy[2]}", torch.as_tensor(qkv_reassemble(weight, config))
         yield name, weight
 
 
@@ -254,7 +256,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         UserError: The file is missing, cut off, no checkpoint, or carries pickled code.
     """
     try:
-        if not _is_torch_file(path):
+        with path.open("rb") as file:
+            start = file.read(4)
+        if len(start) == 4 and not start.startswith((b"PK", b"\x80")):  # a zip archive or, before torch 1.6, a pickle
             raise UserError(f"{str(path)!r} is no file of torch's: give a checkpoint that torch.save wrote")
         try:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -274,13 +278,6 @@ def load_tensors(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
     return content
-
-
-def _is_torch_file(path: Path) -> bool:
-    """Whether a file begins as torch's do: as a zip archive or, before torch 1.6, as a pickle; a cut-off one may."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    return start.startswith((b"PK", b"\x80")) or len(start) < 4
 
 
 def installed_versions() -> dict[str, str]:

@@ -61,7 +61,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         if tokenizer:
             tokenizer.write(partial)
         write_hf_configs(partial, config, tokenizer, str(weights["lm_head.weight"].dtype).removeprefix("torch."))
-        if format == "litgpt":
+        if family is None or format == "litgpt":
             torch.save(weights, partial / checkpoint.WEIGHTS)
             save_config(replace(config, name=litgpt_name(config)), partial)
             return "LitGPT"
@@ -73,7 +73,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
             raise OSError(one_line(error)) from error  # what a full disk is to atomic_folder
         # safetensors makes its file the owner's alone.
         shutil.copymode(partial / HF_CONFIG, partial / SAFETENSORS)
-    return family.architecture
+        return family.architecture
 
 
 def foreign_to_export(folder: Path) -> list[str]:

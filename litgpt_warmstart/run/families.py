@@ -15,6 +15,7 @@ from litgpt.scripts import convert_lit_checkpoint as litgpt_convert
 
 from litgpt_warmstart.data.tokenizer_files import TokenizerFiles
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.scales import Sizes
 
 HF_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
@@ -63,7 +64,7 @@ class Family:
         """What the config has that transformers' class has not, in words; empty where it can hold the model."""
         found = [f"{name} {getattr(config, name)!r}" for name, value in self.wanted.items()
                  if getattr(config, name) != value]  # fmt: skip
-        if self.whole_heads and config.n_head * config.head_size != config.n_embd:
+        if self.whole_heads and config.n_head * Sizes.of(config).head_size != config.n_embd:
             found.append("heads that do not make up n_embd")
         if not self.query_groups and config.n_query_groups != config.n_head:
             found.append("queries that share keys")

@@ -64,7 +64,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
             by entry as Adam does: muP's learning rates hold for no other.
     """
     path, init_args = named(optimizer)
-    cls = _imported(path)
+    cls: Any = _imported(path)
     is_optimizer = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
     parameters = inspect.signature(cls).parameters if is_optimizer else {}
     adam_like = "betas" in parameters or (parameters and issubclass(cls, ENTRY_BY_ENTRY))
@@ -84,8 +84,9 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
             raise UserError(f"--optimizer {path}: {name} is {one_line(repr(value), 60)}: its default is {default}")
     lr = init_args.pop("lr", None)
     chosen = ChosenOptimizer(_canonical(path, cls), _told(init_args, cls), lr)
+    make: Any = cls  # whose arguments are nobody's to know here
     try:
-        cls([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
+        make([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
     except Exception as error:  # a ValueError of torch's; of another's class anything
         raise UserError(f"--optimizer {path}: {one_line(error)}: change that argument") from error
     return chosen

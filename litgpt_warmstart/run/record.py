@@ -12,6 +12,7 @@ from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import dump_yaml, file_sha256
 from litgpt_warmstart.method.growth import Grown
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.method.scales import checked_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
@@ -89,7 +90,7 @@ class Record:
     command: str
     name: str
     parameters: Size
-    parametrization: str
+    parametrization: ParametrizationName
     mup_base_config: dict[str, Any]
     """LitGPT config of the model whose learning rate was tuned."""
     width_mult: Positive
