@@ -12,17 +12,10 @@ from safetensors.torch import save_file
 
 from litgpt_warmstart import files
 from litgpt_warmstart.data.tokenizer_files import NAMES
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import one_line
 from litgpt_warmstart.method.model import check_supported
 from litgpt_warmstart.run import checkpoint
-from litgpt_warmstart.run.families import (
-    GENERATION_CONFIG,
-    HF_CONFIG,
-    find_family,
-    litgpt_name,
-    why_none,
-    write_hf_configs,
-)
+from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, known_family, litgpt_name, write_hf_configs
 
 Format = Literal["transformers", "litgpt"]
 SAFETENSORS = "model.safetensors"
@@ -48,12 +41,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     header.check_files()
     check_supported(header.config)
     config = replace(header.config, attention_scores_scalar=None)
-    family = find_family(config)
-    if family is None and format == "transformers":
-        raise UserError(
-            f"{config.name!r} has {why_none(config)}, which no model of transformers known here has: pass --format"
-            " litgpt"
-        )
+    family = known_family(config, ": pass --format litgpt") if format == "transformers" else None
     weights = checkpoint.plain_weights(header)
     tokenizer = header.tokenizer
     with files.atomic_folder(out_dir, foreign_to_export) as partial:
@@ -61,7 +49,7 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
         if tokenizer:
             tokenizer.write(partial)
         write_hf_configs(partial, config, tokenizer, str(weights["lm_head.weight"].dtype).removeprefix("torch."))
-        if family is None or format == "litgpt":
+        if family is None:
             torch.save(weights, partial / checkpoint.WEIGHTS)
             save_config(replace(config, name=litgpt_name(config)), partial)
             return "LitGPT"

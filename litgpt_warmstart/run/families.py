@@ -6,7 +6,7 @@ So a name must begin as its family's do, and must not begin as another's.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ class Family:
     """transformers' class."""
     wanted: Mapping[str, Any]
     """What a LitGPT config must say for that class to compute the same."""
-    entries: Callable[[Config], dict[str, Any]]
-    """Of config.json, beside those that all families share."""
+    fields: Mapping[str, str]
+    """Entries of config.json, beside those that all families share, and the fields of LitGPT's config they have."""
+    constants: Mapping[str, Any]
+    """Entries of config.json that are always the same."""
     convert: Callable[..., None]
     """LitGPT's own conversion of weights."""
     prefix: str
@@ -57,8 +59,8 @@ class Family:
     """Whether its heads must make up n_embd."""
     query_groups: bool = True
     """Whether queries may share keys."""
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    """Parts of LitGPT's names that LitGPT's conversion knows by other names."""
+    renamed: tuple[str, str] = ("", "")
+    """A part of LitGPT's names that LitGPT's conversion knows by another name, and that name."""
 
     def in_the_way(self, config: Config) -> list[str]:
         """What the config has that transformers' class has not, in words; empty where it can hold the model."""
@@ -71,72 +73,46 @@ class Family:
         return found
 
     def named(self, weights: Mapping[str, Any], config: Config) -> dict[str, Any]:
-        """Weights by transformers' names.
-
-        Args:
-            weights: A plain LitGPT checkpoint's.
-            config: The model.
-        """
+        """A plain LitGPT checkpoint's weights by transformers' names."""
         found: dict[str, Any] = {}
-        known = {}
-        for name, weight in weights.items():
-            for ours, theirs in self.renamed.items():
-                name = name.replace(ours, theirs)
-            known[name] = weight
+        known = {name.replace(*self.renamed): weight for name, weight in weights.items()}
         self.convert(replace(config, name=litgpt_name(config)), found, known)
         return found
 
-
-def _llama_entries(config: Config) -> dict[str, Any]:
-    return dict(
-        hidden_act="silu", head_dim=config.head_size, num_key_value_heads=config.n_query_groups,
-        rms_norm_eps=config.norm_eps, attention_bias=False, mlp_bias=False,
-    )  # fmt: skip
-
-
-def _neox_entries(config: Config) -> dict[str, Any]:
-    return dict(
-        hidden_act="gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh",
-        layer_norm_eps=config.norm_eps, rotary_pct=config.rotary_percentage, rotary_emb_base=config.rope_base,
-        use_parallel_residual=config.parallel_residual, attention_bias=True,
-    )  # fmt: skip
+    def entries(self, config: Config) -> dict[str, Any]:
+        """What config.json says beside what all families share."""
+        found = {name: getattr(config, field) for name, field in self.fields.items()} | dict(self.constants)
+        if "hidden_act" not in found:
+            found["hidden_act"] = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+        return found
 
 
-def _phi_entries(config: Config) -> dict[str, Any]:
-    return dict(
-        hidden_act="gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh",
-        layer_norm_eps=config.norm_eps, partial_rotary_factor=config.rotary_percentage,
-        num_key_value_heads=config.n_query_groups, qk_layernorm=False, attention_dropout=0.0, resid_pdrop=0.0,
-        embd_pdrop=0.0,
-    )  # fmt: skip
-
-
-def _phi3_entries(config: Config) -> dict[str, Any]:
-    block_size = config.block_size
-    return _llama_entries(config) | dict(
-        original_max_position_embeddings=block_size, sliding_window=None, pad_token_id=None, attention_dropout=0.0,
-        resid_pdrop=0.0, embd_pdrop=0.0,
-    )  # fmt: skip
-
-
+_NO_DROPOUT = dict(attention_dropout=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
+_LLAMA_FIELDS = dict(head_dim="head_size", num_key_value_heads="n_query_groups", rms_norm_eps="norm_eps")
+_LLAMA_CONSTANTS = dict(hidden_act="silu", attention_bias=False, mlp_bias=False)
 FAMILIES = (
-    Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX, _neox_entries, litgpt_convert.copy_weights_gpt_neox, "pythia-",
-           query_groups=False),
+    Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX,
+           dict(layer_norm_eps="norm_eps", rotary_pct="rotary_percentage", rotary_emb_base="rope_base",
+                use_parallel_residual="parallel_residual"),
+           dict(attention_bias=True), litgpt_convert.copy_weights_gpt_neox, "pythia-", query_groups=False),
     Family("phi", "PhiForCausalLM", _NEOX | dict(shared_attention_norm=True, lm_head_bias=True, parallel_residual=True),
-           _phi_entries, litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
-    Family("phi3", "Phi3ForCausalLM", _LLAMA, _phi3_entries, litgpt_convert.copy_weights_phi, "phi-3-",
-           ("phi-3", "phi-4")),
-    Family("llama", "LlamaForCausalLM", _LLAMA, _llama_entries, litgpt_convert.copy_weights_llama, "Llama-",
-           whole_heads=False),
-    Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _llama_entries,
+           dict(layer_norm_eps="norm_eps", partial_rotary_factor="rotary_percentage",
+                num_key_value_heads="n_query_groups"),
+           _NO_DROPOUT | dict(qk_layernorm=False), litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
+    Family("phi3", "Phi3ForCausalLM", _LLAMA, _LLAMA_FIELDS | dict(original_max_position_embeddings="block_size"),
+           _LLAMA_CONSTANTS | _NO_DROPOUT | dict(sliding_window=None, pad_token_id=None),
+           litgpt_convert.copy_weights_phi, "phi-3-", ("phi-3", "phi-4")),
+    Family("llama", "LlamaForCausalLM", _LLAMA, _LLAMA_FIELDS, _LLAMA_CONSTANTS, litgpt_convert.copy_weights_llama,
+           "Llama-", whole_heads=False),
+    Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _LLAMA_FIELDS, _LLAMA_CONSTANTS,
            litgpt_convert.copy_weights_qwen_2_5, "Qwen2.5-", ("qwen2.5", "qwq"), whole_heads=False),
-    Family("qwen3", "Qwen3ForCausalLM", _LLAMA | dict(norm_qk=True, norm_qk_type="default"), _llama_entries,
-           litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
+    Family("qwen3", "Qwen3ForCausalLM", _LLAMA | dict(norm_qk=True, norm_qk_type="default"), _LLAMA_FIELDS,
+           _LLAMA_CONSTANTS, litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
     Family("olmo2", "Olmo2ForCausalLM",
            _LLAMA | dict(norm_qk=True, norm_qk_type="olmo2", post_attention_norm=True, post_mlp_norm=True,
                          norm_1=False, norm_2=False),
-           _llama_entries, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
-           renamed={".post_attention_norm.": ".norm_2."}),
+           _LLAMA_FIELDS, _LLAMA_CONSTANTS, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
+           renamed=(".post_attention_norm.", ".norm_2.")),
 )  # fmt: skip
 """In the order in which they are tried: a phi-3 has the fields of a Llama, and is known by its name."""
 
@@ -151,17 +127,23 @@ def find_family(config: Config) -> Family | None:
     """The family whose class in transformers computes the same; None where there is none."""
     fields, name = _without_rope_adjustments(config), config.name.lower()
     for family in FAMILIES:
-        if family.model_type == "phi3" and not name.startswith(family.converted_by):
-            continue
-        if not family.in_the_way(fields):
+        known = family.model_type != "phi3" or name.startswith(family.converted_by)
+        if known and not family.in_the_way(fields):
             return family
     return None
 
 
-def why_none(config: Config) -> str:
-    """What keeps a model out of the family that is the nearest, in words."""
+def known_family(config: Config, remedy: str = "") -> Family:
+    """The family of a model.
+
+    Raises:
+        UserError: No class of transformers computes the same: names what keeps the model out of the nearest one.
+    """
+    if family := find_family(config):
+        return family
     fields = _without_rope_adjustments(config)
-    return ", ".join(min((family.in_the_way(fields) for family in FAMILIES), key=len))
+    nearest = min((family.in_the_way(fields) for family in FAMILIES), key=len)
+    raise UserError(f"{config.name!r} has {', '.join(nearest)}, which no model of transformers known here has{remedy}")
 
 
 def litgpt_name(config: Config) -> str:
@@ -189,9 +171,7 @@ def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: st
     Raises:
         UserError: No class of transformers computes the same; names what is in the way.
     """
-    family = find_family(config)
-    if family is None:
-        raise UserError(f"{config.name!r} has {why_none(config)}, which no model of transformers known here has")
+    family = known_family(config)
     rope: dict[str, Any] = dict(rope_theta=config.rope_base)
     if adjusted := config.rope_adjustments:
         rope["rope_scaling"] = dict(
@@ -213,13 +193,9 @@ def special_ids(tokenizer: TokenizerFiles | None) -> dict[str, int | None]:
 
 
 def write_hf_configs(folder: Path, config: Config, tokenizer: TokenizerFiles | None, dtype: str = "float32") -> None:
-    """Write config.json and generation_config.json, where transformers has the model's family.
+    """Write config.json and generation_config.json into a folder that is being filled; see :func:`hf_config`.
 
-    Args:
-        folder: A checkpoint folder that is being filled.
-        config: The model, without an ``attention_scores_scalar``.
-        tokenizer: Tells which ids begin and end a text.
-        dtype: Of the weights.
+    Nothing is written where transformers has no family for the model.
     """
     if find_family(config) is None:
         return
