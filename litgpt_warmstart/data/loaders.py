@@ -21,14 +21,8 @@ from litgpt_warmstart.method.loss import IGNORE_INDEX
 class TrainLoader:
     """A run's training batches, shape (B, T + 1), each whole and with ids that the model has.
 
-    The order is a function of the blocks, or of the run's seed where the DataModule shuffles, and nothing that the
-    loader draws moves the run's own random numbers.
-
-    Args:
-        reading: What is read.
-        blocks: The blocks that are left; None for a DataModule that does not hand out blocks by number.
-        rank: Which of the processes this is.
-        num_processes: How many share the blocks.
+    The order is that of ``blocks``, those that are left; of a DataModule without numbered blocks it is its own, a
+    function of the run's seed. Nothing that the loader draws moves the run's own random numbers.
     """
 
     def __init__(

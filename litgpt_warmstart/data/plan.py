@@ -68,13 +68,7 @@ class DataPlan:
     def train_loader(
         self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1
     ) -> TrainLoader:
-        """The training batches from the next token on.
-
-        Args:
-            step_count: Finished optimizer steps.
-            loader_state: What :meth:`loader_state` gave at the last checkpoint.
-            rank: Which of the processes this is.
-            num_processes: How many share the data.
+        """A process's training batches after ``step_count`` optimizer steps; ``loader_state`` is what was said then.
 
         Raises:
             UserError: The loader cannot go on from there.
@@ -228,21 +222,17 @@ def _check_length(reading: Reading) -> None:
 
 def _check_first_batches(plan: DataPlan) -> None:
     """Raise a UserError where a DataModule that is not ours does not give what training and validation read."""
-    reading, cpu = plan.reading, torch.device("cpu")
+    reading = plan.reading
+    shorter = f"a smaller --train.max_seq_length (now {reading.block_size}), or more data"
     try:
-        first = next(iter(plan.train_loader(0, None)), None)
-        first_val = next(val_batches(reading, 1, cpu), None)
+        if next(iter(plan.train_loader(0, None)), None) is None:
+            raise UserError(
+                f"{reading.option}: the training split is shorter than a micro-batch of {reading.micro_batch_size}:"
+                f" take a smaller one, {shorter}"
+            )
+        if next(val_batches(reading, 1, torch.device("cpu")), None) is None:
+            raise UserError(f"{reading.option}: the validation split is shorter than one block: take {shorter}")
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{reading.option}: {one_line(error)}") from error
-    if first is None:
-        raise UserError(
-            f"{reading.option}: the training split is shorter than a micro-batch of {reading.micro_batch_size}: take a"
-            f" smaller one, a smaller --train.max_seq_length (now {reading.block_size}), or more data"
-        )
-    if first_val is None:
-        raise UserError(
-            f"{reading.option}: the validation split is shorter than one block: take a smaller --train.max_seq_length"
-            f" (now {reading.block_size}), or more data"
-        )

@@ -49,12 +49,8 @@ class DataUse:
             other: Another run's; where tokens have no fingerprint, only the arguments that both tell are told.
         """
         if self.fingerprint is not None:
-            return {
-                "class_path": self.class_path,
-                "fingerprint": self.fingerprint,
-                "start_token": self.start_token,
-                "order_seed": self.order_seed,
-            }
+            names = ("class_path", "fingerprint", "start_token", "order_seed")
+            return {name: getattr(self, name) for name in names}
         told = data_arguments(self.init_args)
         known = data_arguments(other.init_args) if other else told
         return {"class_path": self.class_path} | {name: value for name, value in told.items() if name in known}
