@@ -1,7 +1,7 @@
 """What the commands of studies share: lists as typed, and options that a single run has but a study has not."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def as_list(
-    value: object, kind: Callable[[object], T], option: str, once: bool = True, words: str | None = None
+    value: object, kind: Callable[[Any], T], option: str, once: bool = True, words: str | None = None
 ) -> list[T]:
     """The elements of an option's value, ``1,2,3`` as typed, or a list as YAML has it.
 

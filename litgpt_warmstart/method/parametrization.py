@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import mup
 import torch
@@ -62,7 +62,10 @@ PARAMETRIZATIONS = {
     "mup": Parametrization(matrix=Divisors(std=0.5, lr=1.0), logits=1.0, scores=1.0),
     "sp": Parametrization(is_own_base=True),
 }
-ParametrizationName = Literal[*PARAMETRIZATIONS]  # pyright: ignore[reportInvalidTypeForm]  # the table says it once
+if TYPE_CHECKING:
+    ParametrizationName = str
+else:
+    ParametrizationName = Literal[*PARAMETRIZATIONS]  # for jsonargparse and pydantic: the table says the names once
 
 
 def width_mult(config: Config, mup_base: Config, parametrization: str = "mup") -> float:
