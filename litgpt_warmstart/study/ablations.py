@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, get_args
 
 import pandas
@@ -62,7 +63,9 @@ class Arm:
         Raises:
             UserError: One has a value that it cannot have.
         """
-        typed = {name: float(v) if isinstance(DEFAULTS[name], float) else str(v) for name, v in options.items()}
+        typed: dict[str, Any] = {}
+        for name, value in options.items():
+            typed[name] = float(value) if isinstance(DEFAULTS[name], float) else str(value)
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
         if not growth.shrink:  # nothing is left of the base to align, and no gain
             growth = Growth(shrink=0.0, perturb=growth.perturb)
@@ -173,12 +176,19 @@ class Ablations:
 
     def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
         """Write the table and the picture, and print what came of each arm."""
-        found = results(self.runs, outcomes)
-        write_csv(self.out_dir / f"{self.name}.csv", found)
+        rows = results(self.runs, outcomes)
+        write_csv(self.out_dir / f"{self.name}.csv", pandas.DataFrame(rows))
         shared, names = labels(self.arms)
-        picture = dots("ablations", "", losses_of(names, found), shared)
-        write_whole(self.out_dir / f"{self.name}.png", picture.png)
-        print(f"\n{shared}\n\n{as_text(table(names, found))}")
+        arms = by_arm(names, rows)
+        losses = {
+            name: {
+                "before the first step": _losses(seeds, "first_val_loss"),
+                "at the end": _losses([row for row in seeds if row["status"] == "finished"], "val_loss"),
+            }
+            for name, seeds in arms.items()
+        }
+        write_whole(self.out_dir / f"{self.name}.png", dots("ablations", "", losses, shared).png)
+        print(f"\n{shared}\n\n{as_text(table(arms))}")
         print(f"Wrote {self.name}.csv and {self.name}.png to {str(self.out_dir)!r}")
 
 
@@ -264,7 +274,7 @@ def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
     return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}
 
 
-def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
 
     Args:
@@ -278,58 +288,51 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
         outcome, beside = outcomes[run.name], outcomes[scratch.name]
         row = {**arm.options, "seed": seed, **{name: getattr(outcome, name) for name in COLUMNS}}
         row |= {"scratch_status": beside.status, "scratch_val_loss": beside.val_loss}
-        reached = whole = None
-        if outcome.status == beside.status == "finished" and not arm.growth.from_scratch:
-            reached = tokens_to_reach(pandas.Series(dict(val_losses(run))), beside.val_loss)
-            whole = tokens_to_last_loss(pandas.Series(dict(val_losses(scratch))))
+        reached = whole = math.nan
+        if outcome.status == beside.status == "finished" and beside.val_loss and not arm.growth.from_scratch:
+            reached = tokens_to_reach(val_losses(run), beside.val_loss)
+            whole = tokens_to_last_loss(val_losses(scratch))
         row |= {"tokens_to_scratch_val_loss": reached, "scratch_tokens_to_scratch_val_loss": whole, "run": run.name}
         rows.append(row)
-    return pandas.DataFrame(rows)
+    return rows
 
 
-def losses_of(names: Sequence[str], found: pandas.DataFrame) -> dict[str, dict[str, list[float]]]:
-    """What the picture shows: of each arm, by its name, the first and the last validation losses of its seeds."""
-    return {
-        name: {
-            "before the first step": seeds["first_val_loss"].dropna().tolist(),
-            "at the end": seeds.loc[seeds["status"] == "finished", "val_loss"].tolist(),
-        }
-        for name, (_, seeds) in zip(names, found.groupby(list(DEFAULTS), sort=False), strict=True)
-    }
+def by_arm(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each arm, a seed each, by the arm's name."""
+    arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        arms.setdefault(tuple(row[name] for name in DEFAULTS), []).append(row)
+    return dict(zip(names, arms.values(), strict=True))
 
 
-def table(names: Sequence[str], found: pandas.DataFrame) -> pandas.DataFrame:
-    """Losses and tokens of each arm, by its name, as text: means and standard deviations over seeds."""
+def table(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> pandas.DataFrame:
+    """Losses and tokens of each arm as text: means and standard deviations over seeds."""
     rows = []
-    for name, (_, seeds) in zip(names, found.groupby(list(DEFAULTS), sort=False), strict=True):
-        finished = seeds[seeds["status"] == "finished"]
-        beside = finished[finished["scratch_status"] == "finished"]
-        shares = (beside["tokens_to_scratch_val_loss"] / beside["scratch_tokens_to_scratch_val_loss"]).dropna()
-        reached = "-"
-        notes: dict[str, int] = {}
-        if (seeds["shrink"] > 0).any() or (seeds["perturb"] != 1).any():
-            if len(shares):
-                reached = f"{shares.mean():.0%} ({len(shares)} of {len(beside)} seeds)"
-            elif len(beside):
-                reached = "never"
-            notes["ended above it"] = (beside["val_loss"] > beside["scratch_val_loss"]).sum()
+    for name, seeds in arms.items():
+        finished = [row for row in seeds if row["status"] == "finished"]
+        beside = [row for row in finished if row["scratch_status"] == "finished"]
+        shares = [row["tokens_to_scratch_val_loss"] / row["scratch_tokens_to_scratch_val_loss"] for row in beside]
+        shares = [share for share in shares if not math.isnan(share)]
+        reached, notes = "-", {}
+        if seeds[0]["shrink"] > 0 or seeds[0]["perturb"] != 1:  # no run from scratch
+            if beside:
+                reached = f"{fmean(shares):.0%} ({len(shares)} of {len(beside)} seeds)" if shares else "never"
+            notes["ended above it"] = sum(row["val_loss"] > row["scratch_val_loss"] for row in beside)
             notes["without a run from scratch"] = len(finished) - len(beside)
-        notes["diverged"] = (seeds["status"] == "diverged").sum()
-        notes["skipped, as the base diverged"] = (seeds["status"] == "skipped").sum()
+        notes["diverged"] = sum(row["status"] == "diverged" for row in seeds)
+        notes["skipped, as the base diverged"] = sum(row["status"] == "skipped" for row in seeds)
         reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
-        rows.append(
-            {
-                "": name,
-                "first val loss": _over_seeds(seeds["first_val_loss"]),
-                "last val loss": _over_seeds(finished["val_loss"]),
-                "tokens to scratch's last loss": reached,
-            }
-        )
-    return pandas.DataFrame(rows)
+        losses = _over_seeds(seeds, "first_val_loss"), _over_seeds(finished, "val_loss")
+        rows.append((name, *losses, reached))
+    return pandas.DataFrame(rows, columns=["", "first val loss", "last val loss", "tokens to scratch's last loss"])
 
 
-def _over_seeds(losses: pandas.Series) -> str:
-    losses = losses.dropna().astype(float)
-    if losses.empty:
+def _losses(seeds: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    return [row[column] for row in seeds if row[column] is not None]
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]], column: str) -> str:
+    losses = _losses(seeds, column)
+    if not losses:
         return "-"
-    return f"{losses.mean():.4f}" + (f" ± {losses.std():.4f}" if len(losses) > 1 else "")
+    return f"{fmean(losses):.4f}" + (f" ± {stdev(losses):.4f}" if len(losses) > 1 else "")

@@ -3,12 +3,6 @@
 A few optimizer steps at each of several widths, on one batch. Under muP every layer's mean absolute activation (L1)
 tends to a constant; under standard parametrization (SP), with one learning rate for all widths, whatever the updates
 reach grows. Figures 3 and 7 of arXiv 2411.07340 ask the same of warmstarted models. ``mup.coord_check`` measures.
-
-L1 ~ n_embd^slope. In the limit of width the slopes are 0 under muP (below 0 where a layer only averages: logits start
-as n_embd^-1/2, and a base's weights, padded with zeros, thin out) and 1 under SP, where Adam moves every entry of a
-matrix alike and n_embd of them add up. Exponents come in halves, so a failure has a slope of 1/2 or more, while noise
-and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds, widths 48 to 384, three updates at lr
-0.01; 0.34 with 3 seeds to 192), in attention, where SP's blocks and logits had 0.8 to 1.8. So above 0.4 a layer grows.
 """
 
 import math
@@ -17,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import linear_regression
+from statistics import fmean
 from typing import Any, Literal, get_args
 
-import numpy as np
 import pandas
 import torch
 import yaml
@@ -46,16 +39,13 @@ from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study.folder import as_text, check_results, read_table
+from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, table, way_of
 
 WayName = Literal["sp", "mup", "warmstart"]
 
 RESULTS, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
-MAX_SLOPE = 0.4
-"""A slope above it is growth."""
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 """Widths of the models, in widths of the narrowest one."""
-WAY = ["parametrization", "shrink"]
-"""The columns that tell of a :class:`Way`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ class CoordCheck:
     """Everything that decides a coordinate check, but for the batch."""
 
     configs: tuple[Config, ...]
-    """Of the models, narrowest first, before muP's attention scale."""
+    """The models, narrowest first, before muP's attention scale."""
     mup_base: Config
     """Where the learning rate was tuned. SP takes each model's own shapes instead."""
     ways: tuple[Way, ...]
@@ -226,13 +216,14 @@ def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT
     config = parametrization.mup_config(config, mup_base)
     model = MuGPT(config, parametrization.width_mult(config, mup_base))
     parametrization.set_base_shapes(model, mup_base)
-    if not way.growth:
+    source = check.source
+    if way.growth is None or source is None:
         parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed))
         return model
     grown = growth.grow(
-        check.source.weights_under(parametrization.folding(check.source.config, mup_base)),
+        source.weights_under(parametrization.folding(source.config, mup_base)),
         parametrization.initial_weights(model, mup_base, seed, way.growth.perturb),
-        check.source.config,
+        source.config,
         config,
         way.growth,
     )
@@ -283,74 +274,25 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
                 ) from error
             named = frame[["t", "width", "module", "l1"]]
             frames.append(named.assign(parametrization=way.parametrization, shrink=way.shrink, seed=seed))
-        label, seconds = way_of(frames[-1]).iloc[0], time.perf_counter() - started
+        label, seconds = (
+            way_of({"parametrization": way.parametrization, "shrink": way.shrink}),
+            time.perf_counter() - started,
+        )
         print(f"{label}: {len(check.seeds)} x {len(check.configs)} models, {seconds:.0f} s")
     return pandas.concat(frames, ignore_index=True)
 
 
-def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
-    """How each layer's L1 goes with width at the last step, L1 ~ width^slope, in the order of measuring.
-
-    Returns:
-        A row for each layer and way: the mean over seeds of the least-squares slope of log L1 against log width, NaN
-        where an L1 is not finite; its standard error, NaN for one seed; and the verdict.
-    """
-    last = coordinates[coordinates["t"] == coordinates["t"].max()]
-    keys = ["module", *WAY]
-    groups = last.groupby([*keys, "seed"], sort=False, dropna=False)
-    slopes = groups.apply(lambda curve: fit_slope(curve["width"], curve["l1"]), include_groups=False)
-    over_seeds = slopes.groupby(level=keys, sort=False, dropna=False)
-    found = over_seeds.agg(slope=lambda s: s.mean(skipna=False), standard_error=lambda s: s.sem(skipna=False))
-    return found.assign(verdict=found["slope"].map(verdict)).reset_index()
-
-
-def fit_slope(widths: Sequence[float], values: Sequence[float]) -> float:
-    """Least-squares slope of log value against log width: 0 for a layer that is off (0 at every width), NaN where a
-    value is not finite or a layer is off at some widths only."""
-    if not any(values):
-        return 0.0
-    if not all(0 < value < math.inf for value in values):
-        return math.nan
-    return linear_regression(np.log(widths), np.log(values)).slope
-
-
-def verdict(slope: float) -> str:
-    """Whether activations with this slope grow with width; shrinking is no failure."""
-    if math.isnan(slope):
-        return "diverges"
-    return "grows" if slope > MAX_SLOPE else "ok"
-
-
-def worst(verdicts: Sequence[str]) -> str:
-    """The verdict on a way: that on its worst layer."""
-    return next(verdict for verdict in ("diverges", "grows", "ok") if verdict in set(verdicts))
-
-
-def way_of(rows: pandas.DataFrame) -> pandas.Series:
-    """The way of each row in a few words, for tables and pictures."""
-    grown = "shrink " + pandas.to_numeric(rows["shrink"], errors="coerce").map("{:g}".format)
-    return rows["parametrization"].map({"sp": "SP", "mup": "muP"}).fillna(grown)
-
-
-def table(slopes: pandas.DataFrame) -> pandas.DataFrame:
-    """Slopes as text, a row for each layer and a column for each way, with a star where activations grow."""
-    star = slopes["verdict"].map({"ok": " ", "grows": "*", "diverges": "*"})
-    cells = slopes.assign(
-        layer=slopes["module"].map(lambda module: layer_name(module, "activation")),
-        way=way_of(slopes),
-        slope=slopes["slope"].map("{:+.2f}".format) + star,
-    )
-    shown = cells.pivot_table("slope", "layer", "way", aggfunc="first", sort=False)
-    shown.loc["verdict"] = cells.groupby("way", sort=False)["verdict"].agg(worst) + " "
-    return shown.rename_axis(columns=None).reset_index()
-
-
 def picture(coordinates: pandas.DataFrame, title: str, name: str = "coordinates") -> Figure:
     """Mean |activation| against width at the last step, a panel for each way, a mean over seeds."""
-    last = coordinates[coordinates["t"] == coordinates["t"].max()]
-    series: dict[str, dict[str, pandas.Series]] = {}
-    for (way, module), rows in last.assign(way=way_of(last)).groupby(["way", "module"], sort=False):
-        series.setdefault(way, {})[layer_name(module, "activation")] = rows.groupby("width")["l1"].mean()
+    values: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for row in at_the_end(coordinates):
+        layer = layer_name(row["module"], "activation") or row["module"]
+        by_width = values.setdefault(way_of(row), {}).setdefault(layer, {})
+        by_width.setdefault(int(row["width"]), []).append(float(row["l1"]))
+    series = {
+        way: {layer: pandas.Series({w: fmean(l1) for w, l1 in widths.items()}) for layer, widths in layers.items()}
+        for way, layers in values.items()
+    }
     return panels(name, title, series, "mean |activation|", "width (n_embd)", log=True)
 
 
@@ -379,9 +321,10 @@ def section(runs: Runs) -> Section | None:
     for number, (name, folder) in enumerate(zip(display_names(folders), folders, strict=True), start=1):
         try:
             kinds = {"t": int, "width": int, "l1": float}
-            coordinates, slopes = read_table(folder / RESULTS).astype(kinds), read_table(folder / SLOPES)
-            title = setting(read_yaml(folder / HYPERPARAMETERS), coordinates["t"].max())
-            shown = table(slopes.astype({"slope": float}))
+            coordinates, slopes = (pandas.DataFrame(read_table(folder / each)) for each in (RESULTS, SLOPES))
+            coordinates = coordinates.astype(kinds)
+            title = setting(read_yaml(folder / HYPERPARAMETERS), at_the_end(coordinates)[0]["t"])
+            shown = table(slopes)
             figure = picture(coordinates, title, f"coordinates-{number}")
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             found.notes.append(f"Left out: {name}: damaged or half-written: {one_line(error, 100)}")

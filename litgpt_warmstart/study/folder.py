@@ -62,8 +62,8 @@ def study_folder(out_dir: Path) -> Iterator[None]:
                 out_dir.rmdir()
 
 
-def read_table(path: Path) -> pandas.DataFrame:
-    """A study's results as text.
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a study's results, as text.
 
     Raises:
         OSError: The file cannot be read.
@@ -72,7 +72,7 @@ def read_table(path: Path) -> pandas.DataFrame:
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("a row has more or fewer columns than the others")
-    return pandas.DataFrame(rows)
+    return rows
 
 
 def as_text(table: pandas.DataFrame) -> str:

@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import pandas
 from litgpt.config import Config
@@ -32,6 +34,8 @@ BEST = "best"
 
 Cell = tuple[float, int]
 """A learning rate and a batch size."""
+Cells = dict[Cell, float]
+"""Mean validation losses."""
 
 
 @dataclass(frozen=True)
@@ -136,47 +140,77 @@ def equal_budget(single: RunSpec, batch_sizes: Sequence[int]) -> int:
     return tokens // step * step
 
 
-def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
     """A row a run, as grid_search.csv has them."""
     rows = []
     for run in runs:
-        outcome = outcomes[run.name]
+        outcome, classes = outcomes[run.name], run.spec.config.padded_vocab_size or 0
         # whatever an older version called it
-        above = ended_diverged(outcome.first_val_loss, outcome.val_loss, run.spec.config.padded_vocab_size)
+        above = ended_diverged(outcome.first_val_loss, outcome.val_loss, classes)
         status = "diverged" if outcome.status == "finished" and above else outcome.status
         told = outcome.first_val_loss, outcome.val_loss, outcome.step_count, outcome.tokens, round(outcome.seconds, 3)
-        rows.append((*run.factors.values(), status, *told, run.name))
-    return pandas.DataFrame(rows, columns=list(COLUMNS))
+        rows.append(dict(zip(COLUMNS, (*run.factors.values(), status, *told, run.name), strict=True)))
+    return rows
 
 
-def cells(rows: pandas.DataFrame) -> pandas.Series:
-    """The grid's cells, by learning rate and batch size: mean validation loss over seeds, NaN where one diverged."""
-    losses = rows["val_loss"].astype(float).where(rows["status"] == "finished")
-    return losses.groupby([rows["lr"].astype(float), rows["batch_size"].astype(int)]).agg(
-        lambda seeds: seeds.mean(skipna=False)
-    )
+def cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """The grid's cells: mean validation loss over seeds, NaN where one diverged.
+
+    Args:
+        rows: As :func:`results` makes them, or as text.
+    """
+    seeds: dict[Cell, list[float]] = {}
+    for row in rows:
+        loss = float(row["val_loss"]) if row["status"] == "finished" else math.nan
+        seeds.setdefault((float(row["lr"]), int(row["batch_size"])), []).append(loss)
+    return {cell: fmean(losses) for cell, losses in seeds.items()}
 
 
-def winner(losses: pandas.Series) -> Cell:
+def winner(losses: Cells) -> Cell:
     """The cell with the lowest mean validation loss.
 
     Raises:
         UserError: All diverged.
     """
-    if losses.isna().all():
+    good = {loss: cell for cell, loss in reversed(losses.items()) if not math.isnan(loss)}
+    if not good:
         raise UserError("every cell of the grid diverged: give smaller learning rates in --lrs")
-    return losses.idxmin()
+    return good[min(good)]
 
 
-def at_the_edge(losses: pandas.Series, best: Cell) -> str | None:
+def sides(losses: Cells) -> tuple[list[float], list[int]]:
+    """The learning rates and the batch sizes of a grid, sorted."""
+    return sorted({lr for lr, _ in losses}), sorted({batch_size for _, batch_size in losses})
+
+
+def at_the_edge(losses: Cells, best: Cell) -> str | None:
     """What to tell when the winner has a neighbour missing; None if it stands inside the grid."""
     ends = []
-    for option, value, values in zip(("--lrs", "--batch_sizes"), best, losses.index.levels, strict=True):
-        if len(values) > 1 and value in (values.min(), values.max()):
-            ends.append(f"{value:g} is the {'smallest' if value == values.min() else 'largest'} of {option}")
+    for option, value, values in zip(("--lrs", "--batch_sizes"), best, sides(losses), strict=True):
+        if len(values) > 1 and value in (values[0], values[-1]):
+            ends.append(f"{value:g} is the {'smallest' if value == values[0] else 'largest'} of {option}")
     if not ends:
         return None
     return f"The winner stands at the grid's edge: {' and '.join(ends)}; a wider grid may hold a better one"
+
+
+def as_frame(losses: Cells) -> pandas.DataFrame:
+    """Learning rates down, batch sizes across."""
+    lrs, batch_sizes = sides(losses)
+    return pandas.DataFrame([[losses[lr, size] for size in batch_sizes] for lr in lrs], lrs, batch_sizes)
+
+
+def table(losses: Cells, best: Cell) -> pandas.DataFrame:
+    """Validation loss by learning rate (rows) and batch size (columns), as text; the winner is marked."""
+    lrs, batch_sizes = sides(losses)
+
+    def told(cell: Cell) -> str:
+        text = "diverged" if math.isnan(losses[cell]) else f"{losses[cell]:.4f}"
+        return f"{text} {'<' if cell == best else ' '}"
+
+    return pandas.DataFrame(
+        {"lr": f"{lr:g}", **{f"batch {size}": told((lr, size)) for size in batch_sizes}} for lr in lrs
+    )
 
 
 def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
@@ -184,7 +218,7 @@ def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
     path = folder / BEST / RECORD
     before = Record.load(path) if path.is_file() else None
     grid = before.training.get("grid_search") if before else None
-    if grid is None or before.tokens != tokens or grid["val_loss"] >= val_loss:
+    if before is None or grid is None or before.tokens != tokens or grid["val_loss"] >= val_loss:
         return None
     return (
         f"{BEST}/ keeps lr {before.base_lr:g}, batch {before.global_batch_size} of an earlier grid here, which reached"
@@ -192,19 +226,20 @@ def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
     )
 
 
-def write_winner(grid: Grid, losses: pandas.Series, best: Cell) -> None:
+def write_winner(grid: Grid, losses: Cells, best: Cell) -> None:
     """Copy the winner's checkpoint to ``best``/, its record telling of the grid.
 
     Of several seeds the first one's: the best one's loss would be better than what its settings promise.
     """
+    lrs, batch_sizes = sides(losses)
     seeds = [run for run in grid.runs if (run.factors["lr"], run.factors["batch_size"]) == best]
     source = seeds[0].spec.out_dir / "final"
     record = Record.load(source / RECORD)
     searched = {
-        "lrs": losses.index.levels[0].tolist(),
-        "batch_sizes": losses.index.levels[1].tolist(),
+        "lrs": lrs,
+        "batch_sizes": batch_sizes,
         "seeds": len(seeds),
-        "val_loss": float(losses[best]),
+        "val_loss": losses[best],
         "run": seeds[0].name,
     }
     with atomic_folder(grid.folder / BEST, foreign_entries) as partial:
@@ -214,26 +249,17 @@ def write_winner(grid: Grid, losses: pandas.Series, best: Cell) -> None:
         replace(record, training={**record.training, "grid_search": searched}).save(partial / RECORD)
 
 
-def table(losses: pandas.Series, best: Cell) -> pandas.DataFrame:
-    """Validation loss by learning rate (rows) and batch size (columns), as text; the winner is marked."""
-    told = losses.map(lambda loss: "diverged" if math.isnan(loss) else f"{loss:.4f}")
-    told += " "
-    told[best] = f"{losses[best]:.4f} <"
-    shown = told.unstack().rename(index="{:g}".format, columns="batch {}".format)
-    return shown.rename_axis(index="lr", columns=None).reset_index()
-
-
 def _conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
     rows = results(grid.runs, outcomes)
-    write_csv(grid.folder / RESULTS, rows)
+    write_csv(grid.folder / RESULTS, pandas.DataFrame(rows))
     losses = cells(rows)
     best = winner(losses)
     kept = better_before(losses[best], grid.budget, grid.folder)
     if not kept:
         write_winner(grid, losses, best)
-    picture = heat_map("grid-search", "", losses.unstack(), best, grid.title)
+    picture = heat_map("grid-search", "", as_frame(losses), best, grid.title)
     write_whole(grid.folder / PICTURE, picture.png)
-    seeds = rows["seed"].nunique()
+    seeds = len({row["seed"] for row in rows})
     print(f"\nValidation loss, {grid.title}, mean of {seeds} seeds (< is the best)\n")
     print(as_text(table(losses, best)))
     for line in (at_the_edge(losses, best), kept):
@@ -263,29 +289,30 @@ def section(runs: Runs) -> Section | None:
         "Last validation loss, mean over seeds, after the same tokens in every cell; the winner is framed. A cell"
         " diverged if a seed's loss was not finite, or ended above its start and a uniform guess.",
     )
-    tables = []
+    table = []
     for name, folder in zip(display_names(folders), folders, strict=True):
         try:
             rows = read_table(folder / RESULTS)
             losses = cells(rows)
             best = winner(losses)
-            tokens = rows.loc[rows["status"] == "finished", "tokens"].astype(int).max()
+            tokens = max(int(row["tokens"]) for row in rows if row["status"] == "finished")
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             found.notes.append(f"Left out: {name}: {one_line(error, 100)}")
             continue
-        own = runs.table[[Path(run).resolve().parent == (folder / CELLS).resolve() for run in runs.table["folder"]]]
+        inside = (folder / CELLS).resolve()
+        own = [run for run in runs.table.to_dict("records") if Path(run["folder"]).resolve().parent == inside]
         told = f"{tokens:,} tokens"
-        if len(own):
-            told = f"{own['model'].iloc[0]}, {tokens / own['parameters'].iloc[0]:.3g} tokens per parameter"
+        if own:
+            told = f"{own[0]['model']}, {tokens / own[0]['parameters']:.3g} tokens per parameter"
         part = Section(f"{name}: {told}")
         part.answers.append(f"Best: lr {best[0]:g}, batch {best[1]}, validation loss {losses[best]:.4f}.")
         if edge := at_the_edge(losses, best):
             part.answers.append(f"{edge}.")
         caption = f"Last validation loss by learning rate and batch, {told}"
         figure = f"grid-search-{len(found.parts) + 1}"
-        part.figures.append(heat_map(figure, caption, losses.unstack(), best, told))
+        part.figures.append(heat_map(figure, caption, as_frame(losses), best, told))
         found.parts.append(part)
-        tables.append(rows.reindex(columns=list(COLUMNS)).assign(grid=name))
-    if tables:
-        found.tables.append(Table("grid_searches", "All cells and seeds", pandas.concat(tables)))
+        table += [{"grid": name, **{column: row.get(column) for column in COLUMNS}} for row in rows]
+    if table:
+        found.tables.append(Table("grid_searches", "All cells and seeds", pandas.DataFrame(table)))
     return found

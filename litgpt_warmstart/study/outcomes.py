@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas
+
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
@@ -129,9 +131,10 @@ def settings(run: StudyRun) -> dict[str, Any]:
     return run.spec.identity() | ({"reads_on_after": after} if after else {})
 
 
-def val_losses(run: StudyRun) -> list[tuple[float, float]]:
-    """Tokens and validation losses of a run that has ended."""
-    return [(row["tokens"], row["val_loss"]) for row in read_metrics(run.spec.out_dir / FILE_NAME) if "val_loss" in row]
+def val_losses(run: StudyRun) -> pandas.Series:
+    """Validation losses of a run that has ended, by tokens."""
+    rows = read_metrics(run.spec.out_dir / FILE_NAME)
+    return pandas.Series({row["tokens"]: row["val_loss"] for row in rows if "val_loss" in row})
 
 
 def warmstarted(spec: RunSpec, source_dir: Path, growth: Growth) -> RunSpec:

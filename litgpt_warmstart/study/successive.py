@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas
 from litgpt.config import Config
@@ -44,13 +45,17 @@ class Stage:
     """At its last one."""
     known: bool
     """Whether every checkpoint of the lineage has told."""
-    rows: pandas.DataFrame
+    rows: list[dict[str, Any]]
     """metrics.csv's, with ``lineage_tokens`` and ``lineage_flops``; none for a base whose file is not at hand."""
 
+    def curve(self, column: str) -> pandas.Series:
+        """A column by Hoffmann FLOPs of the lineage."""
+        return pandas.Series({row["lineage_flops"]: row[column] for row in self.rows if column in row}, dtype=float)
+
     @property
-    def val_losses(self) -> pandas.Series:
-        """By Hoffmann FLOPs of the lineage."""
-        return self.rows.set_index("lineage_flops")["val_loss"].dropna()
+    def val_losses(self) -> list[float]:
+        """All of them."""
+        return self.curve("val_loss").tolist()
 
 
 @dataclass(frozen=True)
@@ -180,23 +185,26 @@ def stage(name: str, checkpoint_dir: Path, previous: Stage | None = None) -> Sta
     """
     header = read_header(checkpoint_dir)
     record, whole = header.record, base_figures(header)
-    per_token = hoffmann_flops_per_token(header.config, record.training["block_size"])
+    if record is None:
+        raise UserError(f"{str(checkpoint_dir)!r} has no record")
+    per_token = hoffmann_flops_per_token(header.config, record.training.get("block_size", header.config.block_size))
     known = whole.tokens is not None and whole.hoffmann_flops is not None
-    if known:
+    tokens, flops = (previous.tokens, previous.flops) if previous else (0, 0.0)
+    if whole.tokens is not None and whole.hoffmann_flops is not None:
         tokens, flops = whole.tokens - record.tokens, whole.hoffmann_flops - record.tokens * per_token
-    else:
-        tokens, flops = (previous.tokens, previous.flops) if previous else (0, 0.0)
-    columns = ["step", "tokens", "loss", "val_loss", "learning_rate"]
-    rows = pandas.DataFrame(read_metrics(checkpoint_dir.parent / FILE_NAME), columns=columns)
-    rows = rows[rows["step"] <= record.step_count].astype({"step": int, "tokens": int})
-    rows = rows.assign(lineage_tokens=tokens + rows["tokens"], lineage_flops=flops + rows["tokens"] * per_token)
+    rows = []
+    for row in read_metrics(checkpoint_dir.parent / FILE_NAME):
+        if row["step"] <= record.step_count:
+            own = int(row["tokens"])
+            rows.append({**row, "lineage_tokens": tokens + own, "lineage_flops": flops + own * per_token})
     return Stage(name, record, tokens + record.tokens, flops, flops + record.tokens * per_token, known, rows)
 
 
 def results(stages: Sequence[Stage]) -> pandas.DataFrame:
     """Each stage's rows of metrics, with tokens and FLOPs of the whole lineage."""
     columns = ["stage", "step", "tokens", "lineage_tokens", "lineage_flops", "loss", "val_loss", "learning_rate"]
-    return pandas.concat([stage.rows.assign(stage=stage.name) for stage in stages])[columns]
+    rows = [{"stage": stage.name, **row} for stage in stages for row in stage.rows]
+    return pandas.DataFrame(rows, columns=columns).astype({"step": int, "tokens": int})
 
 
 def table(stages: Sequence[Stage]) -> pandas.DataFrame:
@@ -208,8 +216,8 @@ def table(stages: Sequence[Stage]) -> pandas.DataFrame:
             "tokens": f"{stage.record.tokens:,}",
             "per param": f"{stage.record.tokens / stage.record.parameters:.2f}",
             "Hoffmann FLOPs in all": f"{stage.flops:.3g}",
-            "first val": f"{stage.val_losses.iloc[0]:.4f}" if len(stage.val_losses) else "-",
-            "last val": f"{stage.val_losses.iloc[-1]:.4f}" if len(stage.val_losses) else "-",
+            "first val": f"{stage.val_losses[0]:.4f}" if stage.val_losses else "-",
+            "last val": f"{stage.val_losses[-1]:.4f}" if stage.val_losses else "-",
         }
         for stage in stages
     )
@@ -217,7 +225,7 @@ def table(stages: Sequence[Stage]) -> pandas.DataFrame:
 
 def verdict(chain: Stage, scratch: Stage) -> str:
     """The last stage beside the run from scratch, at the compute of the whole lineage."""
-    ours, theirs = chain.val_losses.iloc[-1], scratch.val_losses.iloc[-1]
+    ours, theirs = chain.val_losses[-1], scratch.val_losses[-1]
     better = "lower" if ours < theirs else "not lower"
     told = (
         f"At {chain.flops:.3g} Hoffmann FLOPs the chain's validation loss is {ours:.4f}, {better} than"
@@ -231,13 +239,13 @@ def picture(stages: Sequence[Stage]) -> Figure:
     scale, unit = flops_unit(max(stage.flops for stage in stages))
     lines = []
     for number, each in enumerate(stages):
-        losses = each.val_losses
+        losses = each.curve("val_loss")
         lines.append(
             Line(
                 f"{each.name}, {each.record.tokens / each.record.parameters:.2g} tokens per parameter",
                 style(-1 if each.name == SCRATCH else number),
                 pandas.DataFrame({"mean": losses, "low": losses, "high": losses}),
-                each.rows.set_index("lineage_flops")["loss"].dropna(),
+                each.curve("loss"),
                 starts=(each.flops_before,) if each.flops_before else (),
             )
         )

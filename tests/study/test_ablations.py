@@ -1,10 +1,10 @@
 """Ablations as data: arms, the run from scratch beside each, and what is told of them."""
 
 import csv
+import math
 import os
 from pathlib import Path
 
-import pandas
 import pytest
 import yaml
 from hypothesis import given
@@ -15,7 +15,7 @@ from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.ablations import expand, labels, table
+from litgpt_warmstart.study.ablations import by_arm, expand, labels, table
 from tests.conftest import assert_same_weights
 
 DEFAULTS = dict(base="5M", target="22M")
@@ -89,12 +89,12 @@ def told(*seeds: tuple) -> str:
     """The table of arms, given for each seed the arm, how it and its run from scratch ended, and its tokens of 10."""
     rows = [
         dict(**arm.options, first_val_loss=first, status=status, val_loss=last, scratch_status=beside,
-             scratch_val_loss=5.0, tokens_to_scratch_val_loss=reached,
-             scratch_tokens_to_scratch_val_loss=None if reached is None else 10.0)
+             scratch_val_loss=5.0, tokens_to_scratch_val_loss=math.nan if reached is None else reached,
+             scratch_tokens_to_scratch_val_loss=10.0)
         for arm, first, status, last, beside, reached in seeds
     ]  # fmt: skip
     names = labels(list(dict.fromkeys(seed[0] for seed in seeds)))[1]
-    return table(names, pandas.DataFrame(rows)).to_string()
+    return table(by_arm(names, rows)).to_string()
 
 
 def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():

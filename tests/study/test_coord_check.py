@@ -1,14 +1,11 @@
 """Coordinate check: activations keep their size over width under muP and warmstarts, and grow under SP."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pandas
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
@@ -16,7 +13,8 @@ from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from litgpt_warmstart.study import coord_check
-from litgpt_warmstart.study.coord_check import CoordCheck, Way, build_model, fit_slope, fit_slopes
+from litgpt_warmstart.study.coord_check import CoordCheck, Way, build_model
+from litgpt_warmstart.study.slopes import fit_slopes, worst
 from tests.conftest import llama, neox
 
 SP, MUP = Way("sp"), Way("mup")
@@ -55,7 +53,7 @@ def slopes_of(way: Way, coordinates: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def test_blocks_and_logits_grow_under_sp_and_nothing_grows_under_mup_or_a_warmstart(coordinates):
-    verdicts = [coord_check.worst(slopes_of(way, coordinates)["verdict"]) for way in (SP, MUP, SHRUNK)]
+    verdicts = [worst(slopes_of(way, coordinates)["verdict"]) for way in (SP, MUP, SHRUNK)]
     assert verdicts == ["grows", "ok", "ok"]
     under_sp = slopes_of(SP, coordinates)
     grown = under_sp.loc[["transformer.h.0", "transformer.h.1", "lm_head"]]
@@ -111,52 +109,6 @@ def test_a_gpu_measures_what_a_cpu_does(check, batch, coordinates, monkeypatch):
     on_cpu = coord_check.measure_coordinates(first, batch[:, :-1], batch[:, 1:])
     on_gpu = coordinates.query("parametrization != 'sp' and seed == 1 and t == 1")
     assert on_gpu["l1"].tolist() == pytest.approx(on_cpu["l1"].tolist(), rel=1e-3)
-
-
-@given(
-    exponent=st.floats(-2, 2),
-    factor=st.floats(1e-6, 1e6),
-    widths=st.lists(st.integers(1, 10_000), min_size=2, max_size=6, unique=True),
-)
-def test_the_slope_of_a_power_law_is_its_exponent(exponent, factor, widths):
-    assert fit_slope(widths, [factor * w**exponent for w in widths]) == pytest.approx(exponent, abs=1e-6)
-
-
-def power_laws(*exponents: float, **more: float) -> pandas.DataFrame:
-    """A layer with an exponent for each seed; of the first one, a value for a width of 32."""
-    rows = [(w, float(w) ** e, seed) for seed, e in enumerate(exponents) for w in (8, 16)]
-    rows += [(32, value, 0) for value in more.values()]
-    frame = pandas.DataFrame(rows, columns=["width", "l1", "seed"])
-    return frame.assign(t=2, module="lm_head", parametrization="mup", shrink=math.nan)
-
-
-def test_slopes_are_averaged_over_seeds_with_their_standard_error():
-    slope = fit_slopes(power_laws(0.1, 0.2, 0.6)).iloc[0]
-    assert slope["slope"] == pytest.approx(0.3)
-    assert slope["standard_error"] == pytest.approx(math.sqrt(0.07 / 3))
-    assert math.isnan(fit_slopes(power_laws(0.1))["standard_error"].item())
-
-
-@pytest.mark.parametrize(
-    ("exponent", "told"), [(0.45, "grows"), (1.0, "grows"), (0.35, "ok"), (0.0, "ok"), (-0.5, "ok"), (-3.0, "ok")]
-)
-def test_only_growth_beyond_the_threshold_is_a_failure(exponent, told):
-    assert coord_check.MAX_SLOPE == 0.4
-    slopes = fit_slopes(power_laws(exponent, exponent))
-    text = coord_check.table(slopes).to_string()
-    assert slopes["verdict"].item() == told and f"{exponent:+.2f}{'*' if told == 'grows' else ''}" in text
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_activations_that_are_not_finite_are_told_as_divergence(value):
-    slopes = fit_slopes(power_laws(0.0, more=value))
-    assert slopes["verdict"].item() == coord_check.worst(slopes["verdict"]) == "diverges"
-    assert "diverges" in coord_check.table(slopes).to_string()
-
-
-def test_a_base_that_is_all_zero_under_a_layer_does_not_grow():
-    slope = fit_slopes(power_laws(0.0).assign(l1=0.0)).iloc[0]
-    assert slope["slope"] == 0 and slope["verdict"] == "ok"
 
 
 def test_wider_models_have_more_heads_of_the_same_size():
