@@ -19,7 +19,8 @@ from litgpt.config import Config
 
 from litgpt_warmstart.method.loss import LossImpl, NextTokenLoss, why_not
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.compilation import compiled, why_not_compile
+from litgpt_warmstart.run.build import compiled
+from litgpt_warmstart.run.tuning import why_not_compile
 
 BLOCK_SIZE = 1024
 

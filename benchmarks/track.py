@@ -19,10 +19,10 @@ from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss, choose
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import resolve_config
-from litgpt_warmstart.run.compilation import compiled
+from litgpt_warmstart.run.build import compiled
 from litgpt_warmstart.run.metrics import RowFile
-from litgpt_warmstart.run.micro_batch import default_size
 from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, measure
+from litgpt_warmstart.run.resolve import default_micro_batch
 
 INTERVALS = {10: 0.10, 100: 0.03}
 """Steps between two recordings, and the share of the time that they may cost."""
@@ -103,7 +103,7 @@ def main() -> None:
     for scale in args.scales:
         for precision in args.precisions:
             for batch in args.global_batch_sizes:
-                micro = args.micro_batch_size or default_size(batch)
+                micro = args.micro_batch_size or default_micro_batch(batch)
                 with tempfile.TemporaryDirectory() as folder:
                     result = measured(scale, precision, batch, micro, args.pairs, Path(folder))
                 results.append(result)

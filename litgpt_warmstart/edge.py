@@ -3,15 +3,19 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import docstring_parser
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError, told_in_one_line
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
 
 LARGEST_SEED = 2**32 - 1
 LARGEST_INT = 2**63 - 1
@@ -23,32 +27,59 @@ NAMES_OR_PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
 def checked(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose arguments have passed :func:`checked_value`; what a user did wrong is told in one line."""
     name = command.__module__.rpartition(".")[2]
-    signature = inspect.signature(command)
+    careful = checking(command)
 
-    @functools.wraps(command)
-    def raising(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        for option, value in bound.arguments.items():
-            if signature.parameters[option].kind is inspect.Parameter.VAR_KEYWORD:
-                bound.arguments[option] = {key: checked_value(key, inner) for key, inner in value.items()}
-            else:
-                bound.arguments[option] = checked_value(option, value)
-        return command(*bound.args, **bound.kwargs)
-
-    @functools.wraps(raising)
+    @functools.wraps(careful)
     def telling(*args: Any, **kwargs: Any) -> Any:
         with told_in_one_line(f"litgpt {name}"):
-            return raising(*args, **kwargs)
+            return careful(*args, **kwargs)
 
     return telling
 
 
+def checking(function: Callable[P, R]) -> Callable[P, R]:
+    """The same for callers in Python: what a user did wrong is raised as a UserError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> R:
+        bound = signature.bind(*args, **kwargs)
+        for option, value in bound.arguments.items():
+            bound.arguments[option] = checked_value(option, value)
+        return function(*bound.args, **bound.kwargs)
+
+    return careful
+
+
 def raising(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A :func:`checked` command for callers in Python: what a user did wrong is raised as a UserError."""
-    return command.__wrapped__
+    """A :func:`checked` command as :func:`checking` has it."""
+    return command.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]  # functools.wraps has set it
 
 
-def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def inheriting_docs(cls: type[C]) -> type[C]:
+    """A dataclass whose options have the help of the classes that it inherits them from.
+
+    jsonargparse reads the docstrings of a class's own fields; what stands in the class's docstring it reads, too.
+    """
+    for base in cls.__mro__[1:]:
+        if not is_dataclass(base) or base.__module__.partition(".")[0] != __name__.partition(".")[0]:
+            continue
+        docs = docstring_parser.parse_from_object(base).params
+        cls.__doc__ = _documented(cls.__doc__ or "", {doc.arg_name: doc.description or "" for doc in docs})
+    return cls
+
+
+def _documented(told: str, docs: Mapping[str, str]) -> str:
+    """A docstring that tells of these arguments, too, where it does not yet."""
+    if "\nArguments:" not in told:
+        told += "\n\nArguments:"
+    for name, doc in docs.items():
+        if f"\n    {name}: " not in told:
+            told += f"\n    {name}: {' '.join(doc.split())}."
+    return told
+
+
+def flat(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command the fields of some dataclasses that it takes as options of its own, by their bare names.
 
     A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
@@ -56,7 +87,8 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     command itself has a parameter for, or says in its docstring, goes before a field's.
 
     Args:
-        groups: Names of the parameters. A field without a default is none of the user's, and stays the command's.
+        groups: Names of the parameters.
+        without: Fields that are the command's to decide, and no options of it.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,21 +101,19 @@ def flat(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 parameters[name] = parameter
                 continue
             kind = parameter.annotation
-            docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(kind).params}
-            shown = [field for field in fields(kind) if field.name not in own.parameters]
+            docs = {doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(kind).params}
+            shown = [field for field in fields(kind) if field.name not in (*own.parameters, *without)]
             members[name] = kind, [field.name for field in shown]
             for field in shown:
                 default = field.default if field.default_factory is MISSING else field.default_factory()
                 parameters[field.name] = inspect.Parameter(
                     field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=field.type
                 )
-                if f"\n    {field.name}: " not in told:
-                    told += f"\n    {field.name}: {' '.join(str(docs[field.name]).split())}."
+            told = _documented(told, {field.name: docs[field.name] for field in shown})
         signature = own.replace(parameters=list(parameters.values()))
 
         def call(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
-            given |= given.pop("kwargs", {})
             for name, (kind, names) in members.items():
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
             return command(**given)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from litgpt.utils import save_config
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.workers import start_method_kept
-from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run import checkpoint
+from litgpt_warmstart.run.build import build_model
 from litgpt_warmstart.run.metrics import read_metrics
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
@@ -58,13 +59,9 @@ FAMILIES: dict[str, Callable[..., Config]] = {
 """Block types with a maker each: (n_embd, n_head) -> Config."""
 
 
-def build(config: Config, mup_base: Config | None = None, seed: int = 0, perturb: float = 1.0) -> MuGPT:
-    """A MuGPT on the CPU with muP's initialization."""
-    mup_base = mup_base or config
-    model = MuGPT(parametrization.mup_config(config, mup_base), parametrization.width_mult(config, mup_base))
-    parametrization.set_base_shapes(model, mup_base)
-    parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed, perturb))
-    return model
+def build(config: Config, mup_base: Config | None = None, seed: int = 0, **how: Any) -> MuGPT:
+    """A MuGPT as training starts with it, on the CPU; its own config is muP's base unless another is given."""
+    return build_model(config, mup_base or config, seed, **how)
 
 
 def randomized(model: MuGPT, seed: int = 1) -> MuGPT:

@@ -4,19 +4,19 @@ from pathlib import Path
 
 from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.models import read_base
-from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.spec import RunArgs
 
 
 @checked
-@flat("growth")
+@flat("growth", "run")
 def setup(
     base: Path | None = None,
     target: str | None = None,
     growth: Growth = Growth(),
     out_dir: Path = Path("out/warmstart"),
-    **kwargs,
-) -> None:
+    run: RunArgs = RunArgs(),
+) -> Path:
     """Grow a small trained checkpoint into a wider model and pretrain it, with the base's learning rate.
 
     Every weight of the target starts as shrink * Pad0(base) + N(0, sigma_muP^2), eq. (1) of arXiv 2411.07340, and muP
@@ -32,4 +32,4 @@ def setup(
 
     start = read_base(base)
     own = dict(base=str(start.path), target=target) | growth.options
-    train(resolve("warmstart", target, start, growth, "mup", Path(out_dir), own, **kwargs))
+    return train(resolve("warmstart", target, start, growth, "mup", Path(out_dir), run, own))

@@ -1,6 +1,7 @@
 """litgpt warmstart_ablations: arms over growth and training, over seeds, beside the runs from scratch."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
 
 
 @checked
-@flat("study")
+@flat("study", "run", without=("mup_base", "seed", "resume", "overwrite"))
 def setup(
     base: str | list[str] = "5M",
     target: str | list[str] = "22M",
@@ -32,7 +33,7 @@ def setup(
     optimizer: str | dict = "AdamW",
     schedule: ScheduleName = "constant",
     study: StudyArgs = StudyArgs(),
-    **kwargs,
+    run: RunArgs = RunArgs(),
 ) -> None:
     """Train arms that differ in how the target is grown or trained, each over seeds, beside runs from scratch.
 
@@ -65,10 +66,8 @@ def setup(
 
     def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
         own = dict(target=target, parametrization="mup", initial_checkpoint_dir=None)
-        return resolve(
-            "warmstart_scratch", target, None, None, "mup", out_dir, own, resume="auto", overwrite=False, eval=eval,
-            **changes, **kwargs,
-        )  # fmt: skip
+        args = replace(run, resume="auto", eval=eval, **changes)
+        return resolve("warmstart_scratch", target, None, None, "mup", out_dir, args, own)
 
     seed_list = as_list(seeds, int, "--seeds")
     check_seeds("seeds", *seed_list)

@@ -9,9 +9,8 @@ from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.models import read_base, resolve_models
-from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import TrainArgs
+from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
+from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 
 DEFAULT_BLOCK_SIZE = 256
 MOST_SEEDS = 1000
@@ -103,10 +102,8 @@ def setup(
         max_tokens=batch_size * block_size,
         max_seq_length=block_size,
     )
-    spec = resolve(
-        "warmstart_coord_check", target, start, None, "mup", out_dir, {}, lr=lr, data=data, train=train,
-        tokenizer_dir=tokenizer_dir,
-    )  # fmt: skip
+    args = RunArgs(lr=lr, data=data, train=train, tokenizer_dir=tokenizer_dir)
+    spec = resolve("warmstart_coord_check", target, start, None, "mup", out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds)
     check = coord_check.plan(check, start)

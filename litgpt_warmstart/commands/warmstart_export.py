@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from litgpt_warmstart.edge import checked
-from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import theirs_at
 from litgpt_warmstart.run.export import Format
-from litgpt_warmstart.run.models import read_base
+from litgpt_warmstart.run.resolve import read_base
 
 
 @checked
@@ -28,24 +28,23 @@ def setup(
             tokenizer files), or ``litgpt``, a plain LitGPT checkpoint of any family, for folders of version 0.1.
         overwrite: Replace an earlier export in ``out_dir``; nothing else is.
     """
-    with told_in_one_line("litgpt warmstart_export"):
-        from litgpt_warmstart.run.export import export, foreign_to_export
-        from litgpt_warmstart.run.resume import check_writable
+    from litgpt_warmstart.run.export import export, foreign_to_export
+    from litgpt_warmstart.run.resume import check_writable
 
-        source = read_base(checkpoint_dir, "--checkpoint_dir")
-        if out_dir is None:
-            raise UserError("--out_dir is missing: give the folder to write")
-        out_dir = Path(out_dir)
-        check_writable(out_dir)
-        if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
-            raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
-        if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-            if theirs := theirs_at(out_dir, foreign_to_export):
-                raise UserError(
-                    f"--out_dir {str(out_dir)!r} was not written by warmstart_export alone: it holds"
-                    f" {', '.join(theirs[:3])}; choose another"
-                )
-            if not overwrite:
-                raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
-        made = export(source.path, out_dir, format)
-        print(f"Wrote {str(out_dir)!r}: {source.config.name}, for {made}")
+    source = read_base(checkpoint_dir, "--checkpoint_dir")
+    if out_dir is None:
+        raise UserError("--out_dir is missing: give the folder to write")
+    out_dir = Path(out_dir)
+    check_writable(out_dir)
+    if out_dir.resolve() in (source.path.resolve(), *source.path.resolve().parents):
+        raise UserError(f"--out_dir {str(out_dir)!r} holds the checkpoint: choose another folder")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        if theirs := theirs_at(out_dir, foreign_to_export):
+            raise UserError(
+                f"--out_dir {str(out_dir)!r} was not written by warmstart_export alone: it holds"
+                f" {', '.join(theirs[:3])}; choose another"
+            )
+        if not overwrite:
+            raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
+    made = export(source.path, out_dir, format)
+    print(f"Wrote {str(out_dir)!r}: {source.config.name}, for {made}")

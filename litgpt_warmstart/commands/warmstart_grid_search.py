@@ -1,6 +1,7 @@
 """litgpt warmstart_grid_search: tune learning rate and batch size where runs are cheap."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
 @checked
-@flat("study")
+@flat("study", "run", without=("lr", "seed", "mup_base", "resume", "overwrite"))
 def setup(
     target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
@@ -25,7 +26,7 @@ def setup(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     study: StudyArgs = StudyArgs(),
-    **kwargs,
+    run: RunArgs = RunArgs(),
 ) -> None:
     """Train a scale from scratch with each learning rate and batch size, and keep the best as a base.
 
@@ -49,10 +50,8 @@ def setup(
 
     def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
         own = dict(target=target, parametrization=parametrization, initial_checkpoint_dir=None)
-        return resolve(
-            "warmstart_scratch", target, None, None, parametrization, out_dir, own, mup_base=None, resume="auto",
-            overwrite=False, eval=eval, **changes, **kwargs,
-        )  # fmt: skip
+        args = replace(run, resume="auto", eval=eval, **changes)
+        return resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, own)
 
     lr_list = as_list(lrs, float, "--lrs")
     batch_list = as_list(batch_sizes, int, "--batch_sizes")

@@ -6,9 +6,9 @@ from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import theirs_at
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries
-from litgpt_warmstart.run.models import check_seed, read_base, resolve_models
+from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
 from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models
 
 
 @checked
@@ -36,7 +36,7 @@ def setup(
         seed: The random seed of the perturbation.
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
-    from litgpt_warmstart.run.grow_folder import grow_folder
+    from litgpt_warmstart.run.grow import grow_folder
     from litgpt_warmstart.run.resume import check_writable
 
     if out_dir is None:
@@ -61,10 +61,10 @@ def setup(
         raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
     check_seed(start, config, growth, seed)
     arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
-    record = grow_folder(
-        start.path, growth, config, tuned.config, tuned.record, seed, out_dir, arguments | growth.options
-    )
+    arguments |= growth.options
+    record = grow_folder(read_checkpoint(start.path), config, growth, tuned, seed, out_dir, arguments)
+    told = growth.done(start.config, config, start.path, seed).told
     print(
         f"Grew {start.config.name} (n_embd {start.config.n_embd}) into {record.name} (n_embd {config.n_embd},"
-        f" {record.parameters:,} parameters): {record.growth.told}; wrote {str(out_dir)!r}"
+        f" {record.parameters:,} parameters): {told}; wrote {str(out_dir)!r}"
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.models import read_base
-from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.spec import RunArgs
 
 
 @checked
-@flat("growth")
+@flat("growth", "run")
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -19,7 +19,7 @@ def setup(
     out_dir: Path = Path("out/warmstart"),
     measure: bool = True,
     json: Path | None = None,
-    **kwargs,
+    run: RunArgs = RunArgs(),
 ) -> None:
     """Say what ``litgpt warmstart`` with the same arguments takes: tokens, Hoffmann FLOPs, memory, and time here.
 
@@ -40,7 +40,7 @@ def setup(
     if json is not None and Path(json).is_dir():
         raise UserError(f"--json {str(json)!r} is a folder: give a file")
     start = read_base(base)
-    spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), {}, **kwargs)
+    spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), run, {})
     if json is not None:
         _check_free(Path(json))
     plan = make_plan(spec, start, measure)

@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked
+from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.run.models import read_base
-from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.spec import RunArgs
 
 
 @checked
+@flat("run")
 def setup(
     target: str | None = None,
     parametrization: ParametrizationName = "mup",
     initial_checkpoint_dir: Path | None = None,
     out_dir: Path = Path("out/warmstart_scratch"),
-    **kwargs,
-) -> None:
+    run: RunArgs = RunArgs(),
+) -> Path:
     """Pretrain a model from scratch, or from weights as they are.
 
     With ``--mup_base`` set to a trained checkpoint this is the run to compare a warmstart from it with: the same
@@ -37,4 +38,4 @@ def setup(
         parametrization=parametrization,
         initial_checkpoint_dir=str(start.path) if start else None,
     )
-    train(resolve("warmstart_scratch", target, start, None, parametrization, Path(out_dir), own, **kwargs))
+    return train(resolve("warmstart_scratch", target, start, None, parametrization, Path(out_dir), run, own))

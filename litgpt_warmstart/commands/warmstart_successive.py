@@ -1,5 +1,6 @@
 """litgpt warmstart_successive: a chain of scales, each grown from the one before."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,13 @@ from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.models import read_base, resolve_models
-from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
 @checked
-@flat("growth", "study")
+@flat("growth", "study", "run", without=("resume", "overwrite"))
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,
@@ -28,7 +28,7 @@ def setup(
     train: TrainArgs = TrainArgs(),
     eval: EvalArgs = EvalArgs(),
     study: StudyArgs = StudyArgs(),
-    **kwargs,
+    run: RunArgs = RunArgs(),
 ) -> None:
     """Train the smallest scale, grow it into the next, train that, and so on, with one learning rate.
 
@@ -70,14 +70,12 @@ def setup(
     check_out_dir(out_dir)
     if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
         mup_base = str(start.path)
-    if start and start.record and start.record.latest_data and kwargs.get("data") is None:
-        kwargs["data"] = recorded_data(start.record.latest_data)
+    if start and start.record and start.record.latest_data and run.data is None:
+        run = replace(run, data=recorded_data(start.record.latest_data))
 
     def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
         own = dict(target=target, parametrization="mup", initial_checkpoint_dir=None)
-        return resolve(
-            "warmstart_scratch", target, None, None, "mup", out_dir, own, mup_base=mup_base or names[0],
-            resume="auto", overwrite=False, eval=eval, **changes, **kwargs,
-        )  # fmt: skip
+        args = replace(run, mup_base=mup_base or names[0], resume="auto", eval=eval, **changes)
+        return resolve("warmstart_scratch", target, None, None, "mup", out_dir, args, own)
 
     conduct(successive.plan(make, names, start, growth, shares, max_flops, scratch, train, out_dir), study)

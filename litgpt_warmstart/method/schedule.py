@@ -1,108 +1,181 @@
-"""Step -> learning-rate multiplier, as pure functions.
+"""Step -> learning-rate multiplier: one class a schedule, which names the options that it has a use for.
 
 The multiplier is applied to every parameter group's own ``base_lr * lr_scale``, so muP's ratios between groups hold
-under each schedule (arXiv 2203.03466).
+under each schedule (arXiv 2203.03466). A new schedule is a class here, and what it lets the user choose a field of
+:class:`ScheduleOptions`: ``--schedule`` and ``--train`` have them from here.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.cooldowns import CooldownShape, cooled, place_cooldowns
+from litgpt_warmstart.parsing import parse
 
-ScheduleName = Literal["constant", "warmup", "cosine", "linear", "wsd", "wsd-s", "power", "rewarm"]
-CooldownShape = Literal["linear", "1-sqrt", "inverse", "exponential"]
-
-
-class Cooldown(NamedTuple):
-    """What a schedule's cooldown is unless the user says otherwise."""
-
-    shape: CooldownShape
-    fraction: float
-    """Of the run's optimizer steps; for wsd-s, of those since the end of the cooldown before."""
-    min_lr_ratio: float
+Warmup = Literal["none", "optional", "needed"]
+Options = TypeVar("Options", bound="ScheduleOptions")
 
 
-COOLDOWNS: dict[ScheduleName, Cooldown] = {
-    # arXiv 2405.18392, section 3.2: 1-sqrt beats linear, and lengths beyond 20% bring nothing more.
-    "wsd": Cooldown("1-sqrt", 0.2, 0.0),
-    # arXiv 2410.05192; a fraction of each stretch, as the cycles of its authors' trainer, Levanter.
-    "wsd-s": Cooldown("inverse", 0.1, 0.1),
-    # arXiv 2408.13359, sections 3 and 5.1: exponentially to 0 over the last tenth.
-    "power": Cooldown("exponential", 0.1, 0.0),
-}
-"""The schedules that cool down, with the defaults of their papers."""
+@dataclass
+class ScheduleOptions:
+    """What a user may say of how the learning rate moves; each schedule takes some of it."""
 
-DECAYING: tuple[ScheduleName, ...] = ("cosine", "linear", "rewarm", *COOLDOWNS)
-"""The schedules that come down at all."""
-POWER_A, POWER_B = 4.0, -0.51
-"""The power scheduler's a and b, from the end of section 4 of arXiv 2408.13359."""
+    lr_warmup_steps: int | None = None
+    """Number of optimizer steps with learning rate warmup active, for every schedule but ``constant``"""
+    lr_warmup_fraction: float | None = None
+    """The fraction of the run's optimizer steps to use for learning rate warmup"""
+    min_lr: float | None = None
+    """Where the learning rate comes down to, as a ratio to the base learning rate; also where ``rewarm`` begins.
+    Default: 0.1, and 0 for ``wsd`` and ``power``"""
+    cooldown_shape: CooldownShape | None = None
+    """How ``wsd``, ``wsd-s`` and ``power`` cool down: ``linear``, ``1-sqrt`` (arXiv 2405.18392), ``inverse``
+    (2410.05192: 1/lr rises linearly) or ``exponential``. Default: 1-sqrt, inverse, exponential, as in their papers"""
+    cooldown_steps: int | None = None
+    """Number of optimizer steps of each cooldown"""
+    cooldown_fraction: float | None = None
+    """Length of the cooldown as a fraction of the run's optimizer steps, for ``wsd-s`` of those since the cooldown
+    before. Default: 0.2 for ``wsd``, 0.1 for ``wsd-s`` and ``power``"""
+    cooldown_ends: str | int | list[int] | None = None
+    """Optimizer steps, with commas, at which cooldowns of ``wsd-s`` end, each followed by the full learning rate; one
+    more ends with the run. To go on after a finished run, name its last step"""
+    power_a: float | None = None
+    """Amplitude a of ``power``: min(lr, batch size * a * tokens^b), the batch in sequences (arXiv 2408.13359, tuned
+    with sequences of 4,096 tokens). Default: 4"""
+    power_b: float | None = None
+    """Exponent b of ``power``, below 0. Default: -0.51"""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cooldown_ends, str | int):
+            words = str(self.cooldown_ends).strip("[]").split(",")
+            if all(word.strip().isdigit() for word in words):
+                self.cooldown_ends = [int(word) for word in words]
+
+    def check_schedule(self, name: str) -> None:
+        """Raise a UserError for what cannot be, or would do nothing with the schedule of this name."""
+        schedule = SCHEDULES[name]
+        if self.min_lr is not None and not 0 <= self.min_lr <= 1:
+            raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
+        if self.lr_warmup_steps and self.lr_warmup_fraction:
+            raise UserError("--train.lr_warmup_steps and --train.lr_warmup_fraction exclude each other: choose one")
+        if (self.lr_warmup_steps or 0) < 0 or not 0 <= (self.lr_warmup_fraction or 0) <= 1:
+            raise UserError("--train.lr_warmup_steps must not be negative, --train.lr_warmup_fraction lie in [0, 1]")
+        warms_up = bool(self.lr_warmup_steps or self.lr_warmup_fraction)
+        if schedule.warmup == "none" and warms_up:
+            raise UserError(f"--schedule {name} has no warmup: use --schedule warmup, or leave the warmup length out")
+        if schedule.warmup == "needed" and not warms_up:
+            raise UserError(f"--schedule {name} needs --train.lr_warmup_steps or --train.lr_warmup_fraction")
+        for option, takers in takers_of_options().items():
+            if getattr(self, option) is not None and name not in takers:
+                raise UserError(
+                    f"--train.{option} has no meaning with --schedule {name}: leave it out, or use --schedule"
+                    f" {' or '.join(takers)}"
+                )
+        if self.cooldown_steps and self.cooldown_fraction:
+            raise UserError("--train.cooldown_steps and --train.cooldown_fraction exclude each other: choose one")
+        if self.cooldown_fraction is not None and self.cooldown_fraction > 1:
+            raise UserError(f"--train.cooldown_fraction must lie in (0, 1], got {self.cooldown_fraction}")
+        if self.power_b is not None and self.power_b >= 0:
+            raise UserError(f"--train.power_b must be below 0, got {self.power_b}")
+        ends = self.cooldown_ends or []
+        if not isinstance(ends, list):
+            raise UserError(f"--train.cooldown_ends {ends}: give steps with commas between them, e.g. 1000,2000")
+        if any(later <= earlier for earlier, later in zip([0, *ends], ends, strict=False)):
+            raise UserError(f"--train.cooldown_ends must be above 0 and increase, got {ends}")
+        if issubclass(schedule, Cooling):
+            min_lr = schedule.default_min_lr if self.min_lr is None else self.min_lr
+            if (self.cooldown_shape or schedule.default_shape) == "inverse" and min_lr == 0:
+                raise UserError("--train.cooldown_shape inverse never reaches 0: set --train.min_lr above 0, e.g. 0.1")
+
+    def for_schedule(self: Options, name: str) -> Options:
+        """The same without what a schedule has no use for: one set of options for runs with several schedules."""
+        unused: dict[str, Any] = {option: None for option, takers in takers_of_options().items() if name not in takers}
+        if SCHEDULES[name].warmup == "none":
+            unused |= dict(lr_warmup_steps=None, lr_warmup_fraction=None)
+        return replace(self, **unused)
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """What a schedule may know of the run."""
+
+    total_steps: int
+    """Optimizer steps of the whole run."""
+    base_lr: float = 1.0
+    global_batch_size: int = 1
+    """Sequences per optimizer step."""
+    tokens_per_step: int = 1
 
 
 @dataclass(frozen=True)
 class Schedule:
     """A learning-rate schedule over a run; call it with the number of finished optimizer steps."""
 
-    name: ScheduleName
+    name: ClassVar[str] = ""
+    """As typed; a class without one is no schedule of its own."""
+    warmup: ClassVar[Warmup] = "optional"
+    takes: ClassVar[tuple[str, ...]] = ()
+    """The other options of :class:`ScheduleOptions` that it has a use for."""
+
     total_steps: int
     """Optimizer steps of the whole run."""
     warmup_steps: int = 0
     """Optimizer steps of linear warmup; step 0 has multiplier 0, as in LitGPT, and ``min_lr_ratio`` under rewarm."""
-    min_lr_ratio: float = 0.0
-    """Where decays end, as a ratio to ``base_lr``."""
-    cooldowns: tuple[tuple[int, int], ...] = ()
-    """(first, end) optimizer steps of each cooldown, in order: the last has multiplier ``min_lr_ratio`` at its end."""
-    cooldown_shape: CooldownShape = "linear"
-    base_lr: float = 1.0
-    """This and what follows is for ``power``, whose multiplier depends on it; others leave it alone."""
-    global_batch_size: int = 1
-    """Sequences per optimizer step: beta of arXiv 2408.13359, which counted sequences of 4,096 tokens."""
-    tokens_per_step: int = 1
-    power_a: float = POWER_A
-    power_b: float = POWER_B
 
-    def __post_init__(self) -> None:
-        # A record gives lists.
-        object.__setattr__(self, "cooldowns", tuple((first, end) for first, end in self.cooldowns))
+    @classmethod
+    def of(cls, options: ScheduleOptions, run: RunFigures) -> Self:
+        """The schedule of a run under a user's options.
+
+        Raises:
+            UserError: Something does not fit into the run.
+        """
+        return cls(**cls.settings(options, run))
+
+    @classmethod
+    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
+        """The fields of :meth:`of`; a schedule adds its own."""
+        warmup = options.lr_warmup_steps or math.ceil((options.lr_warmup_fraction or 0) * run.total_steps)
+        if warmup > run.total_steps:
+            raise UserError(f"a warmup of {warmup:,} steps is longer than the run of {run.total_steps:,}: shorten it")
+        return dict(total_steps=run.total_steps, warmup_steps=warmup)
 
     def __call__(self, step: int) -> float:
         """The multiplier of the update that comes after ``step`` finished ones."""
-        if self.name in ("cosine", "linear", "rewarm"):
-            return self._without_plateau(step)
-        if step < self.warmup_steps and self.name != "constant":
-            return step / self.warmup_steps * self._plateau(self.warmup_steps)
-        for first, end in self.cooldowns:
-            if first <= step < end or step >= end == self.total_steps:
-                level = self._plateau(first)
-                # Power's plateau may have fallen below the ratio already: a cooldown never rises.
-                progress = min(1.0, (step - first) / (end - first))
-                return cooled(level, min(level, self.min_lr_ratio), progress, self.cooldown_shape)
-        return self._plateau(step)
+        if step < self.warmup_steps:
+            return self.risen(step / self.warmup_steps)
+        return self.after_warmup(step)
+
+    def risen(self, share: float) -> float:
+        """The multiplier when a share of the warmup is done."""
+        return share * self.plateau(self.warmup_steps)
+
+    def after_warmup(self, step: int) -> float:
+        """The multiplier from the end of the warmup on."""
+        return self.plateau(step)
+
+    def plateau(self, step: int) -> float:
+        """The multiplier while the rate neither warms up nor cools down."""
+        return 1.0
 
     @property
     def milestones(self) -> frozenset[int]:
-        """Steps whose checkpoint is worth keeping: of wsd-s where a cooldown ends, of others where it begins.
+        """Steps whose checkpoint is worth keeping: a run may be lengthened from them."""
+        return frozenset()
 
-        From these a run may be lengthened.
-        """
-        which = 1 if self.name == "wsd-s" else 0
-        return frozenset(cooldown[which] for cooldown in self.cooldowns) - {0, self.total_steps}
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Name and fields, as records have them."""
+        return {"name": self.name, **asdict(self)}
 
     @property
     def words(self) -> str:
         """The schedule in words, for output and errors."""
-        parts: list[str] = [self.name]
-        if self.name != "constant" and self.warmup_steps:
-            parts.append(f"{self.warmup_steps:,} warmup steps")
-        if self.name == "power":
-            parts.append(f"a {self.power_a:g}, b {self.power_b:g}")
-        if self.cooldowns:
-            spans = " and ".join(f"{first:,} to {end:,}" for first, end in self.cooldowns)
-            parts.append(f"{self.cooldown_shape} to {self.min_lr_ratio:g} in steps {spans}")
-        elif self.name in DECAYING:
-            parts.append(f"to {self.min_lr_ratio:g} in {self.total_steps:,} steps")
-        return ", ".join(parts)
+        warmup = [f"{self.warmup_steps:,} warmup steps"] if self.warmup_steps else []
+        return ", ".join([self.name, *warmup, *self.more_words()])
+
+    def more_words(self) -> list[str]:
+        """What else there is to say of it."""
+        return []
 
     def first_difference(self, other: "Schedule", steps: int) -> int | None:
         """The first of the steps 0 … ``steps`` - 1 whose multiplier is another one in ``other``; None for none."""
@@ -111,126 +184,211 @@ class Schedule:
         differ = (s for s in range(steps) if not math.isclose(self(s), other(s), rel_tol=1e-9, abs_tol=1e-12))
         return next(differ, None)
 
-    def _plateau(self, step: int) -> float:
-        """Between warmup and cooldown: 1, or eq. (7) of arXiv 2408.13359 over ``base_lr``, which is its eta_max."""
-        if self.name != "power" or step == 0:
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The base learning rate throughout."""
+
+    name = "constant"
+    warmup = "none"
+
+
+@dataclass(frozen=True)
+class LinearWarmup(Schedule):
+    """Up to the base learning rate, and then constant."""
+
+    name = "warmup"
+    warmup = "needed"
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Down along half a cosine from the end of the warmup on, as LitGPT's."""
+
+    name = "cosine"
+    takes = ("min_lr",)
+
+    min_lr_ratio: float = 0.1
+    """Where the decay ends, as a ratio to ``base_lr``."""
+
+    @classmethod
+    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
+        ratio = {} if options.min_lr is None else {"min_lr_ratio": options.min_lr}
+        return super().settings(options, run) | ratio
+
+    def risen(self, share: float) -> float:
+        return share
+
+    def after_warmup(self, step: int) -> float:
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * self.left(progress)
+
+    def left(self, progress: float) -> float:
+        """How much of the way down is left."""
+        return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def more_words(self) -> list[str]:
+        return [f"to {self.min_lr_ratio:g} in {self.total_steps:,} steps"]
+
+
+@dataclass(frozen=True)
+class Linear(Cosine):
+    """Down along a line from the end of the warmup on."""
+
+    name = "linear"
+
+    def left(self, progress: float) -> float:
+        return 1.0 - progress
+
+
+@dataclass(frozen=True)
+class Rewarm(Cosine):
+    """Re-warming (arXiv 2403.08763): up from where the last cosine ended, and down there again."""
+
+    name = "rewarm"
+    warmup = "needed"
+
+    def risen(self, share: float) -> float:
+        return self.min_lr_ratio + (1.0 - self.min_lr_ratio) * share
+
+
+@dataclass(frozen=True)
+class Cooling(Schedule):
+    """A plateau, and cooldowns."""
+
+    takes = ("min_lr", "cooldown_shape", "cooldown_steps", "cooldown_fraction")
+    default_shape: ClassVar[CooldownShape] = "linear"
+    default_fraction: ClassVar[float] = 0.1
+    """Of the run's optimizer steps; where there are several cooldowns, of those since the end of the one before."""
+    default_min_lr: ClassVar[float] = 0.0
+
+    min_lr_ratio: float = 0.0
+    """Where a cooldown ends, as a ratio to ``base_lr``."""
+    cooldowns: tuple[tuple[int, int], ...] = ()
+    """(first, end) optimizer steps of each cooldown, in order: the last has multiplier ``min_lr_ratio`` at its end."""
+    cooldown_shape: CooldownShape = "linear"
+
+    def __post_init__(self) -> None:
+        # A record gives lists.
+        object.__setattr__(self, "cooldowns", tuple((first, end) for first, end in self.cooldowns))
+        if any(first >= end for first, end in self.cooldowns):
+            raise UserError("a cooldown ends before it begins")
+
+    @classmethod
+    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
+        shared = super().settings(options, run)
+        ends = options.cooldown_ends if isinstance(options.cooldown_ends, list) else []
+        fraction = options.cooldown_fraction or cls.default_fraction
+        placed = place_cooldowns(run.total_steps, shared["warmup_steps"], options.cooldown_steps, fraction, ends)
+        return shared | dict(
+            min_lr_ratio=cls.default_min_lr if options.min_lr is None else options.min_lr,
+            cooldowns=placed,
+            cooldown_shape=options.cooldown_shape or cls.default_shape,
+        )
+
+    def after_warmup(self, step: int) -> float:
+        for first, end in self.cooldowns:
+            if first <= step < end or step >= end == self.total_steps:
+                level = self.plateau(first)
+                # Power's plateau may have fallen below the ratio already: a cooldown never rises.
+                progress = min(1.0, (step - first) / (end - first))
+                return cooled(level, min(level, self.min_lr_ratio), progress, self.cooldown_shape)
+        return self.plateau(step)
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        return frozenset(first for first, _ in self.cooldowns) - {0, self.total_steps}
+
+    def more_words(self) -> list[str]:
+        spans = " and ".join(f"{first:,} to {end:,}" for first, end in self.cooldowns)
+        return [f"{self.cooldown_shape} to {self.min_lr_ratio:g} in steps {spans}"]
+
+
+@dataclass(frozen=True)
+class Wsd(Cooling):
+    """Warmup, stable, decay. arXiv 2405.18392, section 3.2: 1-sqrt beats linear; beyond 20% nothing more is gained."""
+
+    name = "wsd"
+    default_shape = "1-sqrt"
+    default_fraction = 0.2
+
+
+@dataclass(frozen=True)
+class WsdS(Cooling):
+    """Several decays, each from the plateau (arXiv 2410.05192); a fraction of each stretch, as in its authors' trainer.
+
+    A run goes on from where a cooldown has ended.
+    """
+
+    name = "wsd-s"
+    takes = (*Cooling.takes, "cooldown_ends")
+    default_shape = "inverse"
+    default_min_lr = 0.1
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        return frozenset(end for _, end in self.cooldowns) - {0, self.total_steps}
+
+
+@dataclass(frozen=True)
+class Power(Cooling):
+    """Eq. (7) of arXiv 2408.13359, then exponentially to 0 over the last tenth (sections 3 and 5.1)."""
+
+    name = "power"
+    takes = (*Cooling.takes, "power_a", "power_b")
+    default_shape = "exponential"
+
+    base_lr: float = 1.0
+    global_batch_size: int = 1
+    """Sequences per optimizer step: beta of the paper, which counted sequences of 4,096 tokens."""
+    tokens_per_step: int = 1
+    power_a: float = 4.0
+    """This and b are from the end of the paper's section 4."""
+    power_b: float = -0.51
+
+    @classmethod
+    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
+        asked = {"power_a": options.power_a, "power_b": options.power_b}
+        return (
+            super().settings(options, run)
+            | dict(base_lr=run.base_lr, global_batch_size=run.global_batch_size, tokens_per_step=run.tokens_per_step)
+            | {name: value for name, value in asked.items() if value is not None}
+        )
+
+    def plateau(self, step: int) -> float:
+        """The paper's eta over ``base_lr``, which is its eta_max."""
+        if step == 0:
             return 1.0
         tokens = step * self.tokens_per_step
         return min(1.0, self.global_batch_size * self.power_a * tokens**self.power_b / self.base_lr)
 
-    def _without_plateau(self, step: int) -> float:
-        """Down from the end of the warmup on."""
-        span = 1.0 - self.min_lr_ratio
-        if step < self.warmup_steps:
-            risen = step / self.warmup_steps
-            # Re-warming (arXiv 2403.08763) goes up from where the last cosine ended.
-            return self.min_lr_ratio + span * risen if self.name == "rewarm" else risen
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        left = 1.0 - progress if self.name == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.min_lr_ratio + span * left
+    def more_words(self) -> list[str]:
+        return [f"a {self.power_a:g}, b {self.power_b:g}", *super().more_words()]
 
 
-def default_min_lr_ratio(name: ScheduleName) -> float:
-    """Where a schedule's decay ends unless the user says otherwise."""
-    return COOLDOWNS[name].min_lr_ratio if name in COOLDOWNS else 0.1
+SCHEDULES: dict[str, type[Schedule]] = {
+    cls.name: cls for cls in (Constant, LinearWarmup, Cosine, Linear, Wsd, WsdS, Power, Rewarm)
+}
+if TYPE_CHECKING:
+    ScheduleName = str
+else:
+    ScheduleName = Literal[*SCHEDULES]
 
 
-def cooled(start: float, end: float, progress: float, shape: CooldownShape) -> float:
-    """From ``start`` to ``end`` as ``progress`` goes from 0 to 1.
-
-    ``1-sqrt`` is arXiv 2405.18392's; ``inverse`` interpolates between the inverses of the two ends (arXiv
-    2410.05192), so ``end`` must be above 0; ``exponential`` is exp(-progress), shifted and scaled to meet both ends,
-    as the power scheduler decays to 0 (arXiv 2408.13359).
-    """
-    if shape == "inverse":
-        return 1.0 / ((1.0 - progress) / start + progress / end)
-    left = {
-        "linear": 1.0 - progress,
-        "1-sqrt": 1.0 - math.sqrt(progress),
-        "exponential": (math.exp(-progress) - math.exp(-1.0)) / (1.0 - math.exp(-1.0)),
-    }[shape]
-    return end + (start - end) * left
+def takers_of_options() -> dict[str, list[str]]:
+    """The schedules that take each option, but for the warmup's."""
+    options = [field.name for field in fields(ScheduleOptions) if not field.name.startswith("lr_warmup")]
+    return {option: [name for name, cls in SCHEDULES.items() if option in cls.takes] for option in options}
 
 
-def make_schedule(
-    name: ScheduleName,
-    total_steps: int,
-    warmup_steps: int = 0,
-    *,
-    min_lr_ratio: float | None = None,
-    cooldown_shape: CooldownShape | None = None,
-    cooldown_steps: int | None = None,
-    cooldown_fraction: float | None = None,
-    cooldown_ends: Sequence[int] = (),
-    base_lr: float = 1.0,
-    global_batch_size: int = 1,
-    tokens_per_step: int = 1,
-    power_a: float | None = None,
-    power_b: float | None = None,
-) -> Schedule:
-    """The schedule of a run; None stands for the schedule's own default, and what it has no use for is left aside.
+def recorded_schedule(content: dict[str, Any]) -> Schedule:
+    """The schedule that a record tells of; version 0.1 told what it had no use for, too.
 
     Raises:
-        UserError: A cooldown does not fit.
+        UserError: There is no such schedule, or a field is of another type.
     """
-    ratio = default_min_lr_ratio(name) if min_lr_ratio is None else min_lr_ratio
-    schedule = Schedule(name, total_steps, warmup_steps, ratio)
-    if name in COOLDOWNS:
-        placed = place_cooldowns(name, total_steps, warmup_steps, cooldown_steps, cooldown_fraction, cooldown_ends)
-        schedule = replace(schedule, cooldowns=placed, cooldown_shape=cooldown_shape or COOLDOWNS[name].shape)
-    if name == "power":
-        schedule = replace(
-            schedule,
-            base_lr=base_lr,
-            global_batch_size=global_batch_size,
-            tokens_per_step=tokens_per_step,
-            power_a=power_a or POWER_A,
-            power_b=power_b or POWER_B,
-        )
-    return schedule
-
-
-def place_cooldowns(
-    name: ScheduleName,
-    total_steps: int,
-    warmup_steps: int,
-    steps: int | None,
-    fraction: float | None,
-    ends: Sequence[int],
-) -> tuple[tuple[int, int], ...]:
-    """(first, end) optimizer steps of each cooldown.
-
-    A cooldown's place depends on no later one, so a wsd-s run that is lengthened has its old ones where they were.
-
-    Arguments:
-        name: The schedule, one of ``COOLDOWNS``.
-        total_steps: Optimizer steps of the run, where the last cooldown ends.
-        warmup_steps: Optimizer steps before which none may begin.
-        steps: Length of each; None for ``fraction``.
-        fraction: Length over the steps since the end of the one before; None for the schedule's default.
-        ends: Where those before the last end, increasing.
-
-    Raises:
-        UserError: One does not fit.
-    """
-    if ends and ends[-1] > total_steps:
-        raise UserError(
-            f"--train.cooldown_ends {ends[-1]:,} is beyond the run of {total_steps:,} steps: leave it out, or raise"
-            " --train.max_tokens"
-        )
-    cooldowns: list[tuple[int, int]] = []
-    before = 0
-    for end in (*ends, total_steps):
-        if end == before:  # the last was named too
-            continue
-        length = steps or max(1, round((fraction or COOLDOWNS[name].fraction) * (end - before)))
-        first = end - length
-        if first < max(before, warmup_steps):
-            if before:
-                told = f"a cooldown of {length:,} steps to step {end:,} overlaps the one that ends at {before:,}"
-            else:
-                told = f"a warmup of {warmup_steps:,} and a cooldown of {length:,} steps do not fit into {end:,} steps"
-            raise UserError(f"{told}: lower --train.cooldown_steps or --train.cooldown_fraction, or train longer")
-        cooldowns.append((first, end))
-        before = end
-    return tuple(cooldowns)
+    name = content.get("name")
+    if name not in SCHEDULES:
+        raise UserError(f"no schedule {name!r}")
+    cls = SCHEDULES[name]
+    return parse(cls, {field.name: content[field.name] for field in fields(cls) if field.name in content})

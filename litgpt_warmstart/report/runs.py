@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.scales import read_config, short_name
+from litgpt_warmstart.method.schedule import ScheduleOptions
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
 from litgpt_warmstart.report.folders import is_run, last_written, logged_rows, newest_record, status, why_diverged
 from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS
@@ -22,7 +23,6 @@ from litgpt_warmstart.run.norms import FILE_NAME as NORMS
 from litgpt_warmstart.run.norms import read_norms
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 from litgpt_warmstart.run.record import Ancestor, Record
-from litgpt_warmstart.run.spec import DECAY_OPTIONS
 
 COLUMNS = {
     "folder": "str", "status": "str", "told": "str", "kind": "str", "model": "str", "source": "str", "growth": "str",
@@ -44,7 +44,7 @@ settings_key, growth_key  the same number for runs of equal settings and budget,
 """
 LEFT_OUT = {"folder": "str", "status": "str", "told": "str", "tokens": "int64", "val_loss": "float64"}
 """Columns of the table of folders that have too little of a run to compare it."""
-SCHEDULE_OPTIONS = ("lr_warmup_steps", "lr_warmup_fraction", *DECAY_OPTIONS)
+SCHEDULE_OPTIONS = tuple(option.name for option in fields(ScheduleOptions))
 
 
 @dataclass(frozen=True)

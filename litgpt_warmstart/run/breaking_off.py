@@ -12,12 +12,13 @@ from tqdm import tqdm
 
 from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
-from litgpt_warmstart.run import checkpoint, micro_batch, ownership
+from litgpt_warmstart.run import checkpoint, ownership
 from litgpt_warmstart.run.interrupt import StopRequest, deaf_to_children
 from litgpt_warmstart.run.metrics import RowFile
 from litgpt_warmstart.run.norms import Tracker
 from litgpt_warmstart.run.resume import State, resume_command, save
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tuning import out_of_memory
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ def end_early(
         Exception: ``error`` itself, where it is none that is known.
     """
     if isinstance(error, torch.OutOfMemoryError):
-        raise micro_batch.out_of_memory(spec.train.micro_batch_size) from error
+        raise out_of_memory(spec.micro_batch_size) from error
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
     if isinstance(error, Diverged) and stop:
@@ -138,10 +139,10 @@ def guarded(batches: Iterator[T], what: str) -> Iterator[T]:
     Raises:
         BrokeOff: A file is missing, a worker was killed, and whatever else may go wrong there.
     """
-    end = object()
     while True:
         with blaming(what):
-            batch = next(batches, end)
-        if batch is end:
-            return
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
         yield batch

@@ -1,115 +1,138 @@
-"""A run's model, loss and optimizer, made from its specification."""
+"""The builder: configs, growth and seed make a MuGPT with its weights; a run's model, loss and optimizer.
 
-from dataclasses import asdict, replace
+Training, growing a folder, the coordinate check, the Python API and the tests have their models from here.
+"""
+
+from collections.abc import Iterator
 
 import lightning as L
+import torch
+from litgpt.config import Config
 from torch import nn
 
-from litgpt_warmstart.method import growth, parametrization
-from litgpt_warmstart.method.growth import Grown
-from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
+from litgpt_warmstart.method import parametrization as mup
+from litgpt_warmstart.method.growth import Grown, Growth, grow
+from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run import checkpoint, micro_batch
-from litgpt_warmstart.run.compilation import compiled, why_not_compile
-from litgpt_warmstart.run.record import Ancestor
+from litgpt_warmstart.run.checkpoint import Checkpoint
 from litgpt_warmstart.run.resume import Resumed, State
-from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 
-def build_state(
-    fabric: L.Fabric,
-    spec: RunSpec,
-    source: checkpoint.Checkpoint | None,
-    initial: checkpoint.Checkpoint | None,
-    resumed: Resumed | None,
-    lineage: tuple[Ancestor, ...] = (),
-) -> tuple[RunSpec, State, str]:
-    """Model, loss and optimizer, set up by Fabric, before the first or the next step.
+def bare_model(config: Config, mup_base: Config, parametrization: str = "mup") -> MuGPT:
+    """A MuGPT with base shapes on the current device, in the current precision; its weights are yet to come.
 
-    Returns:
-        The specification with what was chosen for it (loss, micro-batch, whether to compile), the state, and the
-        choices in words.
+    Args:
+        config: The model, with or without muP's attention scale.
+        mup_base: Config of the model whose learning rate was tuned.
+        parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
     """
-    if spec.compile and (reason := why_not_compile(fabric.device)):
-        fabric.print(f"Training without torch.compile: {reason}")
-        spec = replace(spec, compile=False)
-    before = resumed.record.training.get("loss_impl") if resumed else None
-    tokens = (spec.train.micro_batch_size or 1) * spec.block_size
-    impl, chosen_for = choose(spec.loss_impl, spec.config, spec.precision, fabric.device, tokens, before)
-    if impl == "chunked" and fabric.device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
-        chosen_for += ", in fp32 as this CPU only emulates bf16"
-    spec = replace(spec, loss_impl=impl, hyperparameters={**spec.hyperparameters, "loss_impl": impl})
-    gpt, growth_record = build_model(fabric, spec, source, initial, resumed)
-    loss: nn.Module = NextTokenLoss(gpt, impl)
-    spec, found = with_micro_batch(fabric, spec, loss, resumed)
+    config = mup.mup_config(config, mup_base, parametrization)
+    model = MuGPT(config, mup.width_mult(config, mup_base, parametrization))
+    mup.set_base_shapes(model, mup_base)
+    return model
+
+
+def first_weights(
+    model: MuGPT,
+    mup_base: Config,
+    seed: int,
+    growth: Growth | None = None,
+    source: Checkpoint | None = None,
+    parametrization: str = "mup",
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that training starts from, tensor by tensor: grown from a source, or an initialization alone.
+
+    Args:
+        model: Made by :func:`bare_model`; only its shapes are read.
+        mup_base: Config of the model whose learning rate was tuned.
+        seed: Of the initialization, or the perturbation.
+        growth: How the source becomes the model; None for an initialization.
+        source: The checkpoint to grow from.
+        parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
+
+    Yields:
+        Name and fp32 tensor on the CPU.
+    """
+    perturb = growth.perturb if growth else 1.0
+    initial = mup.initial_weights(model, mup_base, seed, perturb, parametrization)
+    if growth is None or source is None:
+        return initial
+    weights = source.weights_under(mup.folding(source.config, mup_base))
+    return grow(weights, initial, source.config, model.config, growth)
+
+
+def build_model(
+    config: Config,
+    mup_base: Config,
+    seed: int,
+    growth: Growth | None = None,
+    source: Checkpoint | None = None,
+    parametrization: str = "mup",
+) -> MuGPT:
+    """A model as training starts with it; see :func:`bare_model` and :func:`first_weights`."""
+    model = bare_model(config, mup_base, parametrization)
+    mup.load_weights(model, first_weights(model, mup_base, seed, growth, source, parametrization))
+    return model
+
+
+def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None = None) -> State:
+    """A run's model, loss and optimizer, set up by Fabric, before the first or the next step.
+
+    Args:
+        fabric: Gives device and precision.
+        spec: The run, with what the device decides.
+        start: What it starts from: grown where the specification says how, else as it is; None from scratch.
+        resumed: What it goes on from instead.
+    """
+    with fabric.init_module(empty_init=True):
+        gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
+    gpt.max_seq_length = spec.block_size
+    mup.load_weights(gpt, _weights(gpt, spec, start, resumed))
+    loss: nn.Module = NextTokenLoss(gpt, spec.loss_impl)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
         loss = compiled(loss, spec.compile)
     loss = fabric.setup(loss)
-    optimizer = parametrization.build_optimizer(
-        gpt,
-        spec.optimizer.cls,
-        # A fused step unscales gradients itself, too late for clipping.
-        spec.optimizer.arguments(fused=spec.precision != "16-mixed"),
-        spec.base_lr,
-        spec.parametrization,
-    )
+    # A fused step unscales gradients itself, too late for clipping.
+    arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
+    optimizer = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
     optimizer = fabric.setup_optimizers(optimizer)
-    choices = f"loss {impl} ({chosen_for}); micro-batch {spec.train.micro_batch_size} ({found})"
-    return spec, State(gpt, loss, optimizer, lineage, growth_record), choices
+    lineage = resumed.record.lineage if resumed else start.ancestors() if start else ()
+    return State(gpt, loss, optimizer, lineage, _grown(spec, start, resumed))
 
 
-def build_model(
-    fabric: L.Fabric,
-    spec: RunSpec,
-    source: checkpoint.Checkpoint | None,
-    initial: checkpoint.Checkpoint | None,
-    resumed: Resumed | None,
-) -> tuple[MuGPT, Grown | None]:
-    """The bare model on the device, with the weights that training starts from or goes on with.
-
-    Returns:
-        The model, and how its weights were grown.
-    """
-    with fabric.init_module(empty_init=True):
-        width_mult = parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization)
-        gpt = MuGPT(spec.config, width_mult)
-    gpt.max_seq_length = spec.block_size
-    parametrization.set_base_shapes(gpt, spec.mup_base_config)
+def _weights(
+    gpt: MuGPT, spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None
+) -> Iterator[tuple[str, torch.Tensor]]:
     if resumed:
-        parametrization.load_weights(gpt, resumed.weights.items())
-        return gpt, resumed.record.growth
-    if initial:
-        under = parametrization.folding(initial.config, spec.mup_base_config, spec.parametrization)
-        parametrization.load_weights(gpt, initial.weights_under(under).items())
-        only_grown = initial.record is not None and not initial.record.tokens
-        return gpt, initial.record.growth if only_grown else None
-    perturb = spec.growth.perturb if spec.growth else 1.0
-    weights = parametrization.initial_weights(gpt, spec.mup_base_config, spec.seed, perturb, spec.parametrization)
-    if source is None:
-        parametrization.load_weights(gpt, weights)
-        return gpt, None
-    grown = growth.grow(
-        source.weights_under(parametrization.folding(source.config, spec.mup_base_config)),
-        weights,
-        source.config,
-        spec.config,
-        spec.growth,
-    )
-    parametrization.load_weights(gpt, grown)
-    return gpt, spec.growth.done(source.config, spec.config, source.path, spec.seed)
+        return iter(resumed.weights.items())
+    if start and not spec.growth:
+        under = mup.folding(start.config, spec.mup_base_config, spec.parametrization)
+        return iter(start.weights_under(under).items())
+    return first_weights(gpt, spec.mup_base_config, spec.seed, spec.growth, start, spec.parametrization)
 
 
-def with_micro_batch(
-    fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, resumed: Resumed | None
-) -> tuple[RunSpec, str]:
-    """The specification with its micro-batch size, and where that is from."""
-    if not spec.find_micro_batch:
-        return spec, "as asked"
-    before = resumed.record.training["micro_batch_size"] if resumed else None
-    if before and spec.train.global_batch_size % before == 0:
-        size, found = before, "as before"
-    else:
-        size, found = micro_batch.find(fabric, spec, loss)
-    train = replace(spec.train, micro_batch_size=size)
-    return replace(spec, train=train, hyperparameters={**spec.hyperparameters, "train": asdict(train)}), found
+def _grown(spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None) -> Grown | None:
+    """How the first weights were grown: by this run, or before it where nothing was trained since."""
+    if resumed:
+        return resumed.record.growth
+    if start and spec.growth:
+        return spec.growth.done(start.config, spec.config, start.path, spec.seed)
+    if start and start.record and not start.record.tokens:
+        return start.record.growth
+    return None
+
+
+def compiled(loss: NextTokenLoss, compile: bool | CompileMode) -> nn.Module:
+    """The loss under torch.compile, in the mode asked for."""
+    mode = compile if isinstance(compile, str) else None
+    if uses_cuda_graphs(compile, loss.gpt.lm_head.weight.device):
+        for parameter in loss.parameters():  # accumulated in place: a graph's own output is overwritten by its next run
+            parameter.grad = torch.zeros_like(parameter)
+    return loss.compiled(mode)
+
+
+def uses_cuda_graphs(compile: bool | CompileMode, device: torch.device) -> bool:
+    """Whether a step is replayed from CUDA graphs; gradients must then keep their place, zeroed rather than dropped."""
+    return device.type == "cuda" and compile in ("reduce-overhead", "max-autotune")

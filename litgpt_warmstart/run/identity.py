@@ -89,5 +89,5 @@ def difference_in_words(
         return None
     name, old, new = difference
     if name.startswith("optimizer"):
-        return "optimizer", *(str(ChosenOptimizer(**told["optimizer"])) for told in (before, now))
+        return "optimizer", str(ChosenOptimizer(**before["optimizer"])), str(ChosenOptimizer(**now["optimizer"]))
     return WORDS.get(name, name.removeprefix("growth.")), str(old), str(new)

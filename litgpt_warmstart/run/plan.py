@@ -19,8 +19,8 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops
 from litgpt_warmstart.method.growth import check_growable
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run import checkpoint
-from litgpt_warmstart.run.measurement import Measurement, measure
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tuning import Measurement, measure
 
 RELIABLE_GROWTH = 2.0
 """The growth in parameters that arXiv 2605.13405 finds the most reliable."""
@@ -148,11 +148,9 @@ def make_plan(spec: RunSpec, base: checkpoint.Header, measured: bool = True) -> 
         stages = route(base.config, spec.config)
         warnings.append(growth_warning(factor, tokens / parameters, stages))
     measurement = measure(spec) if measured else None
-    if measurement and spec.train.max_time and measurement.run_seconds > spec.train.max_time:
-        reached = spec.train.max_time / measurement.run_seconds
-        warnings.append(
-            f"--train.max_time {spec.train.max_time:g} ends the run after about {reached:.0%} of its tokens"
-        )
+    if measurement and spec.max_time and measurement.run_seconds > spec.max_time:
+        reached = spec.max_time / measurement.run_seconds
+        warnings.append(f"--train.max_time {spec.max_time:g} ends the run after about {reached:.0%} of its tokens")
     return RunPlan(
         base=source,
         target=target,

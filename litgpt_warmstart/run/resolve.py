@@ -1,32 +1,48 @@
-"""From a command's arguments to a run specification: what the user left out comes from the base's record or Table 1."""
+"""From what a user has typed to a run's specification: what was left out comes from the base's record or Table 1."""
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from litgpt.args import LogArgs
+from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.types import LoggerChoice
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
 
-from litgpt_warmstart.data import SlimPajama6B
+from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
-from litgpt_warmstart.data.use import class_path, init_args
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.method.loss import LossChoice
-from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.method.scales import SCALES
-from litgpt_warmstart.method.schedule import Schedule, ScheduleName, make_schedule
-from litgpt_warmstart.run.checkpoint import Header
-from litgpt_warmstart.run.micro_batch import default_size
-from litgpt_warmstart.run.models import Tuned, check_seed, resolve_models
+from litgpt_warmstart.method.growth import Growth, check_growable
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, ParametrizationName, mup_config
+from litgpt_warmstart.method.scales import SCALES, Scale, find_scale, resolve_config
+from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
+from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import CompileMode, EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs, Validation
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Where the learning rate was tuned."""
+
+    config: Config
+    """muP's base shapes."""
+    header: Header | None = None
+    """The checkpoint that says so; None for a scale or a config."""
+
+    @property
+    def record(self) -> Record | None:
+        """What that checkpoint was trained with; None too for one that this package did not write."""
+        return self.header.record if self.header else None
+
+    @property
+    def table_row(self) -> Scale | None:
+        """Table 1's row of the muP base; a checkpoint's settings are its own, whatever its name."""
+        return None if self.header else find_scale(self.config.name)
 
 
 def resolve(
@@ -36,163 +52,101 @@ def resolve(
     growth: Growth | None,
     parametrization: ParametrizationName,
     out_dir: Path,
+    args: RunArgs,
     own_arguments: dict[str, Any],
-    *,
-    tokens_per_param: float = 20.0,
-    lr: float | None = None,
-    schedule: ScheduleName = "constant",
-    mup_base: str | None = None,
-    precision: Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed", None] = None,
-    resume: bool | Literal["auto"] | Path = False,
-    overwrite: bool = False,
-    data: DataModule | None = None,
-    train: TrainArgs = TrainArgs(),
-    eval: EvalArgs = EvalArgs(),
-    log: LogArgs = LogArgs(),
-    optimizer: str | dict = "AdamW",
-    devices: int | str = 1,
-    num_nodes: int = 1,
-    tokenizer_dir: Path | None = None,
-    logger_name: LoggerChoice = "tensorboard",
-    seed: int = 42,
-    compile: bool | CompileMode = True,
-    loss_impl: LossChoice = "auto",
-    track: int | None = None,
 ) -> RunSpec:
-    """Fill in what was left out and check it.
+    """Fill in what was left out, and check it.
 
-    Arguments:
+    Args:
         command: The command's name.
         target: What ``--target`` says; None for the shapes of ``start``.
         start: Checkpoint that the weights come from, grown or as they are; None from scratch.
         growth: How ``start`` becomes the target; None for its weights as they are.
         parametrization: muP or standard.
         out_dir: Folder of the run.
+        args: What the user has typed.
         own_arguments: The command's other arguments, for hyperparameters.yaml.
-        tokens_per_param: Tokens to train on per parameter of the target.
-        lr: Learning rate at the muP base; muP carries it to the target's width. Default: that of the base's record,
-            else the paper's for the scale that is the muP base.
-        schedule: How the learning rate moves over the run: ``wsd`` (warmup, stable, decay; arXiv 2405.18392), ``wsd-s``
-            (several decays, 2410.05192), ``power`` (2408.13359), ``rewarm`` (2403.08763). muP's ratios between
-            parameters stay.
-        mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
-            folder, whose record then gives learning rate, batch size, data, and where its data ended. Default: what
-            the base's record says, else the base's own shapes, else the target's.
-        precision: The precision to use for training. Determines a compatible precision setting by default: bf16-mixed
-            or 16-mixed on a GPU, 32-true on a CPU.
-        resume: Path to a checkpoint directory to resume from in case training was interrupted, or ``True`` to resume
-            from the newest checkpoint in ``out_dir`` that is whole. An error will be raised if no checkpoint is found.
-            Passing ``'auto'`` will resume from it but not error if no checkpoint exists.
-        overwrite: Replace a run that ``out_dir`` already holds; your own files there stay.
-        data: Where tokens come from: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder),
-            ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``,
-            ``TinyStories``, ``MicroLlama``. Default: the base's, where that is prepared here, and ``SlimPajama6B``
-            where there is no base.
-        train: Training-related arguments. See ``litgpt_warmstart.run.spec.TrainArgs`` for details.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
-        log: Logging-related arguments, for wandb and litlogger.
-        optimizer: An Adam-like optimizer's name (such as "AdamW") or config. ``lr`` goes before its own.
-        devices: How many devices to use; one for now.
-        num_nodes: How many nodes the code is being run on; one for now.
-        tokenizer_dir: Optional path to the tokenizer dir that was used for preprocessing the dataset. Only some data
-            modules require this. Default: the base's.
-        logger_name: The name of the logger to send metrics to; metrics.csv is written in any case.
-        seed: The random seed of the initialization and the perturbation.
-        compile: Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs),
-            ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without.
-        loss_impl: Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or
-            ``auto``: full in bf16 on hardware that has it, if they fit. A resumed run stays with its own.
-        track: Number of optimizer steps between two recordings of the size of every layer's output and of every
-            weight, in norms.csv; also before the first step and after the last. Default: none.
 
     Raises:
         UserError: An argument is wrong, or something needed is known from nowhere.
     """
-    from litgpt_warmstart.method import parametrization as mup
-    from litgpt_warmstart.method.model import MuGPT
-
-    _check_devices(devices, num_nodes)
-    train.check(schedule)
-    eval.check()
-    if not 0 < tokens_per_param < math.inf:
-        raise UserError(f"--tokens_per_param must be above 0, got {tokens_per_param}")
-    if track is not None and track <= 0:
-        raise UserError(f"--track must be above 0, got {track}: leave it out to record nothing")
-    is_own_base = mup.PARAMETRIZATIONS[parametrization].is_own_base
-    if is_own_base and mup_base is not None:
+    _check_devices(args.devices, args.num_nodes)
+    args.check()
+    is_own_base = PARAMETRIZATIONS[parametrization].is_own_base
+    if is_own_base and args.mup_base is not None:
         raise UserError(f"--mup_base has no meaning with --parametrization {parametrization}: leave one of them out")
-    chosen = resolve_optimizer(optimizer)
-
-    config, tuned = resolve_models(target, start, growth, mup_base, data)
+    optimizer = resolve_optimizer(args.optimizer)
+    config, tuned = resolve_models(target, start, growth, args.mup_base, args.data)
     if is_own_base:
         tuned = Tuned(config, tuned.header)
-    config = mup.mup_config(config, tuned.config, parametrization)
-    if growth:
-        check_seed(start, config, growth, seed)
-    with torch.device("meta"):
-        parameters = num_parameters(MuGPT(config))
+    config = mup_config(config, tuned.config, parametrization)
+    if growth and start:
+        check_seed(start, config, growth, args.seed)
 
-    known = start.record if start and start.record else tuned.record
-    data = data if data is not None else _recorded_data(known, start)
-    if hasattr(data, "prompt_style"):
-        raise UserError(
-            f"--data {type(data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
-        )
-    base_lr = resolve_lr(lr, chosen, tuned)
-    if not 0 < base_lr < math.inf:
-        raise UserError(f"--lr must be above 0, got {base_lr}")
-    find_micro_batch = train.micro_batch_size is None
-    train = _resolve_batch(train, tuned)
-    if train.max_seq_length and train.max_seq_length > config.block_size:
-        raise UserError(f"--train.max_seq_length {train.max_seq_length} is above the model's {config.block_size}")
-    block_size = train.max_seq_length or config.block_size
-    max_steps = _resolve_steps(train, tokens_per_param * parameters, block_size)
-    eval = replace(eval, interval=eval.interval or math.ceil(max_steps / 10))
-    tokenizer_dir = extend_checkpoint_dir(Path(tokenizer_dir)) if tokenizer_dir else _recorded_tokenizer(start, tuned)
-    precision = precision or _default_precision()
-    if precision == "16-mixed" and chosen.init_args.get("fused"):
+    record = start.record if start and start.record else tuned.record
+    data = args.data if args.data is not None else _recorded_data(record, start)
+    base_lr = resolve_lr(args.lr, optimizer, tuned)
+    global_batch_size, micro_batch_size = _resolve_batch(args.train, tuned)
+    block_size = args.train.max_seq_length or config.block_size
+    if block_size > config.block_size:
+        raise UserError(f"--train.max_seq_length {block_size} is above the model's {config.block_size}")
+    max_steps = _resolve_steps(args, config, global_batch_size, block_size)
+    interval = args.eval.interval or math.ceil(max_steps / 10)
+    precision = args.precision or _default_precision()
+    if precision == "16-mixed" and optimizer.init_args.get("fused"):
         raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
+    tokenizer_dir = _recorded_tokenizer(start or tuned.header)
+    if args.tokenizer_dir:
+        tokenizer_dir = extend_checkpoint_dir(Path(args.tokenizer_dir))
     out_dir = init_out_dir(out_dir)
-
-    shared = dict(
-        tokens_per_param=tokens_per_param, lr=base_lr, schedule=schedule, mup_base=mup_base, precision=precision,
-        data={"class_path": class_path(data), "init_args": init_args(data)}, train=asdict(train), eval=asdict(eval),
-        log=asdict(log), optimizer=chosen.plain, devices=devices, num_nodes=num_nodes,
-        tokenizer_dir=tokenizer_dir and str(tokenizer_dir), logger_name=logger_name, seed=seed, compile=compile,
-        loss_impl=loss_impl, track=track,
-    )  # fmt: skip
+    figures = RunFigures(max_steps, base_lr, global_batch_size, global_batch_size * block_size)
+    filled_in = replace(
+        args,
+        lr=base_lr,
+        precision=precision,
+        data=data,
+        train=replace(args.train, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
+        eval=replace(args.eval, interval=interval),
+        optimizer=optimizer.plain,
+        tokenizer_dir=tokenizer_dir,
+    )
     return RunSpec(
         command=command,
         config=config,
         mup_base_config=tuned.config,
         parametrization=parametrization,
         base_lr=base_lr,
-        schedule=_resolve_schedule(schedule, train, max_steps, base_lr, block_size),
+        schedule=SCHEDULES[args.schedule].of(args.train, figures),
         data=data,
-        train=train,
-        eval=eval,
-        log=log,
-        optimizer=chosen,
+        optimizer=optimizer,
         precision=precision,
         out_dir=out_dir,
         max_steps=max_steps,
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
         block_size=block_size,
+        eval=Validation(interval, args.eval.max_iters, args.eval.initial_validation, args.eval.final_validation),
+        log=args.log,
+        log_interval=args.train.log_interval,
+        save_interval=args.train.save_interval,
+        max_norm=args.train.max_norm,
+        max_time=args.train.max_time,
         source_dir=start.path if start and growth else None,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
         mup_base_dir=tuned.header.path if tuned.header else None,
-        tokens_per_param=tokens_per_param,
-        seen=known.data_uses if known else (),
-        resume=resume,
-        overwrite=overwrite,
-        track=track,
+        tokens_per_param=args.tokens_per_param,
+        seen=record.data_uses if record else (),
+        resume=args.resume,
+        overwrite=args.overwrite,
+        track=args.track,
         tokenizer_dir=tokenizer_dir,
-        logger_name=logger_name,
-        seed=seed,
-        loss_impl=loss_impl,
-        find_micro_batch=find_micro_batch,
-        compile=compile,
-        hyperparameters={**own_arguments, "out_dir": str(out_dir), **shared},
+        logger_name=args.logger_name,
+        seed=args.seed,
+        loss_impl=args.loss_impl,
+        find_micro_batch=args.train.micro_batch_size is None,
+        compile=args.compile,
+        hyperparameters={**own_arguments, "out_dir": str(out_dir), **filled_in.written()},
     )
 
 
@@ -200,28 +154,64 @@ def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> fl
     """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base.
 
     Raises:
-        UserError: It is known from nowhere.
+        UserError: It is known from nowhere, or is none.
     """
-    if lr is not None:
-        return lr
-    if optimizer.lr is not None:
-        return optimizer.lr
-    if tuned.record and tuned.record.base_lr is not None:
-        return tuned.record.base_lr
-    scale = tuned.table_row
-    if scale and scale.base_lr is not None:
-        return scale.base_lr
-    known = ", ".join(s.short_name for s in SCALES if s.base_lr)
-    raise UserError(
-        f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with a"
-        " checkpoint trained by this package"
-    )
+    recorded = tuned.record.base_lr if tuned.record else None
+    row = tuned.table_row
+    base_lr = next((known for known in (lr, optimizer.lr, recorded, row and row.base_lr) if known is not None), None)
+    if base_lr is None:
+        known = ", ".join(s.short_name for s in SCALES if s.base_lr)
+        raise UserError(
+            f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with"
+            " a checkpoint trained by this package"
+        )
+    if not 0 < base_lr < math.inf:
+        raise UserError(f"--lr must be above 0, got {base_lr}")
+    return base_lr
 
 
-def _recorded_tokenizer(start: Header | None, tuned: Tuned) -> Path | None:
+def _resolve_batch(train: TrainArgs, tuned: Tuned) -> tuple[int, int]:
+    """Sequences of an optimizer step and of a micro-batch."""
+    recorded = tuned.record.global_batch_size if tuned.record else None
+    row = tuned.table_row
+    batch = train.global_batch_size or recorded or (row and row.global_batch_size)
+    if batch is None:
+        raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
+    return batch, train.micro_batch_size or default_micro_batch(batch)
+
+
+def default_micro_batch(global_batch_size: int) -> int:
+    """Without a trial: the largest up to 4 that divides the batch."""
+    return next(size for size in (4, 3, 2, 1) if global_batch_size % size == 0)
+
+
+def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_size: int) -> int:
+    with torch.device("meta"):
+        parameters = num_parameters(MuGPT(config))
+    if args.tokens_per_param * parameters > LARGEST_INT:
+        raise UserError("--tokens_per_param comes to more tokens than there are: lower it")
+    tokens = args.train.max_tokens or int(args.tokens_per_param * parameters)
+    steps = tokens // (global_batch_size * block_size)
+    if steps == 0:
+        raise UserError(
+            f"a budget of {tokens:,} tokens is less than one step of {global_batch_size} x {block_size:,}: raise"
+            " --tokens_per_param or --train.max_tokens, or lower --train.global_batch_size"
+        )
+    return min(steps, args.train.max_steps or steps)
+
+
+def _recorded_tokenizer(header: Header | None) -> Path | None:
     """The folder of the base's tokenizer, which must be the one that it was saved with."""
-    header = start or tuned.header
     return header.tokenizer_dir if header and header.tokenizer else None
+
+
+def _check_devices(devices: int | str, num_nodes: int) -> None:
+    any_number = str(devices) in ("auto", "-1")
+    count = torch.cuda.device_count() if any_number else int(devices) if str(devices).isdigit() else 0
+    if count > 1 or num_nodes != 1 or (count == 0 and not any_number):
+        raise UserError(
+            f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
+        )
 
 
 def _default_precision() -> str:
@@ -229,59 +219,6 @@ def _default_precision() -> str:
     if not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def _resolve_batch(train: TrainArgs, tuned: Tuned) -> TrainArgs:
-    scale = tuned.table_row
-    batch = (
-        train.global_batch_size
-        or (tuned.record.global_batch_size if tuned.record else None)
-        or (scale.global_batch_size if scale else None)
-    )
-    if batch is None:
-        raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
-    micro = train.micro_batch_size or default_size(batch)
-    if batch % micro:
-        raise UserError(
-            f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one of them"
-        )
-    return replace(train, global_batch_size=batch, micro_batch_size=micro)
-
-
-def _resolve_steps(train: TrainArgs, default_tokens: float, block_size: int) -> int:
-    if default_tokens > LARGEST_INT:
-        raise UserError("--tokens_per_param comes to more tokens than there are: lower it")
-    tokens = train.max_tokens or int(default_tokens)
-    steps = tokens // (train.global_batch_size * block_size)
-    if steps == 0:
-        raise UserError(
-            f"a budget of {tokens:,} tokens is less than one step of {train.global_batch_size} x {block_size:,}: raise"
-            " --tokens_per_param or --train.max_tokens, or lower --train.global_batch_size"
-        )
-    return min(steps, train.max_steps or steps)
-
-
-def _resolve_schedule(
-    name: ScheduleName, train: TrainArgs, max_steps: int, base_lr: float, block_size: int
-) -> Schedule:
-    warmup = train.lr_warmup_steps or math.ceil((train.lr_warmup_fraction or 0) * max_steps)
-    if warmup > max_steps:
-        raise UserError(f"a warmup of {warmup:,} steps is longer than the run of {max_steps:,}: shorten it")
-    return make_schedule(
-        name,
-        max_steps,
-        warmup,
-        min_lr_ratio=train.min_lr,
-        cooldown_shape=train.cooldown_shape,
-        cooldown_steps=train.cooldown_steps,
-        cooldown_fraction=train.cooldown_fraction,
-        cooldown_ends=train.cooldown_ends or (),
-        base_lr=base_lr,
-        global_batch_size=train.global_batch_size,
-        tokens_per_step=train.global_batch_size * block_size,
-        power_a=train.power_a,
-        power_b=train.power_b,
-    )
 
 
 def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
@@ -305,11 +242,102 @@ def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
     return default
 
 
-def _check_devices(devices: int | str, num_nodes: int) -> None:
-    available = (
-        torch.cuda.device_count() if str(devices) in ("auto", "-1") else int(devices) if str(devices).isdigit() else 0
-    )
-    if available > 1 or num_nodes != 1 or (available == 0 and str(devices) not in ("auto", "-1")):
+def read_base(base: Path | str | None, option: str = "--base") -> Header:
+    """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
+
+    Raises:
+        UserError: It is left out, no checkpoint folder, or one of its files has changed since it was saved.
+    """
+    if base is None:
+        raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
+    try:
+        folder = extend_checkpoint_dir(Path(base))
+    except OSError as error:
+        raise UserError(f"{option} {str(base)!r} is unreadable: {error.strerror}: give another folder") from error
+    header = read_header(folder, option)
+    header.check_files()
+    return header
+
+
+def resolve_models(
+    target: str | None, start: Header | None, growth: Growth | None, mup_base: str | None, data: DataModule | None
+) -> tuple[Config, Tuned]:
+    """The target's config, before muP's attention scale, and where the learning rate was tuned.
+
+    Raises:
+        UserError: No target, one that ``start`` cannot become, or an unknown muP base.
+    """
+    tuned = _read_tuned(mup_base)
+    vocabulary: dict[str, int | None] = {}
+    if start:
+        vocabulary = _vocabulary(start.config)
+    elif isinstance(data, BlockDataModule):
+        vocabulary = dict(padded_vocab_size=data.padded_vocab_size, vocab_size=data.vocab_size)
+    elif tuned:
+        vocabulary = _vocabulary(tuned.config)
+    if target is not None:
+        config = resolve_config(target, **vocabulary)
+    elif start and not growth:
+        config = start.config
+    else:
+        known = ", ".join(s.short_name for s in SCALES)
+        raise UserError(f"--target is missing: choose one of {known}, or give a LitGPT name or a model_config.yaml")
+    if start and growth:
+        check_growable(start.config, config)
+    elif start:
+        for name in ("n_layer", "n_embd", "n_head", "head_size", "intermediate_size", "padded_vocab_size"):
+            has, asked = getattr(start.config, name), getattr(config, name)
+            if has != asked:
+                raise UserError(
+                    f"--initial_checkpoint_dir {str(start.path)!r} has {name} {has}, --target {target} has {asked}:"
+                    " leave --target out"
+                )
+        config = start.config
+    if tuned is None and mup_base is not None:
+        named = resolve_config(mup_base, **_vocabulary(config))
+        tuned = Tuned(named)
+        if start and start.record and same_shapes(named, start.mup_base_config):
+            tuned = Tuned(start.mup_base_config, start)
+    elif tuned is None:
+        tuned = Tuned(start.mup_base_config, start) if start else Tuned(config)
+    return config, tuned
+
+
+def check_seed(start: Header, target: Config, growth: Growth, seed: int) -> None:
+    """Raise a UserError where the perturbation would be the numbers that the base was initialized with."""
+    if growth.shrink and growth.perturb and seed == used_seed(start, target):
         raise UserError(
-            f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
+            f"--seed {seed} is the base's own: at the base's own size it would draw its initialization again as the"
+            " perturbation: give another --seed"
         )
+
+
+def used_seed(start: Header, target: Config) -> int | None:
+    """The seed that a base of the target's size was initialized with; None where it is not known, or another size."""
+    widths = [(config.n_embd, config.intermediate_size) for config in (start.config, target)]
+    if start.record is None or widths[0] != widths[1]:
+        return None
+    return start.record.growth.seed if start.record.growth else start.record.training.get("seed")
+
+
+def _vocabulary(config: Config) -> dict[str, int | None]:
+    return dict(padded_vocab_size=config.padded_vocab_size, vocab_size=config.vocab_size)
+
+
+def same_shapes(a: Config, b: Config) -> bool:
+    """Whether two configs name the same muP base."""
+    names = ("n_layer", "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "padded_vocab_size")
+    return all(getattr(a, name) == getattr(b, name) for name in names)
+
+
+def _read_tuned(mup_base: str | None) -> Tuned | None:
+    """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
+    if mup_base is None:
+        return None
+    try:
+        if not (extend_checkpoint_dir(Path(mup_base)) / WEIGHTS).is_file():
+            return None
+    except OSError as error:
+        raise UserError(f"--mup_base {mup_base!r} is unreadable: {error.strerror}: give another") from error
+    header = read_base(mup_base, "--mup_base")
+    return Tuned(header.mup_base_config, header)

@@ -14,7 +14,6 @@ out_dir/
 import os
 import shlex
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import Grown
-from litgpt_warmstart.method.schedule import Schedule
+from litgpt_warmstart.method.schedule import Schedule, WsdS, recorded_schedule
 from litgpt_warmstart.run import checkpoint, norms, ownership, record
 from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
 from litgpt_warmstart.run.spec import RunSpec
@@ -51,7 +50,6 @@ class State:
     """Optimizer updates."""
     whole: bool = True
     """False in the middle of an update, which is then not worth saving."""
-    train_loader: Iterable[torch.Tensor] | None = None
     loader_state: dict[str, Any] | None = None
     """The loader's own word for its position after the last optimizer step."""
 
@@ -131,7 +129,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         mup_base_config=asdict(spec.mup_base_config),
         width_mult=parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization),
         base_lr=spec.base_lr,
-        global_batch_size=spec.train.global_batch_size,
+        global_batch_size=spec.global_batch_size,
         tokens=tokens,
         step_count=state.step_count,
         matmul_flops=tokens * matmul_flops_per_token(spec.config, spec.block_size),
@@ -153,7 +151,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         {
             "optimizer": state.optimizer.state_dict(),
             "step_count": state.step_count,
-            "micro_batch_size": spec.train.micro_batch_size,
+            "micro_batch_size": spec.micro_batch_size,
             "precision": fabric.strategy.precision.state_dict(),
             "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
             "train_dataloader": state.loader_state,
@@ -192,11 +190,11 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     """What decided the run's course, as plain values; a resumed run must agree (see :class:`Resumed`)."""
     return {
         "command_line": command_line(),
-        "schedule": asdict(spec.schedule),
+        "schedule": spec.schedule.plain,
         "optimizer": spec.optimizer.plain,
-        "max_norm": spec.train.max_norm,
+        "max_norm": spec.max_norm,
         "block_size": spec.block_size,
-        "micro_batch_size": spec.train.micro_batch_size,
+        "micro_batch_size": spec.micro_batch_size,
         "loss_impl": spec.loss_impl,
         "max_tokens": spec.max_steps * spec.tokens_per_step,
         "precision": spec.precision,
@@ -221,9 +219,11 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
     agreeing = [
         f for f in checkpoint.step_folders(path.parent) if (f / checkpoint.STATE).is_file() and int(f.name[5:]) <= step
     ]
-    ends = {end for _, end in now.cooldowns}
-    dropped = {end for _, end in before.cooldowns if end <= step_count} - ends
-    if before.name == now.name == "wsd-s" and dropped:
+    ends, dropped = set(), set()
+    if isinstance(now, WsdS) and isinstance(before, WsdS):
+        ends = {end for _, end in now.cooldowns}
+        dropped = {end for _, end in before.cooldowns if end <= step_count} - ends
+    if dropped:
         named = ",".join(map(str, sorted((ends | dropped) - {now.total_steps})))
         remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
     elif agreeing:
@@ -263,7 +263,7 @@ class Resumed:
                 f"--resume {str(path)!r} has no {checkpoint.RECORD}: start from it with --initial_checkpoint_dir"
             )
         was = read.record
-        if not was.training:
+        if not was.training or was.data is None:
             raise UserError(f"--resume {str(path)!r} was grown but not trained: use --initial_checkpoint_dir")
         use = plan.use(0)
         if was.data.is_in_stored_order:
@@ -282,7 +282,7 @@ class Resumed:
                     f"--resume: {name} was {before}, now {now}: pass the settings that the run was started with, or"
                     " another --out_dir"
                 )
-        _check_schedule(path, Schedule(**was.training["schedule"]), spec.schedule, was.step_count)
+        _check_schedule(path, recorded_schedule(was.training["schedule"]), spec.schedule, was.step_count)
         return cls(path, was, read.weights, checkpoint.load_tensors(path / checkpoint.STATE))
 
     def restore(self, fabric: L.Fabric, state: State) -> None:

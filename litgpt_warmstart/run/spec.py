@@ -1,29 +1,26 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
-from dataclasses import asdict, dataclass, field, replace
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import litgpt.args
+from litgpt.args import LogArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
+from litgpt.types import LoggerChoice
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.ranges import ORDER_SEED
 from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
+from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.method.schedule import (
-    COOLDOWNS,
-    DECAYING,
-    CooldownShape,
-    Schedule,
-    ScheduleName,
-    default_min_lr_ratio,
-)
+from litgpt_warmstart.method.schedule import Schedule, ScheduleName, ScheduleOptions
 from litgpt_warmstart.run.checkpoint import weights_sha256
 from litgpt_warmstart.run.identity import NO_CLIPPING, plain
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
@@ -31,16 +28,9 @@ from litgpt_warmstart.run.optimizer import ChosenOptimizer
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
-COOLING = tuple(COOLDOWNS)
-DECAY_OPTIONS: dict[str, tuple[ScheduleName, ...]] = {
-    "min_lr": DECAYING, "cooldown_shape": COOLING, "cooldown_steps": COOLING, "cooldown_fraction": COOLING,
-    "cooldown_ends": ("wsd-s",), "power_a": ("power",), "power_b": ("power",),
-}  # fmt: skip
-"""Training arguments that only some schedules have a use for."""
-
-
+@inheriting_docs
 @dataclass
-class TrainArgs(litgpt.args.TrainArgs):
+class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
     """Training-related arguments, as in ``litgpt pretrain``"""
 
     save_interval: int | None = 1000
@@ -54,10 +44,6 @@ class TrainArgs(litgpt.args.TrainArgs):
     micro_batch_size: int | None = None
     """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the fastest that fits,
     found by trying where the run is long enough, else the largest up to 4. A resumed run stays with its own"""
-    lr_warmup_steps: int | None = None
-    """Number of optimizer steps with learning rate warmup active, for every schedule but ``constant``"""
-    lr_warmup_fraction: float | None = None
-    """The fraction of the run's optimizer steps to use for learning rate warmup"""
     epochs: int | None = None
     """Not supported: a warmstart repeats no token"""
     max_tokens: int | None = None
@@ -72,32 +58,6 @@ class TrainArgs(litgpt.args.TrainArgs):
     """Not supported: muP needs a readout of its own"""
     max_norm: float | None = 1.0
     """Clip gradients to this total norm; null turns it off"""
-    min_lr: float | None = None
-    """Where the learning rate comes down to, as a ratio to the base learning rate; also where ``rewarm`` begins.
-    Default: 0.1, and 0 for ``wsd`` and ``power``"""
-    cooldown_shape: CooldownShape | None = None
-    """How ``wsd``, ``wsd-s`` and ``power`` cool down: ``linear``, ``1-sqrt`` (arXiv 2405.18392), ``inverse``
-    (2410.05192: 1/lr rises linearly) or ``exponential``. Default: 1-sqrt, inverse, exponential, as in their papers"""
-    cooldown_steps: int | None = None
-    """Number of optimizer steps of each cooldown"""
-    cooldown_fraction: float | None = None
-    """Length of the cooldown as a fraction of the run's optimizer steps, for ``wsd-s`` of those since the cooldown
-    before. Default: 0.2 for ``wsd``, 0.1 for ``wsd-s`` and ``power``"""
-    cooldown_ends: str | int | list[int] | None = None
-    """Optimizer steps, with commas, at which cooldowns of ``wsd-s`` end, each followed by the full learning rate; one
-    more ends with the run. To go on after a finished run, name its last step"""
-    power_a: float | None = None
-    """Amplitude a of ``power``: min(lr, batch size * a * tokens^b), the batch in sequences (arXiv 2408.13359, tuned
-    with sequences of 4,096 tokens). Default: 4"""
-    power_b: float | None = None
-    """Exponent b of ``power``, below 0. Default: -0.51"""
-
-    def __post_init__(self) -> None:
-        """Leaves LitGPT's checks to :meth:`check`, which tells in one line."""
-        if isinstance(self.cooldown_ends, str | int):
-            words = str(self.cooldown_ends).strip("[]").split(",")
-            if all(word.strip().isdigit() for word in words):
-                self.cooldown_ends = [int(word) for word in words]
 
     def check(self, schedule: ScheduleName) -> None:
         """Raise a UserError for what this trainer refuses or what would do nothing."""
@@ -111,48 +71,7 @@ class TrainArgs(litgpt.args.TrainArgs):
             value = getattr(self, name)
             if value is not None and not value > 0:  # nor NaN
                 raise UserError(f"--train.{name} must be above 0, got {value}")
-        if self.min_lr is not None and not 0 <= self.min_lr <= 1:
-            raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
-        if self.lr_warmup_steps and self.lr_warmup_fraction:
-            raise UserError("--train.lr_warmup_steps and --train.lr_warmup_fraction exclude each other: choose one")
-        if (self.lr_warmup_steps or 0) < 0 or not 0 <= (self.lr_warmup_fraction or 0) <= 1:
-            raise UserError("--train.lr_warmup_steps must not be negative, --train.lr_warmup_fraction lie in [0, 1]")
-        warms_up = bool(self.lr_warmup_steps or self.lr_warmup_fraction)
-        if schedule == "constant" and warms_up:
-            raise UserError("--schedule constant has no warmup: use --schedule warmup, or leave the warmup length out")
-        if schedule in ("warmup", "rewarm") and not warms_up:
-            raise UserError(f"--schedule {schedule} needs --train.lr_warmup_steps or --train.lr_warmup_fraction")
-        self._check_decay(schedule)
-
-    def for_schedule(self, schedule: ScheduleName) -> "TrainArgs":
-        """The same without what the schedule has no use for: one set of arguments for runs with several schedules."""
-        unused = {name: None for name, schedules in DECAY_OPTIONS.items() if schedule not in schedules}
-        if schedule == "constant":
-            unused |= dict(lr_warmup_steps=None, lr_warmup_fraction=None)
-        return replace(self, **unused)
-
-    def _check_decay(self, schedule: ScheduleName) -> None:
-        """Raise a UserError for a decay that the schedule does not have, or that cannot be."""
-        for name, schedules in DECAY_OPTIONS.items():
-            if getattr(self, name) is not None and schedule not in schedules:
-                raise UserError(
-                    f"--train.{name} has no meaning with --schedule {schedule}: leave it out, or use --schedule"
-                    f" {' or '.join(schedules)}"
-                )
-        if self.cooldown_steps and self.cooldown_fraction:
-            raise UserError("--train.cooldown_steps and --train.cooldown_fraction exclude each other: choose one")
-        if self.cooldown_fraction is not None and self.cooldown_fraction > 1:
-            raise UserError(f"--train.cooldown_fraction must lie in (0, 1], got {self.cooldown_fraction}")
-        if self.power_b is not None and self.power_b >= 0:
-            raise UserError(f"--train.power_b must be below 0, got {self.power_b}")
-        ends = self.cooldown_ends or []
-        if not isinstance(ends, list):
-            raise UserError(f"--train.cooldown_ends {ends}: give steps with commas between them, e.g. 1000,2000")
-        if any(b <= a for a, b in zip([0, *ends], ends, strict=False)):
-            raise UserError(f"--train.cooldown_ends must be above 0 and increase, got {ends}")
-        min_lr = default_min_lr_ratio(schedule) if self.min_lr is None else self.min_lr
-        if schedule in COOLDOWNS and (self.cooldown_shape or COOLDOWNS[schedule].shape) == "inverse" and min_lr == 0:
-            raise UserError("--train.cooldown_shape inverse never reaches 0: set --train.min_lr above 0, e.g. 0.1")
+        self.check_schedule(schedule)
 
 
 @dataclass
@@ -183,6 +102,104 @@ class EvalArgs(litgpt.args.EvalArgs):
                 raise UserError(f"--eval.{name} must be above 0, got {getattr(self, name)}")
 
 
+@dataclass
+class RunArgs:
+    """What a user says of a run, whichever way its weights begin; every command that trains has these options."""
+
+    tokens_per_param: float = 20.0
+    """Tokens to train on per parameter of the target"""
+    lr: float | None = None
+    """Learning rate at the muP base; muP carries it to the target's width. Default: that of the base's record, else
+    the paper's for the scale that is the muP base"""
+    schedule: ScheduleName = "constant"
+    """How the learning rate moves over the run: ``wsd`` (warmup, stable, decay; arXiv 2405.18392), ``wsd-s`` (several
+    decays, 2410.05192), ``power`` (2408.13359), ``rewarm`` (2403.08763). muP's ratios between parameters stay"""
+    mup_base: str | None = None
+    """Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint folder, whose
+    record then gives learning rate, batch size, data, and where its data ended. Default: what the base's record says,
+    else the base's own shapes, else the target's"""
+    precision: Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed", None] = None
+    """The precision to use for training. Determines a compatible precision setting by default: bf16-mixed or 16-mixed
+    on a GPU, 32-true on a CPU"""
+    resume: bool | Literal["auto"] | Path = False
+    """Path to a checkpoint directory to resume from in case training was interrupted, or ``True`` to resume from the
+    newest checkpoint in ``out_dir`` that is whole. An error will be raised if no checkpoint is found. Passing
+    ``'auto'`` will resume from it but not error if no checkpoint exists"""
+    overwrite: bool = False
+    """Replace a run that ``out_dir`` already holds; your own files there stay"""
+    data: DataModule | None = None
+    """Where tokens come from: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder), ``StdlibText``
+    (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``, ``TinyStories``,
+    ``MicroLlama``. Default: the base's, where that is prepared here, and ``SlimPajama6B`` where there is no base"""
+    train: TrainArgs = field(default_factory=TrainArgs)
+    """Training-related arguments. See ``litgpt_warmstart.run.spec.TrainArgs`` for details"""
+    eval: EvalArgs = field(default_factory=EvalArgs)
+    """Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details"""
+    log: LogArgs = field(default_factory=LogArgs)
+    """Logging-related arguments, for wandb and litlogger"""
+    optimizer: str | dict = "AdamW"
+    """An Adam-like optimizer's name (such as "AdamW") or config. ``lr`` goes before its own"""
+    devices: int | str = 1
+    """How many devices to use; one for now"""
+    num_nodes: int = 1
+    """How many nodes the code is being run on; one for now"""
+    tokenizer_dir: Path | None = None
+    """Optional path to the tokenizer dir that was used for preprocessing the dataset. Only some data modules require
+    this. Default: the base's"""
+    logger_name: LoggerChoice = "tensorboard"
+    """The name of the logger to send metrics to; metrics.csv is written in any case"""
+    seed: int = 42
+    """The random seed of the initialization and the perturbation"""
+    compile: bool | CompileMode = True
+    """Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs), ``max-autotune``,
+    ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without"""
+    loss_impl: LossChoice = "auto"
+    """Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or ``auto``: full in bf16
+    on hardware that has it, if they fit. A resumed run stays with its own"""
+    track: int | None = None
+    """Number of optimizer steps between two recordings of the size of every layer's output and of every weight, in
+    norms.csv; also before the first step and after the last. Default: none"""
+
+    def check(self) -> None:
+        """Raise a UserError for what cannot be, whatever the model."""
+        if self.resume and self.overwrite:
+            raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
+        self.train.check(self.schedule)
+        self.eval.check()
+        if not 0 < self.tokens_per_param < math.inf:
+            raise UserError(f"--tokens_per_param must be above 0, got {self.tokens_per_param}")
+        if self.track is not None and self.track <= 0:
+            raise UserError(f"--track must be above 0, got {self.track}: leave it out to record nothing")
+        if hasattr(self.data, "prompt_style"):
+            raise UserError(
+                f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
+            )
+
+    def written(self) -> dict[str, Any]:
+        """The options as hyperparameters.yaml has them; how to begin is no part of what a run is."""
+        told = {option.name: getattr(self, option.name) for option in fields(self)}
+        del told["resume"], told["overwrite"]
+        return told | {
+            "data": self.data and {"class_path": class_path(self.data), "init_args": init_args(self.data)},
+            "train": asdict(self.train),
+            "eval": asdict(self.eval),
+            "log": asdict(self.log),
+            "tokenizer_dir": self.tokenizer_dir and str(self.tokenizer_dir),
+        }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """When a run is validated, and on how much."""
+
+    interval: int
+    """Optimizer steps between two validations."""
+    max_iters: int
+    """Validation blocks, whatever the micro-batch."""
+    initial_validation: bool = True
+    final_validation: bool = True
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run; ``fit`` reads this and its state, nothing else."""
@@ -197,16 +214,27 @@ class RunSpec:
     base_lr: float
     schedule: Schedule
     data: DataModule
-    train: TrainArgs
-    eval: EvalArgs
-    log: litgpt.args.LogArgs
     optimizer: ChosenOptimizer
     precision: str
     out_dir: Path
     max_steps: int
     """Optimizer steps of the whole run: the token budget in whole steps."""
+    global_batch_size: int
+    """Sequences per optimizer step."""
+    micro_batch_size: int
+    """Sequences per forward and backward pass."""
     block_size: int
     """Tokens per sequence that count; a block stores one more."""
+    eval: Validation
+    log: LogArgs
+    log_interval: int = 1
+    """Optimizer steps between two rows of metrics."""
+    save_interval: int | None = 1000
+    """Optimizer steps between two checkpoints; None saves none but the last."""
+    max_norm: float | None = 1.0
+    """Of gradients, to which they are clipped; None does not clip."""
+    max_time: float | None = None
+    """Seconds of training after which the run is stopped and saved."""
     source_dir: Path | None = None
     """Checkpoint folder that ``growth`` starts from."""
     growth: Growth | None = None
@@ -226,41 +254,41 @@ class RunSpec:
     logger_name: str = "tensorboard"
     seed: int = 42
     loss_impl: LossChoice = "auto"
+    """``auto`` until the device has been asked, see :mod:`litgpt_warmstart.run.tuning`."""
     find_micro_batch: bool = False
-    """Whether ``train.micro_batch_size`` is only a first guess."""
+    """Whether ``micro_batch_size`` is only a first guess, and no earlier run's."""
     compile: bool | CompileMode = True
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """The command's arguments with every default filled in, for hyperparameters.yaml."""
 
     def __post_init__(self) -> None:
-        batch, micro = self.train.global_batch_size, self.train.micro_batch_size
-        if batch % micro:  # or another batch would be trained than recorded
+        if self.global_batch_size % self.micro_batch_size:  # or another batch would be trained than recorded
             raise UserError(
-                f"--train.global_batch_size {batch} is no multiple of --train.micro_batch_size {micro}: change one"
+                f"--train.global_batch_size {self.global_batch_size} is no multiple of --train.micro_batch_size"
+                f" {self.micro_batch_size}: change one of them"
             )
 
     @property
     def accumulation_iters(self) -> int:
         """Micro-batches per optimizer step."""
-        return self.train.global_batch_size // self.train.micro_batch_size
+        return self.global_batch_size // self.micro_batch_size
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that count per optimizer step."""
-        return self.train.global_batch_size * self.block_size
+        return self.global_batch_size * self.block_size
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values, the most telling first: the one definition of what a run is.
 
-        Who compares runs names what they look at of it: see :mod:`litgpt_warmstart.run.identity`. What is not known
-        yet, such as the fingerprint of data that is not prepared, is left out.
+        What is not known yet, such as the fingerprint of data that is not prepared, is left out.
         """
         start, data = self.source_dir or self.initial_checkpoint_dir, self.data
         ours = isinstance(data, BlockDataModule)
         return plain(
             {
                 "lr": self.base_lr,
-                "train.global_batch_size": self.train.global_batch_size,
+                "train.global_batch_size": self.global_batch_size,
                 "seed": self.seed,
                 "parametrization": self.parametrization,
                 "growth": self.growth.options if self.growth else {},
@@ -269,9 +297,9 @@ class RunSpec:
                 "optimizer": self.optimizer.plain,
                 "precision": self.precision,
                 "train.max_seq_length": self.block_size,
-                "train.max_norm": self.train.max_norm or NO_CLIPPING,
+                "train.max_norm": self.max_norm or NO_CLIPPING,
                 "tokens": self.max_steps * self.tokens_per_step,
-                "schedule": asdict(self.schedule),
+                "schedule": self.schedule.plain,
                 "eval": {"interval": self.eval.interval, "max_iters": self.eval.max_iters},
                 "starts_from": weights_sha256(start) if start else None,
                 "data": class_path(data) if not ours else data.fingerprint if data.is_prepared else None,
@@ -286,8 +314,8 @@ class RunSpec:
         return Reading(
             data=self.data,
             block_size=self.block_size,
-            micro_batch_size=self.train.micro_batch_size,
-            global_batch_size=self.train.global_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
             max_steps=self.max_steps,
             num_classes=self.config.padded_vocab_size,
             seed=self.seed,

@@ -17,12 +17,13 @@ from litgpt.utils import choose_logger, num_parameters
 from torch import nn
 from tqdm import tqdm
 
-from litgpt_warmstart.data.loaders import first_val_block, next_batches, val_batches
+from litgpt_warmstart.data.loaders import TrainLoader, first_val_block, next_batches, val_batches
 from litgpt_warmstart.data.plan import DataPlan, plan_data
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.files import locked, older_folder, put_back
-from litgpt_warmstart.method import growth, parametrization
+from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.method.growth import check_growable
 from litgpt_warmstart.run import checkpoint, metrics, norms, ownership
 from litgpt_warmstart.run.breaking_off import (
     blaming,
@@ -33,12 +34,12 @@ from litgpt_warmstart.run.breaking_off import (
     tell,
     told_and_stopped,
 )
-from litgpt_warmstart.run.build import build_state
-from litgpt_warmstart.run.compilation import uses_cuda_graphs
+from litgpt_warmstart.run.build import build_state, uses_cuda_graphs
 from litgpt_warmstart.run.interrupt import StopRequest
 from litgpt_warmstart.run.norms import Tracker
 from litgpt_warmstart.run.resume import Resumed, State, find_resume_dir, remedy, resume_command
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tuning import tuned
 
 
 def setup(spec: RunSpec) -> Path:
@@ -59,7 +60,7 @@ def setup(spec: RunSpec) -> Path:
             spec.out_dir,
             name=f"{spec.command}-{spec.config.name}",
             resume=resume_dir is not None,
-            log_interval=spec.train.log_interval,
+            log_interval=spec.log_interval,
             log_args=asdict(spec.log),
         )
     except ModuleNotFoundError as error:
@@ -76,20 +77,21 @@ def setup(spec: RunSpec) -> Path:
 
 def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
     """Build model, optimizer and data from the specification, train, and save; see :func:`setup`."""
+    before = checkpoint.read_header(resume_dir, "--resume").record if resume_dir else None
+    spec, choices = tuned(fabric, spec, before)
     fabric.seed_everything(spec.seed, verbose=False)
-    source = initial = None
+    start = None
     if spec.source_dir:
-        source = checkpoint.read_checkpoint(spec.source_dir)
-        growth.check_growable(source.config, spec.config)
+        start = checkpoint.read_checkpoint(spec.source_dir)
+        check_growable(start.config, spec.config)
     elif spec.initial_checkpoint_dir:
-        initial = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
+        start = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
     plan = plan_data(spec.reading)
     plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
 
-    ancestors = source.ancestors() if source else initial.ancestors() if initial else ()
-    resumed = Resumed.read(resume_dir, spec, plan, ancestors) if resume_dir else None
+    resumed = Resumed.read(resume_dir, spec, plan, start.ancestors() if start else ()) if resume_dir else None
     steps_left = spec.max_steps - resumed.record.step_count if resumed else spec.max_steps
     out_dir = repr(str(spec.out_dir))
     busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
@@ -108,13 +110,11 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     for folder, reason in checkpoint.newest_checkpoint(spec.out_dir)[1]:
         fabric.print(f"Warning: passing over {str(folder)!r}: {reason}")
 
-    lineage = resumed.record.lineage if resumed else ancestors
-    spec, state, choices = build_state(fabric, spec, source, initial, resumed, lineage)
-    del source, initial
-    plan.reconnect(spec.reading)
+    state = build_state(fabric, spec, start, resumed)
+    del start
     if resumed:
         resumed.restore(fabric, state)
-    state.train_loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
+    loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
     plan.check.begin()
     describe(fabric, spec, state, plan, choices)
 
@@ -145,7 +145,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
                 raise _logger_failed(spec, error) from error
         stop = held.enter_context(StopRequest())
         try:
-            fit(fabric, spec, state, plan, rows, tracker, stop)
+            fit(fabric, spec, state, plan, loader, rows, tracker, stop)
             ended = not stop or state.step_count == spec.max_steps
             folder = save_whole(spec, state, plan, fabric, final if ended else step_folder(spec, state), rows, tracker)
         except Exception as error:
@@ -200,6 +200,7 @@ def fit(
     spec: RunSpec,
     state: State,
     plan: DataPlan,
+    loader: TrainLoader,
     rows: metrics.MetricsFile,
     tracker: Tracker,
     stop: StopRequest,
@@ -207,7 +208,7 @@ def fit(
     """Train until the budget, ``max_time`` or a stop request, validating and saving at their intervals."""
     module, optimizer = state.loss, state.optimizer
     accumulation = spec.accumulation_iters
-    batches = guarded(next_batches(state.train_loader, fabric.device, ahead=plan.blocks is not None), "the data")
+    batches = guarded(next_batches(loader, fabric.device, ahead=plan.blocks is not None), "the data")
     drop_gradients = not uses_cuda_graphs(spec.compile, fabric.device)
     matmul_flops = matmul_flops_per_token(spec.config, spec.block_size)
     hoffmann_flops = hoffmann_flops_per_token(spec.config, spec.block_size)
@@ -255,15 +256,15 @@ def fit(
         disable=not sys.stderr.isatty(),
     )
     tracker.record_if_due(state.step_count)  # as of the validation: it may have broken off before
-    tell_interval = spec.train.log_interval * max(1, spec.max_steps // (20 * spec.train.log_interval))
+    tell_interval = spec.log_interval * max(1, spec.max_steps // (20 * spec.log_interval))
     running_loss = torch.zeros((), device=fabric.device)
     steps_since_log, logged_at = 0, seconds()
     steady_from: tuple[int, float] | None = None
     with bar:
         validate_if_due()
         while state.step_count < spec.max_steps and not stop:
-            if spec.train.max_time and time.perf_counter() - started >= spec.train.max_time:
-                tell(f"Stopping after --train.max_time {spec.train.max_time:g} s")
+            if spec.max_time and time.perf_counter() - started >= spec.max_time:
+                tell(f"Stopping after --train.max_time {spec.max_time:g} s")
                 break
             plan.check.raise_if_bad(wait=False)
             lr_multiplier = spec.schedule(state.step_count)
@@ -283,14 +284,14 @@ def fit(
                     loss = module(input_ids, targets)
                     fabric.backward(loss / accumulation)
                 running_loss += loss.detach() / accumulation
-            if spec.train.max_norm is not None:
+            if spec.max_norm is not None:
                 # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
-                fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.train.max_norm, error_if_nonfinite=False)
+                fabric.clip_gradients(state.gpt, optimizer, max_norm=spec.max_norm, error_if_nonfinite=False)
             state.whole = False
             optimizer.step()
             optimizer.zero_grad(set_to_none=drop_gradients)
             state.step_count += 1
-            state.loader_state = plan.loader_state(state.train_loader)
+            state.loader_state = plan.loader_state(loader)
             state.whole = True
             steps_since_log += 1
             if steady_from is None:  # what the first step takes, compiling, is no measure of the others
@@ -298,7 +299,7 @@ def fit(
             bar.update(spec.tokens_per_step)
             tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
 
-            if state.step_count % spec.train.log_interval == 0 or state.step_count == spec.max_steps:
+            if state.step_count % spec.log_interval == 0 or state.step_count == spec.max_steps:
                 loss_value = running_loss.item() / steps_since_log  # waits for the device
                 check_finite(loss_value, spec, state)
                 now = seconds()
@@ -317,7 +318,7 @@ def fit(
                 running_loss.zero_()
                 steps_since_log, logged_at = 0, now
             validate_if_due()
-            interval = spec.train.save_interval
+            interval = spec.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
             if due and state.step_count < spec.max_steps:
                 running_loss.item()
@@ -383,6 +384,6 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choi
     fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.words}; {spec.optimizer}")
     fabric.print(
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
-        f" {spec.train.global_batch_size} x {spec.block_size:,}; {plan.describe()}"
+        f" {spec.global_batch_size} x {spec.block_size:,}; {plan.describe()}"
     )
     fabric.print(choices)

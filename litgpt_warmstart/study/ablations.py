@@ -23,8 +23,8 @@ from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import write_csv
 from litgpt_warmstart.report.statistics import tokens_to_last_loss, tokens_to_reach
-from litgpt_warmstart.run.models import read_base
 from litgpt_warmstart.run.optimizer import named
+from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import as_text, check_results
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun, val_losses, warmstarted

@@ -24,7 +24,6 @@ from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
@@ -33,9 +32,10 @@ from litgpt_warmstart.report.figures import Figure, panels
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section, Table, write_csv
 from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
-from litgpt_warmstart.run.models import used_seed
 from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study.folder import as_text, check_results, read_table
@@ -213,22 +213,7 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
 def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT:
     """One of a check's models as training would start with it, on the CPU, with base shapes."""
     mup_base = config if way.parametrization == "sp" else check.mup_base
-    config = parametrization.mup_config(config, mup_base)
-    model = MuGPT(config, parametrization.width_mult(config, mup_base))
-    parametrization.set_base_shapes(model, mup_base)
-    source = check.source
-    if way.growth is None or source is None:
-        parametrization.load_weights(model, parametrization.initial_weights(model, mup_base, seed))
-        return model
-    grown = growth.grow(
-        source.weights_under(parametrization.folding(source.config, mup_base)),
-        parametrization.initial_weights(model, mup_base, seed, way.growth.perturb),
-        source.config,
-        config,
-        way.growth,
-    )
-    parametrization.load_weights(model, grown)
-    return model
+    return build.build_model(config, mup_base, seed, way.growth, check.source)
 
 
 def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.Tensor) -> pandas.DataFrame:

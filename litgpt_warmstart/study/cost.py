@@ -8,8 +8,8 @@ import pandas
 import torch
 
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
-from litgpt_warmstart.run.measurement import Measurement, measure
 from litgpt_warmstart.run.plan import duration, parameter_count
+from litgpt_warmstart.run.tuning import Measurement, measure
 from litgpt_warmstart.study.folder import as_text
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome
 
@@ -50,8 +50,7 @@ def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
     for run in runs:
         spec = run.spec
         # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
-        batch_size = spec.tokens_per_step // spec.block_size
-        key = parameter_count(spec.config), batch_size, spec.config.name, spec.block_size
+        key = parameter_count(spec.config), spec.global_batch_size, spec.config.name, spec.block_size
         groups.setdefault(key, []).append(run)
     found = []
     for (parameters, batch_size, model, block_size), members in sorted(groups.items(), key=lambda group: group[0][:2]):

@@ -1,11 +1,11 @@
 """Step -> learning-rate multiplier: each schedule against its paper, and what a run does with it."""
 
+import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from litgpt.pretrain import get_lr
@@ -13,13 +13,31 @@ from litgpt.pretrain import get_lr
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.schedule import COOLDOWNS, Schedule, ScheduleName, cooled, make_schedule
+from litgpt_warmstart.method.cooldowns import cooled
+from litgpt_warmstart.method.schedule import (
+    SCHEDULES,
+    Constant,
+    Cooling,
+    Cosine,
+    LinearWarmup,
+    RunFigures,
+    Schedule,
+    ScheduleOptions,
+    recorded_schedule,
+)
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
 from tests.conftest import TRAIN, build, losses, neox
 
-NAMES = ScheduleName.__args__
+NAMES = tuple(SCHEDULES)
 SHAPES = ("linear", "1-sqrt", "inverse", "exponential")
+
+
+def make_schedule(name: str, total_steps: int, warmup_steps: int = 0, **given: object) -> Schedule:
+    """A schedule from a user's options and figures of the run."""
+    run = {key: given.pop(key) for key in ("base_lr", "global_batch_size", "tokens_per_step") if key in given}
+    options = ScheduleOptions(lr_warmup_steps=warmup_steps, min_lr=given.pop("min_lr_ratio", None), **given)
+    return SCHEDULES[name].of(options, RunFigures(total_steps, **run))
 
 
 def values(schedule: Schedule, *steps: int) -> list[float]:
@@ -30,11 +48,11 @@ def values(schedule: Schedule, *steps: int) -> list[float]:
 
 
 def test_constant_is_1_throughout():
-    assert {Schedule("constant", 100)(step) for step in range(100)} == {1.0}
+    assert {Constant(100)(step) for step in range(100)} == {1.0}
 
 
 def test_warmup_rises_linearly_and_stays():
-    assert values(Schedule("warmup", 100, 4), 0, 1, 2, 3, 4, 99) == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert values(LinearWarmup(100, 4), 0, 1, 2, 3, 4, 99) == [0, 0.25, 0.5, 0.75, 1, 1]
 
 
 def test_cosine_by_hand():
@@ -44,7 +62,7 @@ def test_cosine_by_hand():
 
 @given(st.integers(0, 200), st.integers(0, 50), st.floats(0, 1))
 def test_cosine_equals_litgpts(step, warmup, min_ratio):
-    ours = 0.02 * Schedule("cosine", 200, warmup, min_ratio)(step)
+    ours = 0.02 * Cosine(200, warmup, min_ratio)(step)
     assert math.isclose(ours, get_lr(0.02, step, warmup, 200, 0.02 * min_ratio), rel_tol=1e-12, abs_tol=1e-15)
 
 
@@ -119,7 +137,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     """Any schedule that the command line can ask for."""
     name = draw(st.sampled_from(NAMES))
     total = draw(st.integers(4, 300))
-    warmup = draw(st.integers(0, total // 2))
+    warmup = 0 if name == "constant" else draw(st.integers(0, total // 2))
     ends = sorted(draw(st.sets(st.integers(total // 2, total), max_size=3))) if name == "wsd-s" else ()
     settings = dict(
         cooldown_shape=draw(st.sampled_from((None, *SHAPES))), cooldown_ends=ends,
@@ -142,6 +160,7 @@ def test_a_multiplier_lies_in_0_and_1(schedule):
 
 @given(schedules())
 def test_a_cooldown_begins_at_the_plateau_never_rises_and_ends_at_the_ratio(schedule):
+    assume(isinstance(schedule, Cooling))
     for first, end in schedule.cooldowns:
         plateau = replace(schedule, cooldowns=())(first)
         cooling = values(schedule, *range(first, end))
@@ -169,7 +188,7 @@ def test_a_warmup_meets_what_comes_after_it(schedule):
 
 @given(schedules())
 def test_a_schedule_is_the_same_after_a_record_was_written_and_read(schedule):
-    assert Schedule(**yaml.safe_load(yaml.safe_dump(asdict(schedule)))) == schedule
+    assert recorded_schedule(json.loads(json.dumps(schedule.plain))) == schedule
 
 
 @given(st.sampled_from(SHAPES), st.floats(0.01, 1), st.floats(0.01, 1))
@@ -187,7 +206,14 @@ def test_checkpoints_are_kept_where_a_run_may_be_lengthened_from():
 
 def test_a_record_from_before_the_cooldowns_still_says_its_schedule():
     old = dict(name="cosine", total_steps=12, warmup_steps=2, min_lr_ratio=0.1)
-    assert Schedule(**old) == make_schedule("cosine", 12, 2)
+    assert recorded_schedule(old) == make_schedule("cosine", 12, 2)
+    every = dict(cooldowns=[], cooldown_shape="linear", base_lr=1.0, global_batch_size=1, tokens_per_step=1,
+                 power_a=4.0, power_b=-0.51)  # fmt: skip
+    assert recorded_schedule(old | every) == make_schedule("cosine", 12, 2)  # as version 0.1 told it
+    for wrong in (dict(name="cosin", total_steps=1), dict(old, total_steps="12"), dict(name="wsd", total_steps=9,
+                  cooldowns=[[9, 8]])):  # fmt: skip
+        with pytest.raises(UserError):
+            recorded_schedule(wrong)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -329,11 +355,12 @@ def test_an_unknown_schedule_is_refused_with_the_choices(monkeypatch, capsys):
 
 
 def test_every_schedule_that_cools_has_defaults_of_its_own():
-    assert set(COOLDOWNS) == {"wsd", "wsd-s", "power"}
-    for name, default in COOLDOWNS.items():
+    defaults = {"wsd": (800, "1-sqrt", 0.0), "wsd-s": (900, "inverse", 0.1), "power": (900, "exponential", 0.0)}
+    assert defaults.keys() == {name for name, cls in SCHEDULES.items() if issubclass(cls, Cooling)}
+    for name, (first, shape, ratio) in defaults.items():
         schedule = make_schedule(name, 1000)
-        assert schedule.cooldowns == ((1000 - round(1000 * default.fraction), 1000),)
-        assert (schedule.cooldown_shape, schedule.min_lr_ratio) == (default.shape, default.min_lr_ratio)
+        assert schedule.cooldowns == ((first, 1000),)
+        assert (schedule.cooldown_shape, schedule.min_lr_ratio) == (shape, ratio)
 
 
 def test_cooldown_ends_are_typed_with_commas():

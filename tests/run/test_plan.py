@@ -21,13 +21,13 @@ from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.method.flops import matmul_flops_per_token
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import SCALES, resolve_config
-from litgpt_warmstart.run import measurement
 from litgpt_warmstart.run import plan as run_plan
+from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.checkpoint import Header, read_header
 from litgpt_warmstart.run.plan import base_figures, duration, make_plan, parameter_count, route
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 from tests.conftest import llama, neox
 
 NAMES = [scale.short_name for scale in SCALES]
@@ -51,7 +51,7 @@ def table_spec(base: str, target: str, tmp_path: Path, **changes) -> tuple[RunSp
     """The run base -> target of Table 1, with the paper's settings; data that is not prepared."""
     header = Header(tmp_path, resolve_config(base), None)
     arguments = dict(mup_base=base, data=SlimPajama6B(tmp_path / "none"), precision="32-true") | changes
-    return resolve("warmstart", target, header, Growth(), "mup", tmp_path, {}, **arguments), header
+    return resolve("warmstart", target, header, Growth(), "mup", tmp_path, RunArgs(**arguments), {}), header
 
 
 def test_a_warmstarts_config_file_is_a_plans_too():
@@ -197,7 +197,7 @@ def test_data_that_is_not_prepared_is_neither_downloaded_nor_prepared(base, tiny
 
 
 def test_a_measured_plan_leaves_no_file_behind(base, tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measurement, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in base.rglob("*")}
     warmstart_plan.setup(base=base, target=tiny[48], compile=False, train=TrainArgs(max_steps=2))
@@ -218,13 +218,13 @@ def test_a_measured_step_is_its_micro_batches_and_its_update_and_the_run_is_its_
     base, tiny, capsys, tmp_path, monkeypatch
 ):
     times = iter([5.0, 2.0, 3.0, *([2.0, 2.5, 1.0] * 10)])  # first, warm, warm update; then two micro-batches, update
-    monkeypatch.setattr(measurement, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "LEAST_SECONDS", 0.0)
 
     def seconds(work, device):
         work()
         return next(times)
 
-    monkeypatch.setattr(measurement, "_seconds", seconds)
+    monkeypatch.setattr(tuning, "_timed", seconds)
     train = TrainArgs(max_steps=7, micro_batch_size=2, max_time=10.0)
     told, plan = planned(base, tiny[48], capsys, tmp_path, train=train, measure=True)
     found = plan["measurement"]
@@ -250,7 +250,7 @@ def test_memory_that_ends_is_one_line(base, tiny, tmp_path, monkeypatch, capsys)
     def fail(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(measurement, "_seconds", fail)
+    monkeypatch.setattr(tuning, "_timed", fail)
     with pytest.raises(SystemExit) as error:
         planned(base, tiny[48], capsys, tmp_path, train=TrainArgs(max_steps=2, micro_batch_size=4), measure=True)
     told = capsys.readouterr().err

@@ -1,12 +1,10 @@
 """Runs of seconds as experiments have them."""
 
-from pathlib import Path
-
 import pytest
 
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 
 
 @pytest.fixture
@@ -18,10 +16,10 @@ def make_spec(tiny, stdlib_path, tmp_path):
                           save_interval=changes.pop("save_interval", None))  # fmt: skip
         data = changes.pop("data", None) or StdlibText(stdlib_path)
         own = dict(target=tiny[16], parametrization="mup", initial_checkpoint_dir=None)
-        return resolve(
-            "warmstart_scratch", tiny[16], None, None, "mup", Path(tmp_path) / "runs" / folder, own, lr=lr, seed=seed,
-            train=train, data=data, precision="32-true", compile=False, logger_name="csv",
+        args = RunArgs(
+            lr=lr, seed=seed, train=train, data=data, precision="32-true", compile=False, logger_name="csv",
             eval=EvalArgs(max_iters=4), resume="auto", **changes,
         )  # fmt: skip
+        return resolve("warmstart_scratch", tiny[16], None, None, "mup", tmp_path / "runs" / folder, args, own)
 
     return make

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss
-from litgpt_warmstart.run.compilation import uses_cuda_graphs
+from litgpt_warmstart.run.build import uses_cuda_graphs
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from tests.conftest import build, losses, neox
 

@@ -1,0 +1,86 @@
+"""Growth without training: a model in memory, or the checkpoint folder that training would start from."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from litgpt.utils import num_parameters
+
+from litgpt_warmstart.edge import checking, flat
+from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.run.build import bare_model, build_model, first_weights
+from litgpt_warmstart.run.checkpoint import Checkpoint, installed_versions, read_checkpoint, save_checkpoint
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.resolve import Tuned, check_seed, read_base, resolve_models
+
+
+@checking
+@flat("growth")
+def grow(
+    base: Path | None = None,
+    target: str | None = None,
+    growth: Growth = Growth(),
+    mup_base: str | None = None,
+    seed: int = 42,
+) -> MuGPT:
+    """A wider model grown from a trained checkpoint, on the CPU in fp32, as training under muP would start with it.
+
+    Args:
+        base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
+        target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
+        mup_base: Where the learning rate was tuned. Default: what the base's record says, else the base's own shapes.
+        seed: The random seed of the perturbation.
+
+    Raises:
+        UserError: The base cannot be read, or cannot grow into the target.
+    """
+    start = read_base(base)
+    config, tuned = resolve_models(target, start, growth, mup_base, None)
+    check_seed(start, config, growth, seed)
+    return build_model(config, tuned.config, seed, growth, read_checkpoint(start.path))
+
+
+def grow_folder(
+    source: Checkpoint,
+    config: Config,
+    growth: Growth,
+    tuned: Tuned,
+    seed: int,
+    out_dir: Path,
+    arguments: dict[str, Any],
+) -> Record:
+    """Write the checkpoint folder that training would start from, tensor by tensor.
+
+    Args:
+        source: What is grown.
+        config: The target.
+        growth: How.
+        tuned: Gives learning rate and batch size, to be carried on.
+        seed: Seed of the perturbation.
+        out_dir: The folder, written whole or not at all.
+        arguments: The command's arguments, for hyperparameters.yaml.
+
+    Returns:
+        The new folder's record.
+    """
+    with torch.device("meta"):
+        model = bare_model(config, tuned.config)
+    record = Record(
+        command="warmstart_grow",
+        name=config.name,
+        parameters=num_parameters(model),
+        parametrization="mup",
+        mup_base_config=asdict(tuned.config),
+        width_mult=config.n_embd / tuned.config.n_embd,
+        base_lr=tuned.record.base_lr if tuned.record else None,
+        global_batch_size=tuned.record.global_batch_size if tuned.record else None,
+        growth=growth.done(source.config, config, source.path, seed),
+        lineage=source.ancestors(),
+        versions=installed_versions(),
+    )
+    weights = first_weights(model, tuned.config, seed, growth, source)
+    save_checkpoint(out_dir, weights, model.config, record, arguments, source.tokenizer)
+    return record

@@ -1,0 +1,69 @@
+"""The Python API: what the README shows is run as it stands there, and what is wrong is raised."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import litgpt_warmstart
+from litgpt_warmstart import SCALES, Growth, UserError, grow, warmstart
+from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.run.checkpoint import read_checkpoint
+from tests.conftest import TRAIN, weights
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readmes_example_runs_as_it_stands_there(base, tiny, tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?from litgpt_warmstart import.*?)```", README.read_text(), re.DOTALL)
+    assert len(example.splitlines()) <= 20
+    for typed, here in (('"out/5M/final"', repr(str(base))), ('"70M"', repr(tiny[48])), ("50257", "4096")):
+        assert typed in example
+        example = example.replace(typed, here)
+    example = example.replace('out_dir="out/70M"', 'out_dir="out/70M", train=TRAIN, **tiny_settings')
+    names: dict = dict(TRAIN=TRAIN, tiny_settings=tiny_settings)
+    exec(example, names)
+    assert isinstance(names["model"], MuGPT) and names["logits"].shape == (1, 16, 4096)
+    run = names["run"]
+    assert run.folder == Path("out/70M/final") and run.record.growth.shrink == 0.4
+    assert run.metrics[-1]["step"] == TRAIN.max_steps == run.record.step_count
+    assert (tmp_path / "out/70M-transformers/model.safetensors").is_file()
+
+
+def test_a_grown_model_is_the_one_that_a_warmstart_trains(base, tiny, tmp_path):
+    from litgpt_warmstart.commands import warmstart_grow
+
+    model = grow(base, tiny[48], shrink=0.3, gains="added", seed=7)
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown", shrink=0.3, gains="added", seed=7)
+    written = weights(tmp_path / "grown")
+    assert all(torch.equal(parameter, written[name]) for name, parameter in model.named_parameters())
+    assert read_checkpoint(tmp_path / "grown").config == model.config
+
+
+def test_what_is_wrong_is_raised(base, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"--shrink must lie in \[0, 1\]"):
+        grow(base, tiny[48], shrink=2.0)
+    with pytest.raises(UserError, match="unknown scale '71M'"):
+        warmstart(base=base, target="71M", out_dir=tmp_path)
+    with pytest.raises(UserError, match="--out_dir is missing"):
+        litgpt_warmstart.export(base, None)
+    with pytest.raises(AttributeError, match="no attribute 'shrink'"):
+        litgpt_warmstart.shrink  # noqa: B018
+    assert Growth(0.4).label == "shrink 0.4" and SCALES[-1].short_name == "70M"
+
+
+def test_importing_the_package_imports_nothing_else():
+    code = """
+import sys, time
+start = time.perf_counter()
+import litgpt_warmstart
+print(f"importing litgpt_warmstart takes {1000 * (time.perf_counter() - start):.1f} ms")
+assert not {"torch", "litgpt", "litgpt_warmstart.run"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
