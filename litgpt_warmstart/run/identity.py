@@ -7,6 +7,7 @@ from typing import Any
 
 from litgpt.config import Config
 
+from litgpt_warmstart.method.schedule import recorded_schedule
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, recorded_optimizer
 from litgpt_warmstart.run.record import Record
 
@@ -44,7 +45,7 @@ def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
             "train.max_seq_length": training.get("block_size"),
             "train.max_norm": training.get("max_norm") or NO_CLIPPING,
             "tokens": training.get("max_tokens"),
-            "schedule": training.get("schedule"),
+            "schedule": recorded_schedule(training["schedule"]).plain if "schedule" in training else None,
             "data": record.data and (record.data.fingerprint or record.data.class_path),
         }
     )
