@@ -51,7 +51,12 @@ def _main() -> None:
     warnings.filterwarnings("ignore", message=r"The epoch parameter in `scheduler.step\(\)`", category=UserWarning)
     torch.set_float32_matmul_precision("high")
     script = Path(sys.argv[0]).name
-    CLI(COMMANDS, prog=script if script.startswith("litgpt") else "litgpt-warmstart", parser_class=OneLineParser)
+    typed = {name: COMMANDS[name] for name in sys.argv[1:2] if name in COMMANDS}  # others' parsers take time
+    CLI(
+        typed or COMMANDS,
+        prog=script if script.startswith("litgpt") else "litgpt-warmstart",
+        parser_class=OneLineParser,
+    )
 
 
 if __name__ == "__main__":
