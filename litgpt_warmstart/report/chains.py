@@ -22,6 +22,7 @@ from litgpt_warmstart.report.statistics import (
     SMOOTHING,
     band,
     estimate,
+    placed,
     smoothed,
     speed_up,
     tokens_to_last_loss,
@@ -275,16 +276,18 @@ def _lineage_figure(name: str, model: str, ways: Sequence[Chain], runs: Runs) ->
     unit, named = figures.flops_unit(max(sum(map(own_flops, stages)) for stages in drawn.values()))
     lines = []
     for number, (label, stages) in enumerate(drawn.items()):
-        flops, starts, parts = stages[0]["base_hoffmann_flops"], [], []
+        flops, starts = stages[0]["base_hoffmann_flops"], []
+        shown: list[pd.DataFrame] = []
+        faint: list[pd.Series] = []
         flops = 0.0 if math.isnan(flops) or stages == [scratch] else flops
         for run in stages:
             per_token = run["hoffmann_flops_per_token"]
             smooth = smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"])
-            parts.append([figures.placed(c, flops, per_token) for c in (band([runs.val_losses(run["run"])]), smooth)])
+            shown.append(placed(band([runs.val_losses(run["run"])]), flops, per_token))
+            faint.append(placed(smooth, flops, per_token))
             starts += [flops] if run is not stages[0] else []
             flops += own_flops(run)
         look = figures.style(-1 if stages == [scratch] else number)
-        val_losses, losses = (pd.concat(found) for found in zip(*parts, strict=True))
-        lines.append(figures.Line(label, look, val_losses, losses, starts=tuple(starts)))
+        lines.append(figures.Line(label, look, pd.concat(shown), pd.concat(faint), starts=tuple(starts)))
     caption = f"Ways to {model}: loss against the Hoffmann FLOPs of the whole lineage, one seed of each."
     return figures.loss_curves(name, caption, lines, f"{named} of the lineage", unit)

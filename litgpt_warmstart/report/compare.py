@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -18,6 +19,7 @@ from litgpt_warmstart.report.statistics import (
     Estimate,
     estimate,
     losses_at,
+    placed,
     speed_up,
     tokens_to_last_loss,
     tokens_to_reach,
@@ -62,7 +64,7 @@ class Arm:
     @property
     def reached(self) -> int:
         """Seeds that reached the scratch run's last loss."""
-        return int(self.pairs["tokens_to_scratch_loss"].notna().sum())
+        return len(self.pairs["tokens_to_scratch_loss"].dropna())
 
     @property
     def whole(self) -> bool:
@@ -76,8 +78,8 @@ class Arm:
     @cached_property
     def speed_up_with_base(self) -> Estimate:
         """In Hoffmann FLOPs, those of the warmstart's whole lineage; none where they are not known."""
-        known = self.pairs["base_hoffmann_flops"].notna().all()
-        return speed_up(self.pairs["share_of_scratch_hoffmann_flops_with_base"].dropna().tolist() if known else [])
+        shares = self.pairs["share_of_scratch_hoffmann_flops_with_base"].dropna().tolist()
+        return speed_up([] if self.pairs["base_hoffmann_flops"].hasnans else shares)
 
     def loss_difference(self, when: str) -> Estimate:
         """Warmstart's validation loss less scratch's: the ``first_val_loss`` or the last, ``val_loss``."""
@@ -90,8 +92,8 @@ class Arm:
         If it carries all that the base has learnt from D_b tokens, the target needs D_b fewer of its D_t. So the
         speed-up is 1 / (1 - D_b / D_t) at most, with the base's compute C_b of scratch's C_t in the denominator, too.
         """
-        tokens = float((self.pairs["base_tokens"] / self.pairs["scratch_tokens"]).mean())
-        flops = float((self.pairs["base_hoffmann_flops"] / self.pairs["scratch_hoffmann_flops"]).mean())
+        tokens = fmean(self.pairs["base_tokens"] / self.pairs["scratch_tokens"])
+        flops = fmean(self.pairs["base_hoffmann_flops"] / self.pairs["scratch_hoffmann_flops"])
         return (1 / (1 - tokens), 1 / (1 - tokens + flops)) if tokens < 1 else (math.inf, math.inf)
 
 
@@ -156,11 +158,10 @@ def _arm(runs: Runs, label: str, members: Sequence[tuple[Row, Row]]) -> Arm:
     for warm, scratch in members:
         curve, beside = runs.val_losses(warm["run"]), runs.val_losses(scratch["run"])
         at_tokens.append((curve - beside).dropna().drop(0, errors="ignore"))
-        later = curve[curve.index > 0]  # losses fall ever more slowly: from the start a line would be too high
-        later.index = warm["base_hoffmann_flops"] + later.index * warm["hoffmann_flops_per_token"]
-        beside.index = beside.index * scratch["hoffmann_flops_per_token"]
-        known = not math.isnan(warm["base_hoffmann_flops"])
-        at_compute.append((losses_at(later, beside.index) - beside if known else beside * math.nan).dropna())
+        later = curve.drop(0, errors="ignore")  # losses fall ever more slowly: from the start a line would be too high
+        later = placed(later, warm["base_hoffmann_flops"], warm["hoffmann_flops_per_token"])
+        beside = placed(beside, 0.0, scratch["hoffmann_flops_per_token"])
+        at_compute.append((pd.Series(losses_at(later, beside.index.to_numpy()), beside.index) - beside).dropna())
     rows = pd.DataFrame([pair(runs, warm, scratch) for warm, scratch in members])
     return Arm(label, rows, *(pd.concat(found, axis=1, join="inner") for found in (at_tokens, at_compute)))
 

@@ -25,7 +25,7 @@ WIDTH = 4.6
 """Inches. On a phone, where a figure is about 340 CSS pixels wide, 10 pt are shown as 7.7 pt."""
 LOSS = "validation loss (nats per token)"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": "small", "legend.frameon": False,
     "legend.fontsize": "small", "svg.fonttype": "none", "svg.hashsalt": "litgpt-warmstart", "grid.color": GREY,
@@ -204,11 +204,6 @@ class Line:
     """Places at which it was grown."""
 
 
-def placed(curve: Any, before: float, per_token: float) -> Any:
-    """A curve, or a band, over another axis than tokens: ``before`` + tokens * ``per_token``."""
-    return curve.set_axis(before + curve.index * per_token, axis=0)
-
-
 def loss_curves(
     name: str, caption: str, lines: Sequence[Line], unit: str, scale: float = 1.0, last: float | None = None
 ) -> Figure:
@@ -252,7 +247,7 @@ def loss_curves(
 def _draw_band(d: Drawing, axes: Any, line: Line, found: pd.DataFrame, scale: float, unit: str, sign: str = "") -> None:
     places = np.asarray(found.index, dtype=float) / scale
     axes.plot(places, found["mean"], label=line.label, markevery=max(1, len(places) // 12), **line.look)
-    if (found["low"] != found["high"]).any():
+    if not found["low"].equals(found["high"]):
         axes.fill_between(places, found["low"], found["high"], color=line.look["color"], alpha=0.2, linewidth=0)
     words = [f"{line.label}: {loss:{sign}.4f} at {x:.3g} {unit}" for x, loss in zip(places, found["mean"], strict=True)]
     d.tell(axes, places.tolist(), found["mean"].tolist(), words)
@@ -263,7 +258,8 @@ def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
     shown = [found.iloc[1:] if len(found) > 2 else found for found in bands if len(found)]
     if not shown:
         return None
-    low, high = min(found["low"].min() for found in shown), max(found["high"].max() for found in shown)
+    low = min(float(loss) for found in shown for loss in found["low"])
+    high = max(float(loss) for found in shown for loss in found["high"])
     room = 0.06 * (high - low) or 0.1
     return (low - room, high + room) if math.isfinite(room) else None
 
@@ -340,7 +336,7 @@ def layer_sizes(name: str, caption: str, sizes: Mapping[str, pd.DataFrame]) -> F
         for axes, (heading, frame) in zip(d.panels, sizes.items(), strict=True):
             for number, (moment, values) in enumerate(frame.items()):
                 offset = 0.18 * (number - (len(frame.columns) - 1) / 2)  # equal sizes would hide each other
-                shown = values[values > 0]
+                shown = values.where(values > 0).dropna()
                 rows = [list(frame.index).index(layer) + offset for layer in shown.index]
                 look = style(number - 1) | {"linestyle": ""}
                 axes.plot(shown, rows, label=moment, **look)

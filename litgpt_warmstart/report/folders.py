@@ -77,7 +77,7 @@ def _read_events(folder: Path, record: Record | None) -> list[dict[str, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    per_step = record.global_batch_size * record.training["block_size"] if record and record.global_batch_size else 0
+    per_step = (record.global_batch_size or 0) * record.training.get("block_size", 0) if record else 0
     steps: dict[int, dict[str, float]] = {}
     versions = {path.parent for path in _event_files(folder)}
     for version in sorted(versions, key=lambda path: int(path.name.removeprefix("version_"))):
@@ -98,7 +98,7 @@ def status(folder: Path, checkpoint: Path, record: Record, logged: int) -> tuple
     reason = why_diverged(folder)
     if reason is not None:
         return "diverged", reason
-    planned = record.training["max_tokens"] * record.step_count // max(record.tokens, 1)
+    planned = record.training.get("max_tokens", 0) * record.step_count // max(record.tokens, 1)
     if checkpoint.name == "final" and record.step_count >= planned and logged == record.step_count:
         return "finished", ""
     return "not finished", f"step {logged:,} of {planned:,}; last written {last_written(folder)}"

@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from litgpt_warmstart.report import figures
@@ -38,8 +40,8 @@ def layer_name(name: str, kind: str) -> str | None:
 def sizes(norms: pd.DataFrame) -> pd.DataFrame:
     """Root mean squares with their layers' names, from the input to the output."""
     named = norms.assign(layer=[layer_name(n, k) for n, k in zip(norms["name"], norms["kind"], strict=True)])
-    named = named[named["layer"].notna()]
-    return named.sort_values("layer", key=lambda layers: layers.map(_place), kind="stable")
+    named = named.dropna(subset="layer")
+    return named.iloc[np.argsort([_place(layer) for layer in named["layer"]], kind="stable")]
 
 
 def _place(layer: str) -> float:
@@ -62,7 +64,7 @@ def moments(run: Row, rows: Sequence[Row], runs: Runs) -> pd.DataFrame:
     found = []
     for moment, row, place in chosen:
         norms = runs.norms[row["run"]]
-        at = sizes(norms[norms["step"] == norms["step"].iloc[place]])
+        at = sizes(norms.set_index("step").loc[[norms["step"].iloc[place]]])
         found.append(pd.DataFrame({"moment": moment, "kind": at["kind"], "layer": at["layer"], "rms": at["l2"]}))
     return pd.concat(found)
 
@@ -99,8 +101,8 @@ def norm_figures(
         number: Of the comparison.
     """
     rows, made, tables = runs.rows(), [], []
-    steps = {label: runs.norms[row["run"]]["step"] for label, row in tracked.items()}
-    begun = {label: moments(row, rows, runs) for label, row in tracked.items() if steps[label].iloc[0] == 0}
+    steps = {label: runs.norms[row["run"]]["step"].tolist() for label, row in tracked.items()}
+    begun = {label: moments(row, rows, runs) for label, row in tracked.items() if steps[label][0] == 0}
     if begun:
         label = next((label for label in begun if label.startswith("shrink 0.4")), next(iter(begun)))
         panels = {WHAT[str(kind)]: found.pivot_table(index="layer", columns="moment", values="rms", sort=False)
@@ -108,12 +110,13 @@ def norm_figures(
         caption = f"{title}, {label}: sizes of the base, at the warmstart, and trained. One seed."
         made.append(figures.layer_sizes(f"norms-{number}", caption, panels))
         tables.append(pd.concat([found.assign(warmstart=label) for label, found in begun.items()]))
-    long = {label: row["run"] for label, row in tracked.items() if steps[label].nunique() > 2}
+    long = {label: row["run"] for label, row in tracked.items() if len(set(steps[label])) > 2}
     if long:
         long = {SCRATCH: scratch, **long} if scratch else long
         table = pd.concat([over_training(run, label, runs) for label, run in long.items()])
         series: dict[str, dict[str, pd.Series]] = {}
-        for (kind, layer, arm), values in table.groupby(["kind", "layer", "arm"], sort=False):
+        groups: Any = table.groupby(["kind", "layer", "arm"], sort=False)
+        for (kind, layer, arm), values in groups:
             heading = f"{layer}, {'output' if kind == 'activation' else 'weight'}"
             series.setdefault(heading, {})[arm] = values.set_index("tokens_per_param")["rms"]
         caption = f"{title}: root mean squares over training, of outputs and of weights. One seed of each."

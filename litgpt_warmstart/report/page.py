@@ -2,7 +2,7 @@
 
 Who adds a kind of study to the page writes one function in its module, ``study/NAME.py``::
 
-    RESULTS = "grid_search.csv"          # the file by which a folder of this kind is known; None where there is none
+    RESULTS = "grid_search.csv"          # the file by which a folder of this kind is known
 
     def section(runs: Runs) -> Section | None:
         folders = runs.results[RESULTS]  # where such files were found
@@ -92,8 +92,10 @@ class Section:
 class Kind(Protocol):
     """A kind of study, as a module of ``study/`` is one; commands hand them to :func:`.write.write_report`."""
 
-    RESULTS: str | None
-    """The file by which a folder of this kind is known."""
+    @property
+    def RESULTS(self) -> str:
+        """The file by which a folder of this kind is known."""
+        ...
 
     def section(self, runs: Runs) -> Section | None:
         """What the page says of it; None where there is nothing."""

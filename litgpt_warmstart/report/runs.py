@@ -4,11 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any
 
 import pandas as pd
 from litgpt.config import Config
-from typing_extensions import TypedDict
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
@@ -64,31 +63,29 @@ class Runs:
 
     def val_losses(self, run: str) -> pd.Series:
         """Validation losses by tokens trained on."""
-        return self.curves[run]["val_loss"].dropna()
+        return pd.Series(self.curves[run]["val_loss"]).dropna()
 
     def losses(self, run: str) -> pd.Series:
         """Training losses by tokens trained on."""
-        return self.curves[run]["loss"].dropna()
+        return pd.Series(self.curves[run]["loss"]).dropna()
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the table as dictionaries, with ``run``."""
         return [dict(row) for row in self.table.reset_index().to_dict("records")]
 
 
-class _AskedEval(TypedDict):
-    __pydantic_config__ = {"extra": "allow"}
-
+@dataclass(frozen=True)
+class _AskedEval:
     max_iters: Size
 
 
-class _Asked(TypedDict):
+@dataclass(frozen=True)
+class _Asked:
     """What a report has a use for of a hyperparameters.yaml."""
 
-    __pydantic_config__ = {"extra": "allow"}
-
     eval: _AskedEval
-    schedule: NotRequired[str]
-    train: NotRequired[dict[str, Any]]
+    schedule: str | None = None
+    train: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,27 +208,27 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
         raise UserError(f"{str(checkpoint / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{str(folder)!r} is damaged: {one_line(error, 80)}") from error
+    identity = recorded_identity(record, config)
     counted = [row["hoffmann_flops"] / row["tokens"] for row in logged if row.get("hoffmann_flops") and row["tokens"]]
-    per_token = counted[-1] if counted else hoffmann_flops_per_token(config, record.training["block_size"])
+    per_token = counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"])
     last = next(row["val_loss"] for row in reversed(logged) if "val_loss" in row)  # which may be not finite
     at_start = float(val_losses.iloc[0]) if val_losses.index[0] == 0 else None
     state, told = status(folder, checkpoint, record, int(logged[-1]["step"]))
-    if state == "finished" and ended_diverged(at_start, last, config.padded_vocab_size):
+    if state == "finished" and ended_diverged(at_start, last, config.padded_vocab_size or 1):
         began = "" if at_start is None else f", its first was {at_start:.4g}"
         state, told = "diverged", f"its last validation loss is {last:.4g}{began}"
     tokens, grown = int(curve.index[-1]), record.growth
     row = {
         "folder": str(folder), "status": state, "told": told, "kind": _kind(record), "model": size(record),
         "source": lineage(record), "growth": growth_label(record), "parameters": record.parameters,
-        "seed": record.training["seed"], "learning_rate": record.base_lr, "batch_size": record.global_batch_size,
-        "schedule": record.training["schedule"]["name"], "max_tokens": record.training["max_tokens"],
+        "seed": identity["seed"], "learning_rate": record.base_lr, "batch_size": record.global_batch_size,
+        "schedule": identity["schedule"]["name"], "max_tokens": record.training.get("max_tokens"),
         "tokens": tokens, "tokens_per_param": tokens / record.parameters, "hoffmann_flops_per_token": per_token,
         "base_tokens": sum(ancestor.tokens for ancestor in record.lineage),
         "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
         "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
-        "shrink": grown.shrink if grown else float("nan"), "settings": _settings(record, config, asked),
-        "asked_schedule": _asked_schedule(asked),
-        "record": record,
+        "shrink": grown.shrink if grown else float("nan"), "settings": _settings(record, config, identity, asked),
+        "asked_schedule": _asked_schedule(asked), "record": record,
     }  # fmt: skip
     return _Read(row, curve, norms)
 
@@ -250,20 +247,20 @@ def _flops_of(ancestor: Ancestor, record: Record) -> float:
         return ancestor.hoffmann_flops
     shape = record.mup_base_config
     if ancestor.tokens and ancestor.name == shape["name"]:  # an older version's record, most often of the muP base
-        return ancestor.tokens * hoffmann_flops_per_token(Config(**shape), record.training["block_size"])
+        return ancestor.tokens * hoffmann_flops_per_token(Config(**shape), record.training.get("block_size", 0))
     return float("nan")
 
 
-def _settings(record: Record, config: Config, asked: _Asked) -> dict[str, Any]:
+def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _Asked) -> dict[str, Any]:
     """What two runs must share to be compared, by name, the tellingest first."""
-    identity, data = recorded_identity(record, config), record.data
+    data = record.data
     return {
         "vocabulary": config.padded_vocab_size,
         "model": (record.name, record.parameters, config.n_layer, config.n_embd, config.n_head),
         "data": data and (data.fingerprint or f"{data.class_path} {data.init_args}"),
         "first token": data and data.start_token,
         "order of blocks": data and data.order_seed,
-        "validation blocks": asked["eval"]["max_iters"],
+        "validation blocks": asked.eval.max_iters,
         "block size": identity["train.max_seq_length"],
         "muP base": (identity["mup_base"]["name"], identity["mup_base"]["n_embd"]),
         "learning rate": identity["lr"],
@@ -276,9 +273,9 @@ def _settings(record: Record, config: Config, asked: _Asked) -> dict[str, Any]:
 
 
 def _asked_schedule(asked: _Asked) -> dict[str, Any] | None:
-    if "schedule" not in asked or "train" not in asked:
+    if asked.schedule is None or asked.train is None:
         return None
-    return {"name": asked["schedule"], **{name: asked["train"].get(name) for name in SCHEDULE_OPTIONS}}
+    return {"name": asked.schedule, **{name: asked.train.get(name) for name in SCHEDULE_OPTIONS}}
 
 
 def size(model: Record | Ancestor) -> str:

@@ -18,7 +18,7 @@ from litgpt_warmstart.report.compare import (
 )  # fmt: skip
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Runs, display_names
-from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, smoothed
+from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, placed, smoothed
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""
@@ -84,7 +84,7 @@ def speed_up_row(comparison: Comparison, arm: Arm) -> Row:
         "comparison": comparison.title, "warmstart": arm.label, "tokens_per_param": comparison.tokens_per_param,
         "seeds": len(arm.pairs), "seeds_that_reached_scratch_loss": arm.reached,
     }  # fmt: skip
-    first = arm.loss_difference("first_val_loss") if arm.pairs["validated_at_start"].all() else estimate([])
+    first = arm.loss_difference("first_val_loss") if all(arm.pairs["validated_at_start"]) else estimate([])
     for name, found in (
         ("speed_up", arm.speed_up), ("speed_up_with_base", arm.speed_up_with_base),
         ("first_val_loss_minus_scratch", first), ("val_loss_minus_scratch", arm.loss_difference("val_loss")),
@@ -168,7 +168,7 @@ def _cautions(comparison: Comparison) -> list[str]:
     if few:
         which = "Every warmstart here" if len(few) == len(comparison.arms) else ", ".join(arm.label for arm in few)
         told.append(f"{which} has one seed: an interval needs two at least, and three to be of use.")
-    if any((arm.pairs["validations"] < MIN_VALIDATIONS).any() for arm in comparison.arms):
+    if any(count < MIN_VALIDATIONS for arm in comparison.arms for count in arm.pairs["validations"]):
         told.append(
             f"Fewer than {MIN_VALIDATIONS} validations in a run: where it crosses a loss is a guess; set a smaller"
             " --eval.interval."
@@ -223,7 +223,7 @@ def pairs(compared: Compared, runs: Runs) -> Section:
         table = Table(f"gains_{number}", caption, pd.concat(gains), pd.DataFrame(shown))
         part = Section(c.title, "", sentences(c), tables=[table], printed=printed(c, runs))
         part.figures.append(loss_figure(c, runs, f"loss-tokens-{number}", with_base=False))
-        if all(arm.pairs["base_hoffmann_flops"].notna().all() for arm in c.arms):
+        if not any(arm.pairs["base_hoffmann_flops"].hasnans for arm in c.arms):
             part.figures.append(loss_figure(c, runs, f"loss-compute-{number}", with_base=True))
         section.parts.append(part)
     if curves:
@@ -264,7 +264,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _no_compute(arm: Arm) -> str:
     """Why there is no place at which a warmstart and its run from scratch had taken as much."""
-    if arm.pairs["base_hoffmann_flops"].isna().any():
+    if arm.pairs["base_hoffmann_flops"].hasnans:
         return "what the base took is not known"
     return "none: the base alone took too much of scratch's"
 
@@ -283,7 +283,7 @@ def ahead(gains: pd.DataFrame, scale: float, unit: str) -> str:
     """Where along the budget a warmstart is ahead, in words; nothing where there is no place to tell."""
     if gains.empty:
         return ""
-    if gains["ahead"].all():
+    if all(gains["ahead"]):
         return "throughout"
     spans = gains[gains["ahead"]].groupby((~gains["ahead"]).cumsum())["at"].agg(["min", "max"]) / scale
     told = [f"at {low:.3g}" if low == high else f"from {low:.3g} to {high:.3g}" for low, high in spans.to_numpy()]
@@ -311,13 +311,13 @@ def loss_figure(comparison: Comparison, runs: Runs, name: str, with_base: bool) 
         per_token = run["hoffmann_flops_per_token"] if with_base else 1.0
         before = run["base_hoffmann_flops"] if with_base and run["kind"] == "warmstart" else 0.0
         val_losses, losses = (
-            figures.placed(curve, before, per_token)
+            placed(curve, before, per_token)
             for curve in (
                 band([runs.val_losses(run["run"]) for run in members]),
                 band([smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"]) for run in members])["mean"],
             )
         )
-        below = band([found[column] for column in found]) if found is not None and len(found) else None
+        below = band([values for _, values in found.items()]) if found is not None and len(found) else None
         lines.append(figures.Line(label, look, val_losses, losses, below))
     last = fmean(run["val_loss"] for run in comparison.scratch)
     equal = f"{named}, the base's in front" if with_base else named
@@ -336,20 +336,24 @@ def printed(comparison: Comparison, runs: Runs) -> str:
     lines = [f"{'tokens':>14}" + "".join(f"  {label:>{w}}" for label, w in zip(columns, widths, strict=True))]
     for tokens, losses in shared.iloc[places].iterrows():
         lines.append(f"{tokens:>14,.0f}" + "".join(f"  {loss:>{w}.4f}" for loss, w in zip(losses, widths, strict=True)))
-    if arm := best_arm(comparison):
-        mean = arm.pairs.mean(numeric_only=True)
-        scratch, own = mean["scratch_hoffmann_flops_to_its_loss"], mean["hoffmann_flops_to_scratch_loss"]
-        whole = own + mean["base_hoffmann_flops"]
-        with_base = "; what the base's own training took is not known." if math.isnan(whole) else (
-            f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."
-        )  # fmt: skip
-        reached, beside = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"]
+    arm = best_arm(comparison)
+    mean = (arm or comparison.arms[0]).pairs.mean(numeric_only=True).to_dict()
+    per_token = mean["scratch_hoffmann_flops"] / mean["scratch_tokens"]  # of the same model as the warmstart's
+    tokens, beside, to = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"], "to that loss"
+    if arm:
         loss = fmean(run["val_loss"] for run in comparison.scratch)
         lines.append(
-            f"To the scratch run's last loss, {loss:.4f}, the warmstart took {reached:,.0f} of {beside:,.0f} tokens:"
-            f" {reached / beside:.0%}."
+            f"To the scratch run's last loss, {loss:.4f}, {arm.label} took {tokens:,.0f} of {beside:,.0f} tokens:"
         )
-        lines.append(f"Compute to that loss: scratch {scratch:.3g} Hoffmann FLOPs, warmstart {own:.3g}{with_base}")
+        lines[-1] += f" {tokens / beside:.0%}."
+    else:
+        tokens, beside, to = mean["scratch_tokens"], mean["scratch_tokens"], "of the whole runs"
+    scratch, own = beside * per_token, tokens * per_token
+    whole = own + mean["base_hoffmann_flops"]
+    with_base = f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."
+    if math.isnan(whole):
+        with_base = "; what the base's own training took is not known."
+    lines.append(f"Compute {to}: scratch {scratch:.3g} Hoffmann FLOPs, warmstart {own:.3g}{with_base}")
     return "\n".join(lines)
 
 

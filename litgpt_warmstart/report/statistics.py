@@ -6,6 +6,7 @@ A curve is a series of losses by tokens, or by compute, in their order.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,10 +41,17 @@ def tokens_to_last_loss(curve: pd.Series) -> float:
     return tokens_to_reach(curve, float(curve.iloc[-1])) or float(curve.index[-1])
 
 
-def losses_at(curve: pd.Series, places: Sequence[float]) -> np.ndarray:
+def placed(curve: Any, before: float, per_token: float) -> Any:
+    """A curve, or a band, over another axis than tokens: ``before`` + tokens * ``per_token``."""
+    return curve.set_axis(before + curve.index * per_token, axis=0)
+
+
+def losses_at(curve: pd.Series, places: Sequence[float] | np.ndarray) -> np.ndarray:
     """A curve's losses at places, linear between its points; NaN beyond its ends."""
-    known = (curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float))
-    return np.interp(places, *known, left=math.nan, right=math.nan) if len(curve) else np.full(len(places), math.nan)
+    at, losses = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
+    known = len(at) > 0 and not np.isnan(at).any()
+    found = np.interp(places, at, losses, left=math.nan, right=math.nan) if known else [math.nan] * len(places)
+    return np.asarray(found)
 
 
 def smoothed(curve: pd.Series, width: float, points: int = 300) -> pd.Series:

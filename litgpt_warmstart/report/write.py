@@ -34,7 +34,7 @@ def write_report(
     Raises:
         UserError: There is nothing to report, or ``out_dir`` holds another page or cannot be written.
     """
-    runs = find(paths, [kind.RESULTS for kind in kinds if kind.RESULTS])
+    runs = find(paths, [kind.RESULTS for kind in kinds])
     compared = compare_all(runs)
     linked = chains(runs, compared)
     chained = {stage["run"] for chain in linked for stage in chain.stages if stage["status"] == "finished"}

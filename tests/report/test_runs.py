@@ -108,7 +108,7 @@ def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
 
 
 def test_tensorboard_logs_stand_in_for_a_missing_metrics_file(make_run):
-    from lightning.fabric.loggers import TensorBoardLogger
+    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 
     from litgpt_warmstart.run.metrics import read_metrics
 

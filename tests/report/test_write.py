@@ -14,10 +14,10 @@ from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section
 from litgpt_warmstart.report.write import write_report
 from litgpt_warmstart.run.spec import TrainArgs
-from litgpt_warmstart.study import coord_check, grid_search
+from litgpt_warmstart.study import kinds
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
 
-KINDS = (grid_search, coord_check)
+KINDS = kinds()
 
 
 class Page(HTMLParser):
@@ -35,7 +35,7 @@ class Page(HTMLParser):
         if tag in ("link", "img", "iframe", "object"):
             self.fetched.append(tag)
         for name in ("src", "xlink:href"):
-            if values.get(name, "#")[0] != "#":
+            if not (values.get(name) or "#").startswith("#"):
                 self.fetched.append(values[name])
 
     def handle_data(self, data):
