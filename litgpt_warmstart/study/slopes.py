@@ -63,7 +63,9 @@ def worst(verdicts: Sequence[str]) -> str:
 
 def at_the_end(coordinates: pandas.DataFrame) -> list[dict]:
     """The rows of the last step."""
-    return coordinates[coordinates["t"] == coordinates["t"].max()].to_dict("records")
+    rows = coordinates.to_dict("records")
+    last = max(row["t"] for row in rows)
+    return [row for row in rows if row["t"] == last]
 
 
 def way_of(row: Mapping[Any, Any]) -> str:
