@@ -24,7 +24,7 @@ class ChunkCheck:
 
     def __init__(self, sha256: Mapping[Path, str], name: str) -> None:
         self._sha256 = sha256
-        self._memory = _cache_dir() / f"{name}.json"
+        self._name = name
         self._bad: str | None = None
         self._thread = threading.Thread(target=self._look, name="chunk check", daemon=True)
 
@@ -61,17 +61,18 @@ class ChunkCheck:
                 )
                 return
             known[str(path.resolve())] = state
-        with suppress(OSError):  # no home, or a full disk: the next run looks again
+        with suppress(OSError, RuntimeError):  # no home folder, or a full disk: the next run looks again
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._memory, json.dumps({p: state for p, state in known.items() if os.path.exists(p)}))
 
     def _remembered(self) -> dict[str, list[str | int]]:
         """Path -> SHA-256, size and time of files that were found good."""
-        with suppress(OSError, ValueError, RecursionError, Unreadable):
+        with suppress(OSError, RuntimeError, ValueError, RecursionError, Unreadable):
             return parse(dict[str, list[str | int]], json.loads(self._memory.read_text(encoding="utf-8")))
         return {}
 
-
-def _cache_dir() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache, "litgpt-warmstart", "checked")
+    @property
+    def _memory(self) -> Path:
+        """Where it is remembered; a RuntimeError where no home folder is known."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "litgpt-warmstart" / "checked" / f"{self._name}.json"
