@@ -94,8 +94,8 @@ def timed(function: Callable[[], None]) -> dict[str, float]:
 
 def measure_ours(work: Path, tokenizer: Path, num_workers: int) -> dict[str, float]:
     """warmstart_prepare_data: both passes, from files to a finished folder."""
-    from litgpt_warmstart.data.preparing.plan import Preparation
-    from litgpt_warmstart.data.preparing.preparation import prepare
+    from litgpt_warmstart.data.preparing.prepare import prepare
+    from litgpt_warmstart.data.preparing.request import Preparation
 
     target = work / "ours"
     shutil.rmtree(target, ignore_errors=True)
@@ -107,14 +107,14 @@ def measure_bare(work: Path, tokenizer: Path, num_workers: int) -> dict[str, flo
     """The encoder alone, over text that is in memory already."""
     import pyarrow.parquet as pq
 
-    from litgpt_warmstart.data.preparing.encoding import DocumentEncoder
+    from litgpt_warmstart.data.preparing.encode import DocumentEncoder
 
     encoder = DocumentEncoder(tokenizer)
     texts = [t for path in sorted((work / "source").glob("*.parquet")) for t in pq.read_table(path)["text"].to_pylist()]
 
     def encode(start: int) -> None:
         for text in texts[start : start + 500]:
-            encoder([text])
+            encoder.encode(text)
 
     def run() -> None:
         with ThreadPoolExecutor(num_workers) as pool:

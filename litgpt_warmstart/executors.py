@@ -1,14 +1,21 @@
-"""Tasks of which some need the results of others, as tasks of a Ray cluster; failed ones are tried again.
+"""Tasks in processes of this machine; or tasks of a Ray cluster, of which some may need the results of others.
 
-Every node must see the same files at the same paths, as on shared storage, and have this package installed.
+On Ray failed ones are tried again. Every node must see the same files at the same paths, as on shared storage, and have
+this package installed.
 """
 
+import ctypes
+import multiprocessing
 import os
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import torch
@@ -31,6 +38,60 @@ class Task:
     work: Callable[..., Any]
     """Called with the results of the tasks in ``after``; calling it again goes on where a lost worker stopped."""
     after: tuple[str, ...] = ()
+
+
+PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
+
+
+def carry_out_in_processes(number: int, tasks: Iterable[Task], ended: Callable[[str, Any], None]) -> None:
+    """Carry out tasks that need no others, in processes of this machine.
+
+    The processes are forked before the first task is taken: they have what is in memory, and import nothing.
+
+    Args:
+        number: Of processes.
+        tasks: Taken as they come, while others are carried out.
+        ended: Called with a task's name and result, as each ends.
+
+    Raises:
+        UserError: A process was killed.
+        Exception: What a task raised. The processes are killed then, as they are after Ctrl-C.
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(number, multiprocessing.get_context("fork"), _begin_process, (os.getpid(),))
+    done: SimpleQueue[tuple[str, Future]] = SimpleQueue()
+    running = 0
+    try:
+        pool.submit(int).result()
+        for task in tasks:
+            running += 1
+            pool.submit(task.work).add_done_callback(lambda future, name=task.name: done.put((name, future)))
+            while not done.empty():
+                name, future = done.get()
+                running -= 1
+                ended(name, future.result())
+        for _ in range(running):
+            name, future = done.get()
+            ended(name, future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of {number} processes was killed, as the system does where memory is short: give a smaller"
+            " --num_workers; the same command goes on"
+        ) from error
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_process(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # gone before it was asked for
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)

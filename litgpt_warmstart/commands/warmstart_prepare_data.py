@@ -5,16 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from litgpt_warmstart.data.preparing.bpe import train_tokenizer
-from litgpt_warmstart.data.preparing.encoding import EncoderName
-from litgpt_warmstart.data.preparing.plan import (
+from litgpt_warmstart.data.preparing.index import PREPARED, DtypeName, EncoderName
+from litgpt_warmstart.data.preparing.request import (
     COLUMN,
     SLIMPAJAMA_6B,
     SLIMPAJAMA_6B_COMMIT,
-    DtypeName,
     Preparation,
     default_data_path,
 )
-from litgpt_warmstart.data.preparing.prepared_index import PREPARED
 from litgpt_warmstart.edge import checked
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
@@ -65,7 +63,7 @@ def setup(
         encoder: The library that encodes. Default: tiktoken where it gives the tokenizer's own ids, else tokenizers.
     """
     with told_in_one_line("litgpt warmstart_prepare_data"):
-        from litgpt_warmstart.data.preparing.preparation import prepare
+        from litgpt_warmstart.data.preparing.prepare import prepare
 
         if repo_id is None and text_dir is None:
             repo_id = SLIMPAJAMA_6B

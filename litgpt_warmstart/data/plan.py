@@ -12,7 +12,7 @@ from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.loaders import TrainLoader, val_batches
 from litgpt_warmstart.data.order import BlockOrder
-from litgpt_warmstart.data.preparing.chunks import INDEX
+from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.ranges import BlockRange, first_unread, lineage_seed, take_blocks
 from litgpt_warmstart.data.reading import Reading

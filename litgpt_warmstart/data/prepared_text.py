@@ -9,17 +9,17 @@ from litgpt.config import find_multiple
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.preparing import hub
-from litgpt_warmstart.data.preparing.chunks import TokenStream, chunk_name
-from litgpt_warmstart.data.preparing.encoding import read_tokenizer, vocab_size
-from litgpt_warmstart.data.preparing.plan import (
+from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
+from litgpt_warmstart.data.preparing.index import PREPARED, PreparedIndex
+from litgpt_warmstart.data.preparing.prepare import prepare
+from litgpt_warmstart.data.preparing.request import (
     SLIMPAJAMA_6B,
     SLIMPAJAMA_6B_COMMIT,
     TOKENIZER,
     Preparation,
     default_data_path,
 )
-from litgpt_warmstart.data.preparing.preparation import prepare
-from litgpt_warmstart.data.preparing.prepared_index import PREPARED, PreparedIndex
+from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.errors import UserError
 
 
@@ -143,24 +143,24 @@ class PreparedText(BlockDataModule):
     @property
     def sha256(self) -> dict[Path, str]:
         return {
-            self.data_path / split / chunk_name(number): sha256
-            for split, chunks in self.index.chunks_sha256.items()
-            for number, sha256 in enumerate(chunks)
+            self.data_path / split / chunk.name: chunk.sha256
+            for split, chunks in self.index.chunks.items()
+            for chunk in chunks
             if split in ("train", "val")
         }
 
     def tokens(self, split: str) -> TokenStream:
         if split not in self.index.tokens:
             raise UserError(f"{str(self.data_path)!r} has no {split} split")
-        return TokenStream(self.data_path / split, np.dtype(self.index.dtype))
+        chunks = [(self.data_path / split / chunk.name, chunk.tokens) for chunk in self.index.chunks[split]]
+        return TokenStream(chunks, np.dtype(self.index.dtype))
 
 
 @dataclass
 class SlimPajama6B(PreparedText):
     """SlimPajama-6B from the Hub, about 6 billion tokens of GPT-2's tokenizer: the paper's data.
 
-    Preparing it downloads 14 GB into the Hub's cache, and takes some 24 GB of disk beside that while it goes on, 12 GB
-    at the end.
+    Preparing it downloads 14 GB into the Hub's cache, and takes some 12 GB of disk beside that.
     """
 
     data_path: Path | None = Path("data/slimpajama-6b")

@@ -20,8 +20,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.preparing.chunks import INDEX
-from litgpt_warmstart.data.preparing.prepared_index import PREPARED
+from litgpt_warmstart.data.preparing.index import PREPARED
+from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.stdlib_text import StdlibText
 from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError, one_line

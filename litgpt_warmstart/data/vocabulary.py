@@ -7,7 +7,7 @@ import torch
 from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.preparing.encoding import HARD_CASES, read_tokenizer, vocab_size
+from litgpt_warmstart.data.preparing.encode import HARD_CASES, read_tokenizer, vocab_size
 from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.tokenizer_files import PROBE
 from litgpt_warmstart.errors import UserError, one_line

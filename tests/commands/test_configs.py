@@ -11,7 +11,7 @@ from litgpt.data import DataModule
 from litgpt_warmstart.commands import COMMANDS
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.data import SlimPajama6B
-from litgpt_warmstart.data.preparing.plan import TOKENIZER
+from litgpt_warmstart.data.preparing.request import TOKENIZER
 from litgpt_warmstart.method.scales import SCALES, find_scale
 from litgpt_warmstart.study.ablations import expand
 

@@ -3,20 +3,23 @@
 import gzip
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from litgpt_warmstart.data.preparing import plan, preparation, segments, sources
-from litgpt_warmstart.data.preparing.chunks import TokenStream
-from litgpt_warmstart.data.preparing.plan import Preparation
-from litgpt_warmstart.data.preparing.preparation import prepare
-from litgpt_warmstart.data.preparing.prepared_index import PreparedIndex
+from litgpt_warmstart.data import PreparedText
+from litgpt_warmstart.data.preparing import portions, read, request
+from litgpt_warmstart.data.preparing import prepare as preparing
+from litgpt_warmstart.data.preparing.index import PreparedIndex
+from litgpt_warmstart.data.preparing.request import Preparation
 from litgpt_warmstart.data.stdlib_text import pieces, stdlib_documents
+from litgpt_warmstart.executors import Task
 from tests.data.hub_server import Hub, Repository, serve
 
 
@@ -57,11 +60,10 @@ def write_folder(folder: Path, texts: Sequence[str]) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts, segments and chunks so small that a megabyte has many of each."""
-    monkeypatch.setattr(sources, "PART_BYTES", 30_000)
-    monkeypatch.setattr(sources, "BATCH_BYTES", 10_000)
-    monkeypatch.setattr(segments, "SEGMENT_BYTES", 20_000)
-    monkeypatch.setattr(preparation, "CHUNK_TOKENS", 50_000)
+    """Blocks, portions and chunks so small that a megabyte has many of each."""
+    monkeypatch.setattr(read, "BLOCK_BYTES", 10_000)
+    monkeypatch.setattr(portions, "PORTION_BYTES", 60_000)
+    monkeypatch.setattr(portions, "SHUFFLED_CHARACTERS", 80_000)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def stored_documents(folder: Path, split: str) -> list[list[int]]:
     """The documents of a split as token ids, in their order, without the end-of-text tokens."""
     index = PreparedIndex.load(folder)
-    tokens = TokenStream(folder / split, index.dtype)
+    tokens = PreparedText(folder).tokens(split)
     found, document = [], []
     for token in tokens[0 : len(tokens)].tolist():
         if token == index.eos_id:
@@ -108,9 +110,8 @@ def hub(texts: list[str], stdlib_path: Path, tmp_path: Path, monkeypatch: pytest
     tokenizer = {"tokenizer.json": (stdlib_path / "tokenizer.json").read_bytes(),
                  "tokenizer_config.json": b'{"model_max_length": 1024}',
                  "generation_config.json": b'{"eos_token_id": 0}'}  # fmt: skip
-    served = Hub(
-        {plan.SLIMPAJAMA_6B: Repository(files, plan.SLIMPAJAMA_6B_COMMIT)}, {plan.TOKENIZER: Repository(tokenizer)}
-    )
+    dataset = Repository(files, request.SLIMPAJAMA_6B_COMMIT)
+    served = Hub({request.SLIMPAJAMA_6B: dataset}, {request.TOKENIZER: Repository(tokenizer)})
     with serve(served):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -123,9 +124,21 @@ def quiet(line: str) -> None:
     """Says nothing."""
 
 
-def stop_before_chunks(ask: Preparation) -> Path:
-    """Do the first pass of a preparation; gives its folder."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "write_split", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-        prepare(ask, say=quiet)
+def here(tasks: Iterable[Task], ended: Callable[[str, Any], None], at_most: float = float("inf")) -> None:
+    """Carry out tasks in this process; Ctrl-C comes after ``at_most``."""
+    for number, task in enumerate(tasks):
+        if number >= at_most:
+            raise KeyboardInterrupt
+        ended(task.name, task.work())
+
+
+def prepare(ask: Preparation, thorough: bool = False, say: Callable[[str], object] = quiet) -> PreparedIndex:
+    """A preparation that starts no processes."""
+    return preparing.prepare(ask, thorough, say, here)
+
+
+def stop_after(num_portions: int, ask: Preparation) -> Path:
+    """Do a part of a preparation; gives its folder."""
+    with pytest.raises(KeyboardInterrupt):
+        preparing.prepare(ask, say=quiet, carry_out=partial(here, at_most=num_portions))
     return ask.data_path.with_name(f".{ask.data_path.name}.partial")

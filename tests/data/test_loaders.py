@@ -43,6 +43,7 @@ def test_a_recorded_module_is_made_again_with_its_arguments_where_its_data_is_pr
         (tmp_path / "a" / name).mkdir(parents=True, exist_ok=True)
         config = dict(item_loader="TokensLoader", data_format=["no_header_tensor:16"], data_spec=None)
         (tmp_path / "a" / name / "index.json").write_text(json.dumps({"chunks": [], "config": config}))
+    (tmp_path / "a/prepared.json").touch()
     (tmp_path / "a/TinyStories_all_data").mkdir()
     for number in range(2):
         (tmp_path / f"a/TinyStories_all_data/{number}.json").touch()

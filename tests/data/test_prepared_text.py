@@ -10,25 +10,21 @@ import torch
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.order import BlockOrder
-from litgpt_warmstart.data.preparing import plan
-from litgpt_warmstart.data.preparing.chunks import TokenStream
-from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.data.recorded import recorded_data
+from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
-
-
-def quiet(line: str) -> None:
-    """Says nothing."""
+from tests.data.conftest import prepare
 
 
 @pytest.fixture
 def data(ask, small) -> PreparedText:
     """Prepared text in a few chunks."""
-    prepare(ask, say=quiet)
+    prepare(ask)
     data = PreparedText(ask.data_path)
     data.prepare_data()
     return data
@@ -45,8 +41,8 @@ def test_blocks_are_those_of_the_stream_across_chunks(data):
     stream = data.tokens("train")
     order = BlockOrder(data.num_blocks("train", 64), 5)
     assert len(order) == len(stream) // 65
-    boundary = stream._starts[1] // 65  # the block that two chunks share
-    assert stream._starts[1] % 65 != 0
+    boundary = stream.starts[1] // 65  # the block that two chunks share
+    assert stream.starts[1] % 65 != 0
     place = min(list(order).index(boundary), len(order) - 4)
     (batch,) = data.train_batches(BlockRange(order, place, place + 4, 64), 4)
     assert batch.shape == (4, 65) and batch.dtype == torch.uint16
@@ -65,7 +61,7 @@ def test_it_is_prepared_at_first_use(ask):
 
 
 def test_a_vocabulary_is_padded_as_in_table_1(ask, monkeypatch):
-    prepare(ask, say=quiet)
+    prepare(ask)
     data = PreparedText(ask.data_path)
     data.index = replace(data.index, vocab_size=50_257)
     assert (data.vocab_size, data.padded_vocab_size) == (50_257, 50_304)
@@ -73,11 +69,11 @@ def test_a_vocabulary_is_padded_as_in_table_1(ask, monkeypatch):
 
 def test_slimpajama_is_the_papers_dataset():
     data = SlimPajama6B()
-    assert (data.repo_id, data.revision) == ("DKYoon/SlimPajama-6B", plan.SLIMPAJAMA_6B_COMMIT)
+    assert (data.repo_id, data.revision) == ("DKYoon/SlimPajama-6B", request.SLIMPAJAMA_6B_COMMIT)
     assert str(data.data_path) == "data/slimpajama-6b"
     with pytest.raises(UserError, match="pass --data SlimPajama6B$"):  # nothing is fetched because a record says so
         recorded_data(DataUse(class_path(data), init_args(data), 0))
-    assert plan.default_data_path("a/B-c", None).as_posix() == "data/b-c"
+    assert request.default_data_path("a/B-c", None).as_posix() == "data/b-c"
 
 
 def test_a_warmstart_takes_up_where_the_lineage_ended(tiny, tiny_settings, data, tmp_path):
@@ -93,7 +89,7 @@ def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(
     tiny, tiny_settings, data, ask, tmp_path, capsys
 ):  # fmt: skip
     warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **settings(tiny_settings, data))
-    prepare(replace(ask, data_path=tmp_path / "otherwise", seed=7), say=quiet)
+    prepare(replace(ask, data_path=tmp_path / "otherwise", seed=7))
     other = settings(tiny_settings, PreparedText(tmp_path / "otherwise"))
     warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **other)
     assert "the base has also read PreparedText, which cannot be compared" in capsys.readouterr().out
@@ -107,7 +103,7 @@ def test_a_resumed_run_reads_on_at_the_next_block(tiny, tiny_settings, data, tmp
     read, stored, order = [], TokenStream.__getitem__, BlockOrder(data.num_blocks("train", 64), 0)
 
     def remember(self, where: slice):
-        if self.folder.name == "train":
+        if self.paths[0].parent.name == "train":
             read.append(where.start // 65)
         return stored(self, where)
 
@@ -171,8 +167,8 @@ def test_nothing_prepared_and_nothing_to_prepare_is_told(tmp_path):
 
 
 def test_a_missing_chunk_is_told_before_training(data):
-    (data.data_path / "train/chunk-0-1.bin").unlink()
-    with pytest.raises(UserError, match="chunk-0-1.bin' is missing or cut off"):
+    (data.data_path / "train/chunk-1-0.bin").unlink()
+    with pytest.raises(UserError, match="chunk-1-0.bin' is missing or cut off"):
         PreparedText(data.data_path).prepare_data()
 
 

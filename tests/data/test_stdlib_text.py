@@ -1,13 +1,14 @@
 """StdlibText: real text without a download, the same on every preparation, with train and validation apart."""
 
-import json
+import shutil
 
 import numpy as np
 import pytest
 from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.stdlib_text import EOS, in_validation, pieces, stdlib_documents
+from litgpt_warmstart.data.preparing.bpe import EOS
+from litgpt_warmstart.data.stdlib_text import in_validation, pieces, stdlib_documents
 from litgpt_warmstart.errors import UserError
 
 
@@ -52,14 +53,15 @@ def test_preparing_again_gives_the_same_tokens(data, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["again"]  # nothing half-written is left
 
 
-def test_a_damaged_cache_is_refused_with_the_remedy(data, tmp_path):
+def test_damage_and_the_first_landings_format_are_refused_with_the_remedy(data, tmp_path):
     folder = tmp_path / "damaged"
-    folder.mkdir()
-    (folder / "index.json").write_text("{")
-    with pytest.raises(UserError, match="damaged.*delete it"):
+    shutil.copytree(data.data_path, folder)
+    (folder / "train/chunk-0-0.bin").write_bytes(b"12")
+    with pytest.raises(UserError, match="chunk-0-0.bin' is missing or cut off"):
         StdlibText(folder).prepare_data()
-    index = json.loads((data.data_path / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "prepared.json").write_text("{")
+    with pytest.raises(UserError, match="prepared.json' is damaged"):
+        StdlibText(folder).prepare_data()
     (folder / "train.bin").write_bytes(b"12")
-    with pytest.raises(UserError, match="train.bin has another size"):
+    with pytest.raises(UserError, match="prepared by litgpt-warmstart 0.1, .*: remove it with rm -r"):
         StdlibText(folder).prepare_data()

@@ -6,8 +6,13 @@ million.
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from litgpt_warmstart.data.preparing.portions import portions_of
+from litgpt_warmstart.data.preparing.read import documents, folder_files, text_bytes
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import atomic_folder
 
@@ -29,8 +34,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     Raises:
         UserError: The vocabulary is too small for the bytes, or the text too short for the vocabulary.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     if vocab_size < SMALLEST:
         raise UserError(f"a byte-level BPE has at least {SMALLEST} tokens, got {vocab_size}: choose more")
     tokenizer = Tokenizer(models.BPE())
@@ -63,47 +66,40 @@ def train_tokenizer(
 
     Raises:
         UserError: There is one of another size or a damaged one, the folder cannot be written, or as for
-            :func:`train_bpe` and :func:`folder_texts`.
+            :func:`train_bpe` and :func:`training_texts`.
     """
-    from tokenizers import Tokenizer
-
     path = folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            found = Tokenizer.from_file(str(path)).get_vocab_size()
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder") from error
-        if found != vocab_size:
-            raise UserError(
-                f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"
-                " --data_path, or remove it and what was prepared with it"
-            )
-        say(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
+    if not path.is_file():
+        with atomic_folder(folder) as partial:
+            train_bpe(training_texts(text_dir, files, column), vocab_size, partial)
         return
-    with atomic_folder(folder) as partial:
-        train_bpe(folder_texts(text_dir, files, column), vocab_size, partial)
+    try:
+        found = Tokenizer.from_file(str(path)).get_vocab_size()
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder") from error
+    if found != vocab_size:
+        raise UserError(
+            f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"
+            " --data_path, or remove it and what was prepared with it"
+        )
+    say(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
 
 
-def folder_texts(text_dir: Path, files: str | None, column: str) -> Iterator[str]:
-    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each of its parts.
+def training_texts(text_dir: Path, files: str | None, column: str) -> Iterator[str]:
+    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each part.
 
     Raises:
         UserError: The folder does not exist, has no text files, or a file is damaged.
     """
-    from litgpt_warmstart.data.preparing.sources import documents, folder_source, parts_of
-
-    parts = [
-        (text_dir / file.name, file.name, part, num_bytes)
-        for file in folder_source(text_dir, files)
-        if file.split == "train"
-        for part, num_bytes in parts_of(text_dir / file.name, file.name, column)
-    ]
-    share = min(1.0, TEXT_BYTES / max(1, sum(num_bytes for *_, num_bytes in parts)))
-    for path, name, part, num_bytes in parts:
-        left = share * num_bytes
-        for texts in documents(path, name, part, column):
-            for text in filter(None, texts):
-                yield text
-                left -= len(text.encode())
+    found = folder_files(text_dir, files)
+    sizes = {file.name: text_bytes(file) for file in found}
+    parts = [part for portion in portions_of(found) if portion.split == "train" for part in portion.parts]
+    share = TEXT_BYTES / max(1, sum(sizes[part.name] / part.count for part in parts))
+    for part in parts:
+        left = share * sizes[part.name] / part.count
+        for text in chain.from_iterable(documents(text_dir / part.name, part, column)):
             if share < 1 and left <= 0:
                 break
+            if text:
+                yield text
+                left -= len(text.encode())

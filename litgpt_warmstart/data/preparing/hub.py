@@ -8,9 +8,11 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -24,8 +26,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging, tqdm
+from huggingface_hub.utils import logging, tqdm
 
+from litgpt_warmstart.data.preparing.index import SourceFile
+from litgpt_warmstart.data.preparing.read import split_of
 from litgpt_warmstart.errors import UserError, one_line
 
 RETRY_AFTER = (0.2, 2.0, 10.0)
@@ -35,7 +39,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Turn the client's errors into a UserError that names ``what`` and the remedy."""
+    """Turn the client's errors into a UserError that names ``what`` and the remedy, and keep it silent otherwise."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     except GatedRepoError as error:
@@ -66,40 +72,41 @@ def told(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {one_line(error, 160)}; the same command goes on") from error
     except OSError as error:
         raise UserError(f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
-def dataset_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
-    """A dataset repository's commit and files.
-
-    Returns:
-        The commit that ``revision`` stands for, and name, bytes and, where the Hub tells it, sha256 of each file.
-    """
-    with quiet(), told(f"dataset {repo_id!r} at revision {revision!r}"):
+def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
+    """A dataset repository's commit, which ``revision`` stands for, and its files."""
+    with told(f"dataset {repo_id!r} at revision {revision!r}"):
         if constants.HF_HUB_OFFLINE:
             return _cached_files(repo_id, revision)
         info = HfApi().dataset_info(repo_id, revision=revision, files_metadata=True)
-        files = [(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings]
-        return info.sha, files
+    files = [
+        SourceFile(file.rfilename, split_of(file.rfilename), file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+    ]
+    return info.sha or revision, files
 
 
-def _cached_files(repo_id: str, revision: str) -> tuple[str, list[tuple[str, int, str | None]]]:
+def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
     folder = Path(HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     # The cache may have a part of the repository, and only numbered names tell.
-    groups: dict[tuple[str, str], set[str]] = {}
-    for path in paths:
-        if numbered := re.match(r"(.*?)-(\d+)-of-(\d+)", path.name):
-            groups.setdefault((numbered[1], numbered[3]), set()).add(numbered[2])
-    for (stem, of), numbers in groups.items():
-        if len(numbers) != int(of):
+    numbered = (re.match(r"(.*?)-\d+-of-(\d+)", path.name) for path in paths)
+    for (stem, of), count in Counter(found.groups() for found in numbered if found).items():
+        if count != int(of):
             raise UserError(
-                f"the Hub's cache has {len(numbers)} of the {int(of)} files {stem}-* of dataset {repo_id!r}, and"
+                f"the Hub's cache has {count} of the {int(of)} files {stem}-* of dataset {repo_id!r}, and"
                 " HF_HUB_OFFLINE is set: unset it"
             )
-    return folder.name, [(path.relative_to(folder).as_posix(), path.stat().st_size, None) for path in paths]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return folder.name, [
+        SourceFile(name, split_of(name), path.stat().st_size) for name, path in zip(names, paths, strict=True)
+    ]
 
 
-def download(repo_id: str, name: str, commit: str, received: Callable[[int], None]) -> Path:
+def download(repo_id: str, name: str, commit: str, received: Callable[[int], None] = lambda num_bytes: None) -> Path:
     """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke.
 
     Args:
@@ -111,6 +118,9 @@ def download(repo_id: str, name: str, commit: str, received: Callable[[int], Non
 
     class Receiver(tqdm):
         """Stands in for the client's progress bar."""
+
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings | {"disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
             received(int(n or 0))
@@ -125,6 +135,7 @@ def download(repo_id: str, name: str, commit: str, received: Callable[[int], Non
                 if seconds is None:
                     raise
                 time.sleep(seconds)
+    raise AssertionError("the last try ends either way")
 
 
 def is_cached(repo_id: str, name: str, commit: str) -> bool:
@@ -177,7 +188,7 @@ def tokenizer_digest(files: dict[str, bytes]) -> str:
 
 
 def _model_file(repo_id: str, name: str) -> Path | None:
-    with quiet(), told(f"tokenizer {repo_id!r}"):
+    with told(f"tokenizer {repo_id!r}"):
         try:
             return Path(HfApi().hf_hub_download(repo_id, name))
         except LocalEntryNotFoundError:
@@ -202,18 +213,3 @@ def _end_of_text(tokenizer: dict, config: dict, generation: dict) -> str | None:
     if eos is not None and eos not in added.values() and eos not in vocabulary:
         raise ValueError(f"its vocabulary lacks its eos_token {eos!r}")
     return eos
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the client's bars, one a file, and its words on retries out of the way of ours."""
-    shown, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
-    if shown:
-        disable_progress_bars()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            enable_progress_bars()

@@ -5,7 +5,7 @@ from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.commands import warmstart_prepare_data
 from litgpt_warmstart.data import PreparedText
-from litgpt_warmstart.data.preparing.bpe import folder_texts, train_bpe
+from litgpt_warmstart.data.preparing.bpe import train_bpe, training_texts
 from litgpt_warmstart.errors import UserError
 
 
@@ -66,13 +66,13 @@ def test_a_size_that_the_text_cannot_have_is_refused_and_leaves_nothing(size, to
 def test_of_much_text_each_part_gives_its_share_whatever_the_sizes_of_files(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("tiny\n")
     (tmp_path / "b.txt").write_text("".join(f"line {number}\n" for number in range(200_000)))
-    monkeypatch.setattr("litgpt_warmstart.data.preparing.sources.PART_BYTES", 400_000)
+    monkeypatch.setattr("litgpt_warmstart.data.preparing.portions.PORTION_BYTES", 400_000)
     monkeypatch.setattr("litgpt_warmstart.data.preparing.bpe.TEXT_BYTES", 500_000)
-    texts = list(folder_texts(tmp_path, None, "text"))
+    texts = list(training_texts(tmp_path, None, "text"))
     assert texts[0] == "tiny\n" and "line 199999" not in texts[-1]
     assert 500_000 <= sum(map(len, texts)) < 500_000 + 6 * 70_000  # whole documents, of 64 KiB, from each of 6 parts
     monkeypatch.setattr("litgpt_warmstart.data.preparing.bpe.TEXT_BYTES", 10**9)
-    assert "".join(folder_texts(tmp_path, None, "text")) == "".join(
+    assert "".join(training_texts(tmp_path, None, "text")) == "".join(
         (tmp_path / name).read_text() for name in ("a.txt", "b.txt")
     )
 

@@ -9,22 +9,18 @@ import huggingface_hub.constants
 import pytest
 
 from litgpt_warmstart.data.prepared_text import SlimPajama6B
-from litgpt_warmstart.data.preparing import first_pass, plan
 from litgpt_warmstart.data.preparing import hub as hub_client
-from litgpt_warmstart.data.preparing.plan import Preparation, check_prepared
-from litgpt_warmstart.data.preparing.preparation import prepare
+from litgpt_warmstart.data.preparing import plan, request
+from litgpt_warmstart.data.preparing.read import chosen_files
+from litgpt_warmstart.data.preparing.request import Preparation, check_prepared
 from litgpt_warmstart.errors import UserError
-from tests.data.conftest import contents, parquet
+from tests.data.conftest import contents, parquet, prepare
 from tests.data.hub_server import Repository
-
-
-def quiet(line: str) -> None:
-    """Says nothing."""
 
 
 @pytest.fixture
 def slimpajama(tmp_path: Path) -> Preparation:
-    return Preparation(tmp_path / "data", repo_id=plan.SLIMPAJAMA_6B, revision=plan.SLIMPAJAMA_6B_COMMIT)
+    return Preparation(tmp_path / "data", repo_id=request.SLIMPAJAMA_6B, revision=request.SLIMPAJAMA_6B_COMMIT)
 
 
 def downloads(hub) -> list[str]:
@@ -32,16 +28,16 @@ def downloads(hub) -> list[str]:
 
 
 def test_slimpajama_is_fetched_at_its_commit_and_prepared_by_split(hub, slimpajama, texts):
-    index = prepare(slimpajama, say=quiet)
+    index = prepare(slimpajama)
     assert index.documents == {"train": 450, "val": 25, "test": 25}
-    assert index.source.commit == plan.SLIMPAJAMA_6B_COMMIT
+    assert index.source.commit == request.SLIMPAJAMA_6B_COMMIT
     assert [file.name for file in index.files] == sorted(
-        n for n in hub.datasets[plan.SLIMPAJAMA_6B].files if "data/" in n
+        n for n in hub.datasets[request.SLIMPAJAMA_6B].files if "data/" in n
     )
     assert [file.rows for file in index.files] == [25, 150, 150, 150, 25]
     assert {
         path.split("/resolve/")[1].split("/")[0] for _, path, _ in hub.requests if path.startswith("/datasets/")
-    } == {plan.SLIMPAJAMA_6B_COMMIT}
+    } == {request.SLIMPAJAMA_6B_COMMIT}
     assert len(downloads(hub)) == 5 and "README.md" not in str(hub.requests)
     assert (slimpajama.data_path / "test/index.json").is_file()
 
@@ -49,7 +45,7 @@ def test_slimpajama_is_fetched_at_its_commit_and_prepared_by_split(hub, slimpaja
 def test_a_tokenizer_as_sparse_as_gpt2s_becomes_one_that_litgpt_reads(hub, slimpajama):
     from litgpt.tokenizer import Tokenizer
 
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     tokenizer = Tokenizer(slimpajama.data_path)
     assert tokenizer.eos_id == 0 and tokenizer.decode(tokenizer.encode("def f(x):", bos=False)) == "def f(x):"
 
@@ -58,30 +54,37 @@ def test_an_interrupted_download_goes_on_where_it_broke_off(hub, slimpajama, mon
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)  # what the client writes at once
     name = "data/train-00001-of-00003-0123456789abcdef.parquet"
     hub.cut_after[name] = 1000
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     ranges = [asked for method, path, asked in hub.requests if method == "GET" and path.endswith(name)]
     assert ranges == [None, "bytes=1000-"]
 
 
-def test_ctrl_c_ends_a_download_at_its_next_piece_and_the_rest_is_fetched_later(hub, slimpajama, monkeypatch):
+def test_ctrl_c_ends_downloads_at_their_next_piece_and_the_rest_is_fetched_later(hub, slimpajama, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 500)
-    received = first_pass.Progress.received
+    download = hub_client.download
 
-    def interrupt(self, num_bytes: int) -> None:
-        received(self, num_bytes)
-        if self.downloaded > 5000:
-            raise KeyboardInterrupt
+    def interrupted(repo_id, name, commit, received):
+        count = 0
+
+        def interrupt(num_bytes: int) -> None:
+            nonlocal count
+            count += num_bytes
+            if count > 5000 and "train-00000" in name:
+                raise KeyboardInterrupt
+            received(num_bytes)
+
+        return download(repo_id, name, commit, interrupt)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(first_pass.Progress, "received", interrupt)
-        prepare(slimpajama, say=quiet)
+        patch.setattr(hub_client, "download", interrupted)
+        prepare(slimpajama)
     assert list(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("*.incomplete"))
-    assert prepare(slimpajama, say=quiet).documents["train"] == 450
+    assert prepare(slimpajama).documents["train"] == 450
     assert any(asked for _, _, asked in hub.requests)
 
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, slimpajama):
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     cached = Path(huggingface_hub.constants.HF_HUB_CACHE)
     blob = next(path for path in cached.rglob("blobs/*") if path.read_bytes()[:4] == b"PAR1")
     blob.write_bytes(blob.read_bytes()[:-8] + b"\0\0\0\0PAR1")
@@ -89,63 +92,66 @@ def test_a_file_that_is_not_what_the_hub_says_is_refused(hub, slimpajama):
         UserError,  # reading and hashing go side by side: either may notice first
         match="it was changed or damaged; restore it or, in the Hub's cache, remove|is no parquet file or damaged",
     ):
-        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")), say=quiet)
+        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")))
 
 
 def test_what_is_prepared_needs_no_network(hub, slimpajama, monkeypatch):
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     count = len(hub.requests)
     SlimPajama6B(slimpajama.data_path).prepare_data()
     assert len(hub.requests) == count
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
-    prepare(slimpajama, thorough=True, say=quiet)
+    prepare(slimpajama, thorough=True)
 
 
 def test_offline_the_cache_is_enough(hub, slimpajama, monkeypatch):
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     again = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"))
-    prepare(again, say=quiet)
+    prepare(again)
     assert contents(again.data_path) == contents(slimpajama.data_path)
     with pytest.raises(UserError, match="is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"):
-        prepare(replace(again, data_path=again.data_path.with_name("other"), repo_id="some/other"), say=quiet)
+        prepare(replace(again, data_path=again.data_path.with_name("other"), repo_id="some/other"))
 
 
 def test_offline_a_part_of_the_cache_is_not_taken_for_the_whole(hub, slimpajama, monkeypatch):
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("snapshots/*/data/train-00001*")).unlink()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"cache has 2 of the 3 files train-\* of dataset .*HF_HUB_OFFLINE is set"):
-        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")), say=quiet)
+        prepare(replace(slimpajama, data_path=slimpajama.data_path.with_name("again")))
 
 
 def test_downloads_count_where_space_is_short(hub, slimpajama, monkeypatch, tmp_path):
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(plan, "BYTES_PER_TOKEN", 1e9)
-    prepare(slimpajama, say=quiet)
+    prepare(slimpajama)
     huge = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"), revision="main")
-    large = [replace(f, num_bytes=free) for f in plan.hub_source(huge.repo_id, "main", None)[1][:2]]
-    plan.check_space(huge, large, plan.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
+    large = [
+        replace(f, num_bytes=free)
+        for f in chosen_files(hub_client.dataset_files(huge.repo_id, "main")[1], None, "", str)[:2]
+    ]
+    plan.check_space(huge, large, request.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
     with pytest.raises(UserError, match="free space, or choose another --data_path or HF_HOME"):
-        plan.check_space(huge, [replace(f, name="other") for f in large], plan.SLIMPAJAMA_6B_COMMIT, 2)
+        plan.check_space(huge, [replace(f, name="other") for f in large], request.SLIMPAJAMA_6B_COMMIT, 2)
 
 
 def test_a_tokenizers_second_file_that_cannot_be_reached_is_no_tokenizer_without_one(hub, monkeypatch):
     hub.broken.add("tokenizer_config.json")
     with pytest.raises(UserError, match="tokenizer 'openai-community/gpt2'"):
-        hub_client.tokenizer_files(plan.TOKENIZER)
+        hub_client.tokenizer_files(request.TOKENIZER)
 
 
 def test_a_branch_is_followed_to_a_commit_once_and_kept(hub, slimpajama, texts):
     main = replace(slimpajama, revision="main")
-    index = prepare(main, say=quiet)
-    assert (index.source.revision, index.source.commit) == ("main", plan.SLIMPAJAMA_6B_COMMIT)
+    index = prepare(main)
+    assert (index.source.revision, index.source.commit) == ("main", request.SLIMPAJAMA_6B_COMMIT)
     check_prepared(index, slimpajama, thorough=True)  # the commit asked for by its name
     check_prepared(index, replace(slimpajama, revision="b5f90f4"), thorough=True)
     with pytest.raises(UserError, match=r"revision 'main' \(commit b5f90f.*\), not '1234567'"):
         check_prepared(index, replace(slimpajama, revision="1234567"), thorough=False)
 
-    moved = hub.datasets[plan.SLIMPAJAMA_6B]
+    moved = hub.datasets[request.SLIMPAJAMA_6B]
     moved.commit = "1" * 40
     check_prepared(index, main, thorough=True)  # other commit, same files
     moved.files["data/train-00000-of-00003-0123456789abcdef.parquet"] = parquet(texts)
@@ -168,18 +174,18 @@ def test_a_branch_is_followed_to_a_commit_once_and_kept(hub, slimpajama, texts):
 )
 def test_what_is_not_there_is_told(hub, slimpajama, change, told):
     with pytest.raises(UserError, match=told) as error:
-        prepare(replace(slimpajama, **change), say=quiet)
+        prepare(replace(slimpajama, **change))
     assert "\n" not in str(error.value)
     assert not slimpajama.data_path.exists()
 
 
 def test_permission_is_asked_for_and_a_token_gives_it(hub, slimpajama, monkeypatch):
-    repository = hub.datasets[plan.SLIMPAJAMA_6B]
+    repository = hub.datasets[request.SLIMPAJAMA_6B]
     repository.gated, repository.token = True, "hf_secret"
     with pytest.raises(UserError, match="no permission for dataset .*: accept its terms on the Hub and set HF_TOKEN"):
-        prepare(slimpajama, say=quiet)
+        prepare(slimpajama)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert prepare(slimpajama, say=quiet).documents["train"] == 450
+    assert prepare(slimpajama).documents["train"] == 450
 
 
 def test_without_a_network_one_line_says_so(slimpajama, monkeypatch, tmp_path):
@@ -189,7 +195,7 @@ def test_without_a_network_one_line_says_so(slimpajama, monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=rf"cannot reach http://127.0.0.1:{port} for dataset .*: check the network"):
-        prepare(slimpajama, say=quiet)
+        prepare(slimpajama)
 
 
 @pytest.mark.parametrize(

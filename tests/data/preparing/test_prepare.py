@@ -1,9 +1,6 @@
 """Text to tokens: what comes out, whatever the workers, the order and the chunks."""
 
-import gzip
 import json
-import os
-import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from litgpt_warmstart.data.preparing import encoding, plan, preparation
-from litgpt_warmstart.data.preparing.encoding import DocumentEncoder
-from litgpt_warmstart.data.preparing.preparation import prepare
-from litgpt_warmstart.data.preparing.segments import Segment, held_out
+from litgpt_warmstart.data.preparing import encode, plan, portions
+from litgpt_warmstart.data.preparing import prepare as preparing
+from litgpt_warmstart.data.preparing.index import SourceFile
+from litgpt_warmstart.data.preparing.portions import held_out, portions_of
+from litgpt_warmstart.data.preparing.read import split_of
 from litgpt_warmstart.errors import UserError
-from tests.data.conftest import contents, jsonl, parquet, quiet, stop_before_chunks, stored_documents, write_folder
+from tests.data.conftest import contents, jsonl, parquet, prepare, quiet, stored_documents, write_folder
 
 
 def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, stdlib_path, small):
-    index = prepare(ask, say=quiet)
+    index = prepare(ask)
     tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     train, val = stored_documents(ask.data_path, "train"), stored_documents(ask.data_path, "val")
@@ -30,7 +28,7 @@ def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, std
     assert train != expected[20:] and val != expected[:20], "not shuffled"
     assert index.documents == {"train": 480, "val": 20}
     assert index.tokens["train"] == sum(map(len, train)) + 480
-    assert len(index.chunks_sha256["train"]) > 5
+    assert len(index.chunks["train"]) > 5
     assert sum(file.rows for file in index.files) == 500
     assert json.loads((ask.data_path / "train/index.json").read_text())["chunks"][0]["filename"] == "chunk-0-0.bin"
 
@@ -39,9 +37,10 @@ def test_the_bytes_are_the_same_for_any_number_of_workers(ask, small):
     found = []
     for workers in (1, 2, 5):
         data_path = ask.data_path.with_name(f"with-{workers}")
-        prepare(replace(ask, data_path=data_path, num_workers=workers), say=quiet)
+        preparing.prepare(replace(ask, data_path=data_path, num_workers=workers), say=quiet)
         found.append(contents(data_path))
-    assert found[0] == found[1] == found[2]
+    prepare(replace(ask, data_path=ask.data_path.with_name("here")))
+    assert found[0] == found[1] == found[2] == contents(ask.data_path.with_name("here"))
     assert {path.name for path in (ask.data_path.with_name("with-1")).iterdir()} == {
         "train", "val", "prepared.json", "tokenizer.json", "tokenizer_config.json"
     }  # fmt: skip
@@ -52,26 +51,19 @@ def test_the_seed_decides_the_order_and_nothing_else(ask, small):
     orders = {}
     for seed in (42, 43):
         data_path = ask.data_path.with_name(f"seed-{seed}")
-        prepare(replace(ask, data_path=data_path, seed=seed), say=quiet)
+        prepare(replace(ask, data_path=data_path, seed=seed))
         orders[seed] = stored_documents(data_path, "train")
     assert orders[42] != orders[43] and sorted(orders[42]) == sorted(orders[43])
 
 
-def test_the_order_does_not_depend_on_the_size_of_chunks(ask, small, monkeypatch):
-    prepare(replace(ask, data_path=ask.data_path.with_name("small")), say=quiet)
-    monkeypatch.setattr(preparation, "CHUNK_TOKENS", 2**24)
-    prepare(replace(ask, data_path=ask.data_path.with_name("large")), say=quiet)
-    small_order, large_order = (stored_documents(ask.data_path.with_name(n), "train") for n in ("small", "large"))
-    assert small_order == large_order
-
-
-def test_the_shuffle_moves_documents_over_the_whole_split(ask, texts, small, stdlib_path):
-    """Of the first and the last half of a single file, about as many end up in each half of the order."""
+def test_the_documents_of_a_portion_are_shuffled_together(ask, texts, stdlib_path):
+    """Of the first and the last half of a file, and of several small ones, about as many are in each half."""
     folder = ask.text_dir.with_name("one")
     folder.mkdir()
-    (folder / "train.parquet").write_bytes(parquet(texts[:400]))
+    for number in range(4):
+        (folder / f"train-{number}.parquet").write_bytes(parquet(texts[100 * number : 100 * (number + 1)]))
     (folder / "validation.jsonl").write_bytes(jsonl(texts[400:]))
-    prepare(replace(ask, text_dir=folder), say=quiet)
+    assert len(prepare(replace(ask, text_dir=folder)).chunks["train"]) == 1
     place = {tuple(ids): n for n, ids in enumerate(stored_documents(ask.data_path, "train"))}
     tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
     places = [place[tuple(encoding.ids)] for encoding in tokenizer.encode_batch(texts[:400])]
@@ -79,18 +71,29 @@ def test_the_shuffle_moves_documents_over_the_whole_split(ask, texts, small, std
     assert abs(np.corrcoef(range(400), places)[0, 1]) < 0.2
 
 
+def test_small_files_go_together_and_large_ones_in_parts(monkeypatch):
+    monkeypatch.setattr(portions, "PORTION_BYTES", 100)
+    sizes = {"a.txt": 30, "b.txt": 60, "c.txt": 290, "d.txt": 40, "e.jsonl.gz": 900, "f.txt": 0, "val.txt": 5}
+    found = list(portions_of([SourceFile(name, split_of(name), size) for name, size in sizes.items()]))
+    assert [portion.number for portion in found] == list(range(len(found)))
+    assert [[(part.name[0], part.number, part.count) for part in portion.parts] for portion in found] == [
+        [("a", 0, 1), ("b", 0, 1)], [("c", 0, 3)], [("c", 1, 3)], [("c", 2, 3)], [("d", 0, 1)],
+        [("e", 0, 1)], [("f", 0, 1)], [("v", 0, 1)],
+    ]  # fmt: skip
+
+
 def test_without_validation_files_documents_are_held_out_by_their_text_whatever_the_seed(ask, texts, small):
     (ask.text_dir / "validation.parquet").unlink()
     held = {}
     for seed in (1, 2):
         data_path = ask.data_path.with_name(f"held-{seed}")
-        index = prepare(replace(ask, data_path=data_path, seed=seed, val_fraction=0.1), say=quiet)
+        index = prepare(replace(ask, data_path=data_path, seed=seed, val_fraction=0.1))
         held[seed] = sorted(stored_documents(data_path, "val"))
         assert sum(index.documents.values()) == 480
         with pytest.raises(UserError, match="val_fraction 0.1, not 0.2"):
-            prepare(replace(ask, data_path=data_path, val_fraction=0.2), say=quiet)
+            prepare(replace(ask, data_path=data_path, val_fraction=0.2))
     assert held[1] == held[2]
-    assert len(held[1]) == sum(held_out(text.encode(), 0.1) for text in texts[20:])
+    assert len(held[1]) == sum(held_out(text, 0.1) for text in texts[20:])
     assert 25 <= len(held[1]) <= 75
 
 
@@ -99,14 +102,14 @@ def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
     folder.mkdir()
     (folder / "a.jsonl").write_bytes(jsonl(texts))
     short = replace(ask, text_dir=folder)
-    index = prepare(short)
+    index = prepare(short, say=print)
     assert 0.01 < index.source.val_fraction <= 0.08 and index.documents["val"] == sum(
-        held_out(text.encode(), index.source.val_fraction) for text in texts
+        held_out(text, index.source.val_fraction) for text in texts
     )
     assert index.tokens["val"] >= 20_000 or index.source.val_fraction == 0.08
     assert "are held out, too few to validate: beginning anew with val_fraction 0.02" in capsys.readouterr().out
-    prepare(short, say=quiet)
-    asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01), say=quiet)
+    prepare(short)
+    asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01))
     assert asked.source.val_fraction == 0.01, "what is asked for is done"
 
 
@@ -135,42 +138,17 @@ def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     folder.mkdir()
     (folder / "train.parquet").write_bytes(parquet([texts[0], None, "", " \n", texts[1]]))
     (folder / "validation.parquet").write_bytes(parquet(texts[2:4]))
-    index = prepare(replace(ask, text_dir=folder), say=quiet)
+    index = prepare(replace(ask, text_dir=folder))
     assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
 
 
-def test_many_segments_need_few_open_files(ask, small):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 64
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
-    try:
-        prepare(ask, say=quiet)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_each_segment_of_a_part_has_keys_of_its_own(ask, texts, small):
-    """Documents of equal places in two segments would otherwise follow each other."""
-    folder = ask.text_dir.with_name("one")
-    folder.mkdir()
-    (folder / "train.jsonl.gz").write_bytes(gzip.compress(jsonl(texts)))
-    paths = sorted(stop_before_chunks(replace(ask, text_dir=folder, val_fraction=0.1)).glob("segments/*.segment"))
-    keys = np.concatenate([s.table(0, s.bounds[-1])["key"] for s in (Segment(p, np.dtype("uint16")) for p in paths)])
-    assert len(paths) > 5 and len(set(keys.tolist())) == len(keys) == 500
-
-
-def quiet_choice(self, texts: list[str]) -> None:
-    """Sees nothing wrong."""
-
-
 def test_where_tiktoken_is_wrong_on_a_file_all_is_encoded_anew(ask, small, monkeypatch, capsys):
-    wrong = encoding.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
-    expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"), say=quiet)
-    monkeypatch.setattr(encoding, "GPT2_SPLIT", wrong)
-    monkeypatch.setattr(DocumentEncoder, "choose", quiet_choice)
+    wrong = encode.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
+    expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"))
+    monkeypatch.setattr(encode, "GPT2_SPLIT", wrong)
     with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: leave --encoder out"):
-        prepare(replace(ask, encoder="tiktoken"), say=quiet)
-    index = prepare(ask)
+        prepare(replace(ask, encoder="tiktoken"))
+    index = prepare(ask, say=print)
     assert "beginning anew with tokenizers" in capsys.readouterr().out
     assert index.encoder == "tokenizers" and index.fingerprint == expected.fingerprint
 
@@ -179,22 +157,22 @@ def test_a_link_to_another_disk_is_followed(ask, tmp_path):
     (tmp_path / "big disk").mkdir()
     ask.data_path.parent.mkdir()
     ask.data_path.symlink_to(tmp_path / "big disk")
-    prepare(ask, say=quiet)
+    prepare(ask)
     assert ask.data_path.is_symlink() and (tmp_path / "big disk/prepared.json").is_file()
 
 
 def test_files_left_out_are_told(ask, texts, capsys):
-    prepare(replace(ask, files=None))
+    prepare(replace(ask, files=None), say=print)
     assert "Reading the .parquet files and leaving out 99 others such as" in capsys.readouterr().out
 
 
 def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path):
     monkeypatch.chdir(ask.text_dir.parent)
-    prepare(replace(ask, text_dir=Path(ask.text_dir.name)), say=quiet)
+    prepare(replace(ask, text_dir=Path(ask.text_dir.name)))
     (tmp_path / "elsewhere" / ask.text_dir.name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    prepare(ask, say=quiet)
-    prepare(replace(ask, text_dir=None), say=quiet)
+    prepare(ask)
+    prepare(replace(ask, text_dir=None))
 
 
 def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask, texts):
@@ -204,9 +182,9 @@ def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask,
     (folder / "validation.parquet").write_bytes(parquet(texts[:5]))
     empties = replace(ask, text_dir=folder)
     with pytest.raises(UserError, match="the training files of .* are empty"):
-        prepare(empties, say=quiet)
+        prepare(empties)
     (folder / "train-1.parquet").write_bytes(parquet(texts[5:]))
-    assert prepare(empties, say=quiet).documents == {"train": 495, "val": 5}
+    assert prepare(empties).documents == {"train": 495, "val": 5}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""A preparation that was stopped, killed or short of space goes on, and ends with the same bytes."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from litgpt_warmstart.data.preparing import portions, read
+from litgpt_warmstart.data.preparing import prepare as preparing
+from litgpt_warmstart.errors import UserError
+from tests.data.conftest import contents, here, prepare, quiet, stop_after
+
+ROOT = Path(preparing.__file__).parents[3]
+
+PREPARE = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from litgpt_warmstart.data.preparing import portions, read, prepare
+from litgpt_warmstart.data.preparing.request import Preparation
+read.BLOCK_BYTES, portions.PORTION_BYTES, portions.SHUFFLED_CHARACTERS = 10_000, 60_000, 80_000
+print("begun", flush=True)
+prepare.prepare(Preparation(**{asked!r}), say=str)
+"""
+
+
+def start(ask) -> subprocess.Popen:
+    """A preparation as in the fixture ``small``, in a process of its own, with two workers."""
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(ask).items()}
+    script = PREPARE.format(root=str(ROOT), asked=asked)
+    for name in ("data_path", "text_dir"):
+        script = script.replace(f"'{name}': ", f"'{name}': Path(").replace(f"{asked[name]!r}", f"{asked[name]!r})")
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_in_its_middle_it_leaves_no_process_and_ends_with_the_same_bytes(ask, small):
+    prepare(replace(ask, data_path=ask.data_path.with_name("undisturbed")))
+    done = ask.data_path.with_name(f".{ask.data_path.name}.partial") / "portions"
+    kills = 0
+    for num_portions in (1, 4, 7):
+        process = start(ask)
+        while process.poll() is None and len(list(done.glob("*.json"))) < num_portions:
+            time.sleep(0.001)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        assert process.communicate(timeout=10)[1] == ""  # which ends when no worker holds the pipe any more
+    assert kills >= 2
+    if not ask.data_path.exists():
+        prepare(ask)
+    assert contents(ask.data_path) == contents(ask.data_path.with_name("undisturbed"))
+
+
+def test_what_was_done_is_not_done_again(ask, small, monkeypatch):
+    folder = stop_after(3, ask)
+    before = {path: path.stat().st_mtime_ns for path in (*folder.glob("portions/*"), *folder.glob("train/*"))}
+    assert len(before) >= 6
+    stop_after(4, ask)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    index = prepare(ask)
+    assert index.fingerprint == prepare(replace(ask, data_path=ask.data_path.with_name("undisturbed"))).fingerprint
+    assert contents(ask.data_path) == contents(ask.data_path.with_name("undisturbed"))
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ask, small, monkeypatch):
+    written, write = [], portions.write_chunk
+
+    def until_full(path, tokens):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path)
+        return write(path, tokens)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; free space and give"):
+        patch.setattr(portions, "write_chunk", until_full)
+        preparing.prepare(ask, say=quiet)  # in processes: what they raise comes here
+    assert prepare(ask).documents == {"train": 480, "val": 20}
+
+
+def test_another_encoder_than_the_begun_one_begins_anew(ask, small):
+    before = {path.name: path.stat().st_mtime_ns for path in stop_after(3, ask).glob("portions/*")}
+    again = stop_after(3, replace(ask, encoder="tokenizers")).glob("portions/*")
+    assert all(path.stat().st_mtime_ns > before[path.name] for path in again)
+    assert prepare(ask).encoder == "tokenizers"
+
+
+def test_nothing_is_left_of_what_came_to_nothing(ask, small):
+    with pytest.raises(UserError, match="no column 'content'"):
+        prepare(replace(ask, files="*.parquet", column="content"))
+    assert not list(ask.data_path.parent.iterdir())
+
+
+def test_ctrl_c_says_how_to_go_on(ask, small, capsys):
+    stop_after(1, ask)
+    with pytest.raises(KeyboardInterrupt):
+        preparing.prepare(ask, carry_out=lambda tasks, ended: here(tasks, ended, at_most=1))
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith("The same command goes on; what is done is in ")
+    assert ".jsonl, .parquet, .txt files: train 100, val 1; vocabulary 4,096, encoding with tiktoken" in said[0]
+
+
+def test_two_processes_do_not_prepare_the_same_folder_at_once(ask, small):
+    folder = ask.data_path.with_name(f".{ask.data_path.name}.partial")
+
+    def second(tasks, ended):
+        with pytest.raises(UserError, match="another process is preparing .*: wait for it"):
+            prepare(ask)
+        assert folder.is_dir()
+        here(tasks, ended)
+
+    preparing.prepare(ask, say=quiet, carry_out=second)
+    assert prepare(ask).documents["train"] == 480
+
+
+def test_a_worker_that_is_killed_is_one_line(ask, small, monkeypatch):
+    monkeypatch.setattr(portions, "held_out", None)
+    monkeypatch.setattr(read, "_blocks", lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match="one of 2 processes was killed, .*: give a smaller --num_workers"):
+        preparing.prepare(ask, say=quiet)
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(ask, small, capsys, monkeypatch):
+    prepare(replace(ask, data_path=ask.data_path.with_name("silent")))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(preparing, "SECONDS_BETWEEN_LINES", 0.0)
+    prepare(ask)
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
+    assert len(lines) > 2 and lines[-1].startswith("my text: ")
+    assert "kB/s | " in lines[-1] and "500 documents, " in lines[-1]
