@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from litgpt_warmstart.data.preparing.bpe import train_tokenizer
 from litgpt_warmstart.data.preparing.index import PREPARED, DtypeName, EncoderName
@@ -33,6 +34,8 @@ def setup(
     num_workers: int | None = None,
     dtype: DtypeName | None = None,
     encoder: EncoderName | None = None,
+    executor: Literal["here", "ray"] = "here",
+    ray_address: str | None = None,
 ) -> None:
     """Tokenize a dataset once, for ``--data SlimPajama6B`` (the default) or ``--data PreparedText``.
 
@@ -58,12 +61,15 @@ def setup(
             DATA_PATH-tokenizer, and take that: for small models, which are little else than their vocabulary.
         data_path: The folder to write. Default: data/ and the name of the repository or folder.
         seed: Of the documents' order. Default: 42.
-        num_workers: Threads that encode; the result does not depend on it. Default: one for each core.
+        num_workers: Processes that encode; the result does not depend on it. Default: one for each core.
         dtype: Type of the stored tokens. Default: the smallest that holds the vocabulary.
         encoder: The library that encodes. Default: tiktoken where it gives the tokenizer's own ids, else tokenizers.
+        executor: ``here``, in processes of this machine, or ``ray``, as tasks of a Ray cluster
+        ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
     """
     with told_in_one_line("litgpt warmstart_prepare_data"):
         from litgpt_warmstart.data.preparing.prepare import prepare
+        from litgpt_warmstart.executors import ray_cluster
 
         if repo_id is None and text_dir is None:
             repo_id = SLIMPAJAMA_6B
@@ -94,7 +100,11 @@ def setup(
             train_tokenizer(text_dir, tokenizer_vocab_size, folder, files, column or COLUMN)
             asked = replace(asked, tokenizer=os.path.relpath(folder))
         already = (asked.data_path / PREPARED).is_file()
-        index = prepare(asked, thorough=True)
+        if executor == "ray" and not already:
+            with ray_cluster(ray_address) as cluster:
+                index = prepare(asked, True, carry_out=lambda tasks, ended: cluster.carry_out(list(tasks), {}, ended))
+        else:
+            index = prepare(asked, thorough=True)
         counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())
         print(
             f"{'Already prepared' if already else 'Prepared'} {str(asked.data_path)!r}: tokens: {counts};"
