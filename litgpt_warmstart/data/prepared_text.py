@@ -1,6 +1,6 @@
 """PreparedText and SlimPajama6B: text from the Hub or a folder, tokenized once, read by block."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -64,26 +64,20 @@ class PreparedText(BlockDataModule):
         self.data_path = Path(self.data_path) if self.data_path else None
 
     @property
-    def preparation(self) -> Preparation:
-        """What is asked for."""
-        names = (
-            "data_path",
-            "repo_id",
-            "revision",
-            "text_dir",
-            "files",
-            "column",
-            "val_fraction",
-            "piece_bytes",
-            "tokenizer",
-            "seed",
-        )
-        return Preparation(**{name: getattr(self, name) for name in names})
+    def tokenizer_dir(self) -> Path:
+        """The folder of prepared data.
+
+        Raises:
+            UserError: Nothing says which it is.
+        """
+        if self.data_path is None:
+            raise UserError(f"--data {type(self).__name__} needs --data.data_path: give the folder of prepared data")
+        return self.data_path
 
     @cached_property
     def index(self) -> PreparedIndex:
         """What is prepared; a UserError where nothing is."""
-        return PreparedIndex.load(self.data_path)
+        return PreparedIndex.load(self.tokenizer_dir)
 
     @property
     def is_prepared(self) -> bool:
@@ -92,9 +86,7 @@ class PreparedText(BlockDataModule):
         Raises:
             UserError: They are not, and nothing says where to take them from.
         """
-        if self.data_path is None:
-            raise UserError(f"--data {type(self).__name__} needs --data.data_path: give the folder of prepared data")
-        found = (self.data_path / PREPARED).is_file()
+        found = (self.tokenizer_dir / PREPARED).is_file()
         if not found and not self.repo_id and not self.text_dir:
             raise UserError(
                 f"nothing is prepared in {str(self.data_path)!r}: check --data.data_path, or give --data.text_dir or"
@@ -104,14 +96,25 @@ class PreparedText(BlockDataModule):
 
     @cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
-        return hub.tokenizer_files(self.tokenizer or TOKENIZER)
+        if not self.is_prepared:
+            return hub.tokenizer_files(self.tokenizer or TOKENIZER)
+        files = hub.tokenizer_files(str(self.tokenizer_dir))
+        if hub.tokenizer_digest(files) != self.index.tokenizer_sha256:
+            raise UserError(
+                f"the tokenizer in {str(self.data_path)!r} is not the one that the data was prepared with: restore"
+                " tokenizer.json and tokenizer_config.json"
+            )
+        return files
+
+    @property
+    def tokenizer_json(self) -> bytes | None:
+        return self._tokenizer_files["tokenizer.json"]
 
     @property
     def vocab_size(self) -> int:
         if self.is_prepared:
             return self.index.vocab_size
-        content = self._tokenizer_files["tokenizer.json"]
-        return vocab_size(read_tokenizer(content, self.tokenizer or TOKENIZER))
+        return vocab_size(read_tokenizer(self._tokenizer_files["tokenizer.json"], self.tokenizer or TOKENIZER))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -122,14 +125,9 @@ class PreparedText(BlockDataModule):
         return self.index.fingerprint
 
     @property
-    def tokenizer_dir(self) -> Path:
-        return self.data_path
-
-    @property
-    def tokenizer_json(self) -> bytes | None:
-        if self.is_prepared:
-            return (self.data_path / "tokenizer.json").read_bytes()
-        return self._tokenizer_files["tokenizer.json"]
+    def sha256(self) -> dict[Path, str]:
+        folder, chunks = self.tokenizer_dir, self.index.chunks
+        return {folder / split / chunk.name: chunk.sha256 for split in ("train", "val") for chunk in chunks[split]}
 
     def prepare_data(self) -> None:
         """Prepare the tokens, or check that those there are of what is asked for.
@@ -138,21 +136,13 @@ class PreparedText(BlockDataModule):
             UserError: Neither can be done; says why.
         """
         self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
-        prepare(self.preparation)
-
-    @property
-    def sha256(self) -> dict[Path, str]:
-        return {
-            self.data_path / split / chunk.name: chunk.sha256
-            for split, chunks in self.index.chunks.items()
-            for chunk in chunks
-            if split in ("train", "val")
-        }
+        asked = {field.name: getattr(self, field.name, None) for field in fields(Preparation)}
+        prepare(Preparation(**asked | {"num_workers": None}))
 
     def tokens(self, split: str) -> TokenStream:
-        if split not in self.index.tokens:
+        if split not in self.index.chunks:
             raise UserError(f"{str(self.data_path)!r} has no {split} split")
-        chunks = [(self.data_path / split / chunk.name, chunk.tokens) for chunk in self.index.chunks[split]]
+        chunks = [(self.tokenizer_dir / split / chunk.name, chunk.tokens) for chunk in self.index.chunks[split]]
         return TokenStream(chunks, np.dtype(self.index.dtype))
 
 

@@ -10,6 +10,7 @@ documents are shuffled; chunks follow the order of the source's files, so who tr
 order.
 """
 
+import hashlib
 import json
 import shlex
 from dataclasses import asdict, dataclass
@@ -100,7 +101,8 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write it into a file, whole or not at all."""
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        content = asdict(self)
+        write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1))
 
     @classmethod
     def read(cls: type[P], path: Path) -> P:
@@ -112,7 +114,7 @@ class Plan:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            version = content["format_version"]
+            version, digest = content["format_version"], content.pop("sha256", None)
             if version == 1:
                 raise UserError(_how_to_prepare_again(path.parent, content))
             if version > FORMAT_VERSION:
@@ -120,6 +122,8 @@ class Plan:
                     f"{str(path)!r} has format version {version}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
                     " upgrade it"
                 )
+            if digest != _digest(content):
+                raise Unreadable("it is not as it was written")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Unreadable(one_line(error, 80)) from error
         return parse(cls, content)
@@ -154,6 +158,10 @@ class PreparedIndex(Plan):
             raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): prepare the data again") from error
 
 
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
     """What to tell of data in the first landing's format: other chunks, in another order."""
     source = parse(Source, content["source"])
@@ -165,6 +173,6 @@ def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
     words += ["--tokenizer", content["tokenizer"], "--seed", str(content["seed"])]
     words += ["--data_path", f"{folder}-2"]
     return (
-        f"{str(folder)!r} was prepared by litgpt-warmstart 0.1, in another format: prepare it again with"
-        f" {shlex.join(words)}"
+        f"{str(folder)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be grown from,"
+        f" exported and reported, not resumed: prepare it again with {shlex.join(words)}"
     )
