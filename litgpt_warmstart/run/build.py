@@ -4,6 +4,7 @@ Training, growing a folder, the coordinate check, the Python API and the tests h
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -89,15 +90,15 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
         gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
     gpt.max_seq_length = spec.block_size
     mup.load_weights(gpt, _weights(gpt, spec, start, resumed))
-    loss: nn.Module = NextTokenLoss(gpt, spec.loss_impl)
+    loss: nn.Module = NextTokenLoss(gpt, spec.loss)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
         loss = compiled(loss, spec.compile)
     loss = fabric.setup(loss)
     # A fused step unscales gradients itself, too late for clipping.
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
-    optimizer = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
-    optimizer = fabric.setup_optimizers(optimizer)
+    bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
+    optimizer: Any = fabric.setup_optimizers(bare)
     lineage = resumed.record.lineage if resumed else start.ancestors() if start else ()
     return State(gpt, loss, optimizer, lineage, _grown(spec, start, resumed))
 

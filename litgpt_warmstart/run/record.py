@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, with_config
 from typing_extensions import TypedDict  # the standard library's, which pydantic takes from Python 3.12 on
 
 from litgpt_warmstart.data.use import DataUse
@@ -59,10 +59,9 @@ class GridSearch(TypedDict):
     run: str
 
 
+@with_config({"extra": "allow"})
 class Training(TypedDict, total=False):
     """What decided a run's course; nothing where a checkpoint was only grown."""
-
-    __pydantic_config__ = {"extra": "allow"}
 
     command_line: list[str]
     schedule: Annotated[dict[str, Any], AfterValidator(_is_schedule)]
@@ -77,6 +76,11 @@ class Training(TypedDict, total=False):
     seed: int
     device: str
     grid_search: GridSearch
+
+
+def _is_training(content: dict[str, Any]) -> dict[str, Any]:
+    parse(Training, content)
+    return content
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Record:
     growth: Grown | None = None
     lineage: tuple[Ancestor, ...] = ()
     """Oldest first, without this run."""
-    training: Training = field(default_factory=dict)
+    training: Annotated[dict[str, Any], AfterValidator(_is_training)] = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What the run is, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`; nothing where a checkpoint was only

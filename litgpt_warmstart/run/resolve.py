@@ -22,7 +22,7 @@ from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs, Validation
+from litgpt_warmstart.run.spec import Precision, RunArgs, RunSpec, TrainArgs, Validation
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _check_devices(devices: int | str, num_nodes: int) -> None:
         )
 
 
-def _default_precision() -> str:
+def _default_precision() -> Precision:
     """bf16-mixed, or 16-mixed on a GPU whose bf16 is emulated; 32-true on a CPU, where bf16 is mostly slower."""
     if not torch.cuda.is_available():
         return "32-true"

@@ -20,18 +20,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from litgpt.model import GPT
 from litgpt.utils import num_parameters
-from torch import nn
 
 from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import Grown
+from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.schedule import Schedule, WsdS, recorded_schedule
-from litgpt_warmstart.run import checkpoint, norms, ownership, record
+from litgpt_warmstart.run import checkpoint, norms, ownership
 from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
+from litgpt_warmstart.run.record import Ancestor, Record
 from litgpt_warmstart.run.spec import RunSpec
 
 
@@ -39,12 +39,12 @@ from litgpt_warmstart.run.spec import RunSpec
 class State:
     """What changes while a run goes on."""
 
-    gpt: GPT
+    gpt: MuGPT
     """The bare model: its parameters, as trained."""
-    loss: nn.Module
-    """:class:`NextTokenLoss` around it, compiled and wrapped by Fabric."""
+    loss: Any
+    """:class:`NextTokenLoss` around it, compiled and wrapped by Fabric, which names its wrapper in private."""
     optimizer: torch.optim.Optimizer
-    lineage: tuple[record.Ancestor, ...]
+    lineage: tuple[Ancestor, ...]
     growth: Grown | None
     step_count: int = 0
     """Optimizer updates."""
@@ -121,7 +121,7 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         _keep_milestone(spec, state, folder)
     plan.check.raise_if_bad(wait=folder.name == "final")
     tokens = state.step_count * spec.tokens_per_step
-    written = record.Record(
+    written = Record(
         command=spec.command,
         name=spec.config.name,
         parameters=num_parameters(state.gpt),
@@ -178,7 +178,7 @@ def _keep_milestone(spec: RunSpec, state: State, final: Path) -> None:
     """Keep the end of a wsd-s run that was lengthened as a step-*/ folder: it is one of the run's results."""
     if ownership.is_checkpoint(final):
         try:
-            steps = record.Record.load(final / checkpoint.RECORD).step_count
+            steps = Record.load(final / checkpoint.RECORD).step_count
         except UserError:  # damaged: it is replaced
             return
         kept = final.with_name(f"step-{steps:08d}")
@@ -203,7 +203,7 @@ def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _sha256(lineage: tuple[record.Ancestor, ...]) -> str | None:
+def _sha256(lineage: tuple[Ancestor, ...]) -> str | None:
     return lineage[-1].sha256[:12] if lineage else None
 
 
@@ -246,12 +246,12 @@ class Resumed:
     """A checkpoint to go on from."""
 
     path: Path
-    record: record.Record
+    record: Record
     weights: dict[str, torch.Tensor]
     state: dict[str, Any]
 
     @classmethod
-    def read(cls, path: Path, spec: RunSpec, plan: DataPlan, ancestors: tuple[record.Ancestor, ...]) -> "Resumed":
+    def read(cls, path: Path, spec: RunSpec, plan: DataPlan, ancestors: tuple[Ancestor, ...]) -> "Resumed":
         """Read a checkpoint and check that the run's settings are those it was started with.
 
         Raises:

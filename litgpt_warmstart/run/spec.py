@@ -18,13 +18,14 @@ from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.method.loss import LossChoice
+from litgpt_warmstart.method.loss import LossChoice, LossImpl
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.method.schedule import Schedule, ScheduleName, ScheduleOptions
 from litgpt_warmstart.run.checkpoint import weights_sha256
 from litgpt_warmstart.run.identity import NO_CLIPPING, plain
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
+Precision = Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 
@@ -215,7 +216,7 @@ class RunSpec:
     schedule: Schedule
     data: DataModule
     optimizer: ChosenOptimizer
-    precision: str
+    precision: Precision
     out_dir: Path
     max_steps: int
     """Optimizer steps of the whole run: the token budget in whole steps."""
@@ -251,7 +252,7 @@ class RunSpec:
     track: int | None = None
     """Optimizer steps between two recordings of norms; None records nothing."""
     tokenizer_dir: Path | None = None
-    logger_name: str = "tensorboard"
+    logger_name: LoggerChoice = "tensorboard"
     seed: int = 42
     loss_impl: LossChoice = "auto"
     """``auto`` until the device has been asked, see :mod:`litgpt_warmstart.run.tuning`."""
@@ -272,6 +273,18 @@ class RunSpec:
     def accumulation_iters(self) -> int:
         """Micro-batches per optimizer step."""
         return self.global_batch_size // self.micro_batch_size
+
+    @property
+    def num_classes(self) -> int:
+        """Tokens that the model has a class for."""
+        return self.config.padded_vocab_size or self.config.vocab_size
+
+    @property
+    def loss(self) -> LossImpl:
+        """How the loss is taken."""
+        if self.loss_impl == "auto":
+            raise ValueError("the device has not been asked yet: see litgpt_warmstart.run.tuning.tuned")
+        return self.loss_impl
 
     @property
     def tokens_per_step(self) -> int:
@@ -317,7 +330,7 @@ class RunSpec:
             micro_batch_size=self.micro_batch_size,
             global_batch_size=self.global_batch_size,
             max_steps=self.max_steps,
-            num_classes=self.config.padded_vocab_size,
+            num_classes=self.num_classes,
             seed=self.seed,
             seen=self.seen,
             tokenizer_dir=self.tokenizer_dir,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import lightning as L
 import torch
@@ -96,11 +97,11 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     out_dir = repr(str(spec.out_dir))
     busy = f"another process is training the run in {out_dir}: wait for it, or choose another --out_dir"
     final = spec.out_dir / "final"
-    if steps_left < 0 or (steps_left == 0 and final.exists()):
+    if resume_dir and (steps_left < 0 or (steps_left == 0 and final.exists())):
         if resume_dir == older_folder(final):
             with locked(spec.out_dir, busy):
                 put_back(final)
-            resume_dir = find_resume_dir(spec)
+            resume_dir = find_resume_dir(spec) or final
         before = metrics.read_metrics(spec.out_dir / metrics.FILE_NAME)
         check_end(spec, {row["step"]: row["val_loss"] for row in before if "val_loss" in row}, resume_dir)
         fabric.print(
@@ -179,11 +180,11 @@ def check_end(spec: RunSpec, val_losses: dict[float, float], folder: Path) -> No
         folder: Where it is saved.
     """
     last, at_start = next(reversed(val_losses.values()), None), val_losses.get(0)  # the first may be late
-    if metrics.ended_diverged(at_start, last, spec.config.padded_vocab_size):
+    if metrics.ended_diverged(at_start, last, spec.num_classes):
         began = "" if at_start is None else f" the first was {at_start:.4g},"
         raise Diverged(
             f"training diverged: the last validation loss is {last:.4g},{began} and a"
-            f" uniform guess has {math.log(spec.config.padded_vocab_size):.4g}; {str(folder)!r} is saved all the same:"
+            f" uniform guess has {math.log(spec.num_classes):.4g}; {str(folder)!r} is saved all the same:"
             f" lower --lr (now {spec.base_lr:g}) and start anew in another --out_dir"
         )
 
@@ -355,7 +356,7 @@ def check_finite(loss: float, spec: RunSpec, state: State) -> None:
 
 def data_ended(
     fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, rows: metrics.MetricsFile, tracker: Tracker
-) -> None:
+) -> NoReturn:
     """Save and raise: a DataModule without a known length had fewer tokens than the budget."""
     folder = save_whole(spec, state, plan, fabric, step_folder(spec, state), rows, tracker)
     tokens = state.step_count * spec.tokens_per_step

@@ -133,7 +133,7 @@ def _trial(fabric: L.Fabric, spec: RunSpec) -> NextTokenLoss:
     with fabric.init_module():
         gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
     gpt.max_seq_length = spec.block_size
-    return NextTokenLoss(gpt, spec.loss_impl)
+    return NextTokenLoss(gpt, spec.loss)
 
 
 def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, sizes: list[int]) -> dict[int, float]:
