@@ -1,0 +1,55 @@
+"""The tests mirror the package file by file; where another file speaks for a module, it is named here."""
+
+from pathlib import Path
+
+import pytest
+
+import litgpt_warmstart
+
+ROOT = Path(litgpt_warmstart.__file__).parent
+TESTS = Path(__file__).parent
+
+HELD_BY = {
+    "guards/test_mission.py": ("__main__",),
+    "test_plugin.py": ("_hook",),
+    "guards/test_arguments.py": ("edge", "run/optimizer"),
+    "guards/test_wrong_input.py": ("errors", "parsing"),
+    "guards/test_user_files.py": ("files", "run/ownership"),
+    "guards/test_breaking_off.py": ("run/breaking_off",),
+    "guards/test_damage.py": ("run/record",),
+    "guards/test_trust.py": ("data/recorded", "data/use"),
+    "guards/test_loaders.py": (
+        "data/randomness", "data/reading", "data/tokenizer_files", "data/vocabulary", "data/workers",
+    ),
+    "commands/test_bad_input.py": ("run/resolve", "run/spec"),
+    "data/test_ranges.py": ("data/plan",),
+    "data/preparing/test_prepare.py": ("data/preparing/index", "data/preparing/plan", "data/preparing/portions"),
+    "method/test_schedule.py": ("method/cooldowns",),
+    "report/test_write.py": ("report/folders", "report/layers", "report/sections"),
+    "study/test_runner.py": ("study/folder", "study/outcomes"),
+    "test_api.py": ("run/grow",),
+}  # fmt: skip
+"""Test file -> modules without one of their own; commands/ is thin, and held by the guards."""
+
+
+def modules() -> set[str]:
+    """Every module of the package but for __init__, by its path without .py."""
+    paths = (path.relative_to(ROOT).with_suffix("") for path in ROOT.rglob("*.py") if path.stem != "__init__")
+    return {path.as_posix() for path in paths if path.parts[0] != "commands"}
+
+
+def file_of(module: str) -> Path:
+    """Where a module's tests are looked for."""
+    return TESTS / Path(module).with_name(f"test_{Path(module).name}.py")
+
+
+def test_every_module_has_a_test_file_at_its_place_or_one_that_holds_it():
+    held = {module for names in HELD_BY.values() for module in names}
+    assert {module for module in modules() - held if not file_of(module).is_file()} == set()
+
+
+@pytest.mark.parametrize("path", HELD_BY)
+def test_what_is_held_elsewhere_is_there_and_has_no_file_of_its_own(path):
+    assert (TESTS / path).is_file()
+    for module in HELD_BY[path]:
+        assert module in modules() and not file_of(module).is_file(), module
