@@ -65,7 +65,7 @@ def headline(comparisons: Sequence[Comparison]) -> str:
             return f"{only.title}: no warmstart reached the scratch run's last validation loss."
         counted = " with the base's counted" * bool(best.speed_up_with_base.seeds)
         found = best.speed_up_with_base if counted else best.speed_up
-        times = "at once" if math.isinf(found.mean) else f"with {found.mean:.2f} times less compute{counted}"
+        times = "at once" if math.isinf(found.mean) else f"at a speed-up in Hoffmann FLOPs of {found.mean:.2f}{counted}"
         return f"{only.title}: with {best.label} the scratch run's last loss was reached {times}: {verdict(found)}."
     found = [best.speed_up_with_base if (best := best_arm(c)) else estimate([]) for c in comparisons]
     words = [verdict(one) if one.has_interval or not one.seeds else "told by one seed only" for one in found]

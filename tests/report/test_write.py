@@ -202,7 +202,7 @@ def test_the_terminal_has_the_losses_side_by_side_and_the_compute(written):
 def test_one_comparison_is_answered_in_one_sentence_and_several_are_counted(study, tmp_path):
     (headline,) = answers(write_report([study.folder], tmp_path / "a"))["The answer"]
     assert headline.startswith("neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter: with shrink 0.4")
-    assert "2.17 times less compute with the base's counted" in headline and "faster" in headline
+    assert "a speed-up in Hoffmann FLOPs of 2.17 with the base's counted" in headline and "faster" in headline
     study("longer", [8.0, 6.0, 5.0, 4.0], steps=80)
     study("warm-longer", [6.0, 5.0, 4.0, 3.0], steps=80, shrink=0.4, base=study.folder / "base")
     (headline,) = answers(write_report([study.folder], tmp_path / "b"))["The answer"]
