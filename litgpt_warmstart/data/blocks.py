@@ -125,15 +125,10 @@ class BlockDataModule(DataModule):
         share = (blocks.first, blocks.stop, micro_batch_size, rank, num_processes)
         return self._loader(BlockBatches(self.tokens("train"), blocks.block_size, blocks.order, *share))
 
-    def val_batches(self, block_size: int, micro_batch_size: int, max_blocks: int | None = None) -> DataLoader:
-        """A loader of the validation split in stored order: all blocks, or some that are spread evenly over it.
-
-        The first ones alone would be of the source's first files.
-        """
-        available = self.num_blocks("val", block_size)
-        count = available if max_blocks is None else min(max_blocks, available)
-        order = [place * available // count for place in range(count)]
-        return self._loader(BlockBatches(self.tokens("val"), block_size, order, 0, count, micro_batch_size))
+    def val_batches(self, block_size: int, micro_batch_size: int) -> DataLoader:
+        """A loader of the whole validation split, as it is stored."""
+        order = range(self.num_blocks("val", block_size))
+        return self._loader(BlockBatches(self.tokens("val"), block_size, order, 0, len(order), micro_batch_size))
 
     def connect(
         self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None

@@ -115,11 +115,11 @@ def _knows_its_place(loader: Iterable[Any]) -> bool:
 
 
 def _val_rows(reading: Reading, max_blocks: int) -> Iterator[torch.Tensor]:
-    """Stored validation blocks, shape (T + 1,), at most ``max_blocks``, the same at each call and each micro-batch."""
+    """The first stored validation blocks, shape (T + 1,), the same at each call and each micro-batch."""
     randomness, data = Randomness(reading.seed), reading.data
     with randomness:
         if isinstance(data, BlockDataModule):
-            loader = data.val_batches(reading.block_size, reading.micro_batch_size, max_blocks)
+            loader = data.val_batches(reading.block_size, reading.micro_batch_size)
         else:
             loader = _undropped(data.val_dataloader())
     prepare_workers(loader)
@@ -189,7 +189,7 @@ def next_batches(
 def val_batches(
     reading: Reading, max_blocks: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Validation blocks, at most ``max_blocks`` whatever the micro-batch: ours from all of the split, else the first.
+    """The first validation blocks, at most ``max_blocks``, whatever the micro-batch.
 
     Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
     targets do not count.

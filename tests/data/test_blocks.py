@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from litgpt_warmstart.data.blocks import BlockBatches, BlockDataModule
+from litgpt_warmstart.data.blocks import BlockBatches
 from litgpt_warmstart.data.order import BlockOrder
 
 
@@ -73,19 +73,3 @@ def test_workers_of_any_process_change_nothing(first, length, micro_batch_size, 
         for rank in range(num_processes)
     ]
     assert in_turn([list(loader) for loader in loaders]) == [3 * order[place] for place in range(first, first + length)]
-
-
-@given(st.integers(0, 60), st.integers(1, 40), st.integers(1, 7))
-def test_validation_is_spread_evenly_over_the_split_in_stored_order(num_blocks, max_blocks, micro_batch_size):
-    class Counted(BlockDataModule):
-        def tokens(self, split: str) -> np.ndarray:
-            return np.arange(num_blocks * 3 + 1)
-
-    data = Counted()
-    read = in_turn([list(data.val_batches(2, micro_batch_size, max_blocks))])
-    assert len(read) == min(num_blocks, max_blocks)
-    if max_blocks >= num_blocks:
-        assert read == list(range(0, 3 * num_blocks, 3)) == in_turn([list(data.val_batches(2, micro_batch_size))])
-        return
-    gaps = {(b - a) // 3 for a, b in itertools.pairwise([*read, 3 * num_blocks])}
-    assert read[0] == 0 and gaps <= {num_blocks // max_blocks, -(-num_blocks // max_blocks)}

@@ -308,7 +308,8 @@ def test_validation_is_the_same_blocks_whatever_the_micro_batch(base, tiny, tiny
     train = replace(TRAIN, max_steps=1, micro_batch_size=micro_batch_size)
     warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **settings)
     model = build_from(tmp_path / "final")
-    blocks = torch.cat(list(tiny_settings["data"].val_batches(64, 1, max_blocks=7))).long()  # (7, 65)
+    data = tiny_settings["data"]
+    blocks = torch.from_numpy(data.tokens("val")[: 7 * 65].astype("int64")).view(7, 65)
     logits = model(blocks[:, :-1])
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
     assert losses(tmp_path, "val_loss")[-1] == pytest.approx(expected, abs=2e-5)

@@ -6,8 +6,8 @@ data/mine/
   train/ val/ (test/)    litdata's index.json and its chunks, one item each: 12 bytes of header, then the tokens
 
 The chunks of a split, in the order in which they stand in ``chunks``, are one stream of tokens. Within a chunk
-documents are shuffled; chunks follow the order of the source's files, so who trains reads blocks in a permuted
-order.
+documents are shuffled, and the validation split is one chunk; those of the training split follow the order of the
+source's files, so who trains reads blocks in a permuted order.
 """
 
 import hashlib

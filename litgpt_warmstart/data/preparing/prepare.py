@@ -44,7 +44,7 @@ from litgpt_warmstart.data.preparing.request import (
     Preparation,
     check_prepared,
 )
-from litgpt_warmstart.data.preparing.write import combined_digest, write_index
+from litgpt_warmstart.data.preparing.write import combined_digest, shuffle_documents, write_index
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.executors import Task, carry_out_in_processes
 from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked
@@ -53,6 +53,8 @@ VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
 MOST_VAL_FRACTION = 0.08
 """But never a larger share."""
+MOST_SHUFFLED_TOKENS = 2**29
+"""Of a validation split, in memory; a longer one stays in the order of its files."""
 DOWNLOADS = 4
 """Files that are fetched and hashed at once."""
 SECONDS_BETWEEN_LINES = 10.0
@@ -125,6 +127,10 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carr
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder / "portions", ignore_errors=True)
+    for split, chunks in PreparedIndex.load(folder).chunks.items():
+        for path in (folder / split).glob("*.bin"):
+            if path.name not in {chunk.name for chunk in chunks}:
+                path.unlink()
     for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
     if target.exists():
@@ -169,6 +175,10 @@ def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks:
     if not {"train", "val"} <= chunks.keys():
         shutil.rmtree(folder / "portions")
         raise UserError(_why_empty("val" if "train" in chunks else "train", plan, sum(documents.values())))
+    if len(chunks["val"]) > 1 and sum(chunk.tokens for chunk in chunks["val"]) <= MOST_SHUFFLED_TOKENS:
+        # A run validates on the first blocks, which would be of the first files.
+        shuffled = shuffle_documents(folder / "val", chunks["val"], np.dtype(plan.dtype), plan.eos_id, plan.seed)
+        chunks = chunks | {"val": [shuffled]}
     for split, found in chunks.items():
         write_index(folder / split, found, np.dtype(plan.dtype))
     files = {file.name: replace(file, rows=0) for file in plan.files}

@@ -3,6 +3,7 @@
 split/
   index.json            litdata's: the chunks in order, and their format
   chunk-0-0.bin …       one item each: a header, then tokens
+  shuffled.bin          of the validation split, in their place
 """
 
 import hashlib
@@ -34,6 +35,24 @@ def write_chunk(path: Path, tokens: np.ndarray) -> Chunk:
         file.write(tokens)
     flush_to_disk(path)
     return Chunk(path.name, len(tokens), digest.hexdigest())
+
+
+def shuffle_documents(folder: Path, chunks: Sequence[Chunk], dtype: np.dtype, eos_id: int, seed: int) -> Chunk:
+    """Write the documents of several chunks, shuffled, as one more; the others stay.
+
+    Args:
+        folder: The split's.
+        chunks: Their documents, each with the end of text as its last token.
+        dtype: Of the stored tokens.
+        eos_id: The end of text.
+        seed: Of the order.
+    """
+    parts = [np.fromfile(folder / chunk.name, dtype, offset=HEADER_BYTES) for chunk in chunks]
+    tokens = np.concatenate(parts)
+    documents = np.split(tokens, np.flatnonzero(tokens == eos_id)[:-1] + 1)
+    random = np.random.Philox(np.random.SeedSequence([seed]))
+    order = np.argsort(random.random_raw(len(documents)), kind="stable")
+    return write_chunk(folder / "shuffled.bin", np.concatenate([documents[place] for place in order]))
 
 
 def write_index(folder: Path, chunks: Sequence[Chunk], dtype: np.dtype) -> None:

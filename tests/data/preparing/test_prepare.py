@@ -71,6 +71,22 @@ def test_the_documents_of_a_portion_are_shuffled_together(ask, texts, stdlib_pat
     assert abs(np.corrcoef(range(400), places)[0, 1]) < 0.2
 
 
+def test_the_first_validation_blocks_are_of_all_files(ask, texts, stdlib_path, small):
+    folder = ask.text_dir.with_name("held out")
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes(jsonl(texts[:100]))
+    for number in range(4):
+        (folder / f"validation-{number}.jsonl").write_bytes(jsonl(texts[100 * number : 100 * (number + 1)]))
+    index = prepare(replace(ask, text_dir=folder))
+    assert [chunk.name for chunk in index.chunks["val"]] == ["shuffled.bin"]
+    assert sorted(path.name for path in (ask.data_path / "val").iterdir()) == ["index.json", "shuffled.bin"]
+    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
+    number_of = {tuple(encoding.ids): n for n, encoding in enumerate(tokenizer.encode_batch(texts[:400]))}
+    order = [number_of[tuple(ids)] for ids in stored_documents(ask.data_path, "val")]
+    assert sorted(order) == list(range(400))
+    assert all(11 <= sum(n // 100 == file for n in order[:100]) <= 39 for file in range(4))  # 25 expected
+
+
 def test_small_files_go_together_and_large_ones_in_parts(monkeypatch):
     monkeypatch.setattr(portions, "PORTION_BYTES", 100)
     sizes = {"a.txt": 30, "b.txt": 60, "c.txt": 290, "d.txt": 40, "e.jsonl.gz": 900, "f.txt": 0, "val.txt": 5}
