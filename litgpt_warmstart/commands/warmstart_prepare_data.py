@@ -93,7 +93,7 @@ def setup(
             encoder=encoder,
             num_workers=num_workers,
         )
-        if tokenizer_vocab_size is not None:
+        if tokenizer_vocab_size is not None and text_dir is not None:
             asked.check()
             whole = asked.data_path.resolve()
             folder = whole.with_name(f"{whole.name}-tokenizer")

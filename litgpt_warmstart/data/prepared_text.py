@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from litgpt.config import find_multiple
@@ -136,8 +137,9 @@ class PreparedText(BlockDataModule):
             UserError: Neither can be done; says why.
         """
         self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
-        asked = {field.name: getattr(self, field.name, None) for field in fields(Preparation)}
-        prepare(Preparation(**asked | {"num_workers": None}))
+        asked: dict[str, Any] = {field.name: getattr(self, field.name, None) for field in fields(Preparation)}
+        asked["num_workers"] = None  # this one's reads ahead
+        prepare(Preparation(**asked))
 
     def tokens(self, split: str) -> TokenStream:
         if split not in self.index.chunks:

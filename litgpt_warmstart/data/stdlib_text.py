@@ -19,15 +19,15 @@ PIECE_CHARACTERS = 2048
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
 
 
+VOCAB_SIZE = 4096
+
+
 class StdlibText(PreparedText):
     """The Python standard library's own source text, about 12 MB without its tests; nothing is downloaded.
 
     A byte-level BPE of 4,096 tokens is trained on it once and kept with the tokens (about 3.5 million). Files are split
     into training and validation by the hash of their names, cut into pieces, and the pieces shuffled.
     """
-
-    vocab_size = 4096
-    padded_vocab_size = 4096
 
     def __init__(self, data_path: Path = Path("data/stdlib_text")) -> None:
         """
@@ -37,8 +37,16 @@ class StdlibText(PreparedText):
         super().__init__(data_path=data_path)
 
     @property
+    def vocab_size(self) -> int:
+        return VOCAB_SIZE
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return VOCAB_SIZE
+
+    @property
     def is_prepared(self) -> bool:
-        return (self.data_path / "prepared.json").is_file()
+        return (self.tokenizer_dir / "prepared.json").is_file()
 
     @property
     def tokenizer_json(self) -> bytes | None:
@@ -50,20 +58,20 @@ class StdlibText(PreparedText):
         Raises:
             UserError: ``data_path`` holds something else, or cannot be written.
         """
-        if (self.data_path / "train.bin").is_file():
+        if (self.tokenizer_dir / "train.bin").is_file():
             raise UserError(
-                f"{str(self.data_path)!r} was prepared by litgpt-warmstart 0.1, in another format: remove it with"
-                f" rm -r {self.data_path}, and the same command prepares it anew"
+                f"{str(self.tokenizer_dir)!r} was prepared by litgpt-warmstart 0.1, in another format: remove it with"
+                f" rm -r {self.tokenizer_dir}, and the same command prepares it anew"
             )
         if self.is_prepared:
-            prepare(Preparation(self.data_path))
+            prepare(Preparation(self.tokenizer_dir))
             return
-        print(f"Preparing StdlibText in {str(self.data_path)!r} (once, about 15 s) ...", file=sys.stderr)
-        source = self.data_path.resolve().with_name(f".{self.data_path.name}.source")
+        print(f"Preparing StdlibText in {str(self.tokenizer_dir)!r} (once, about 15 s) ...", file=sys.stderr)
+        source = self.tokenizer_dir.resolve().with_name(f".{self.tokenizer_dir.name}.source")
         if not source.is_dir():
             with atomic_folder(source) as folder:
-                write_source(folder, self.vocab_size)
-        prepare(Preparation(self.data_path, text_dir=source, tokenizer=str(source)), say=lambda line: None)
+                write_source(folder, VOCAB_SIZE)
+        prepare(Preparation(self.tokenizer_dir, text_dir=source, tokenizer=str(source)), say=lambda line: None)
         shutil.rmtree(source)
 
 

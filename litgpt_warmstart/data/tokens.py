@@ -56,7 +56,7 @@ class TokenStream:
         try:
             with path.open("rb", buffering=0) as file:
                 file.seek(HEADER_BYTES + first * self.dtype.itemsize)
-                read = file.readinto(memoryview(tokens).cast("B"))
+                read = file.readinto(tokens.data.cast("B"))
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be read ({error.strerror or error}): {REMEDY}") from error
         if read < tokens.nbytes:

@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import logging, tqdm
+from huggingface_hub.utils import logging
+from huggingface_hub.utils.tqdm import tqdm
 
 from litgpt_warmstart.data.preparing.index import SourceFile
 from litgpt_warmstart.data.preparing.read import split_of
@@ -90,7 +91,8 @@ def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
 
 
 def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
-    folder = Path(HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True))
+    found = HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
+    folder = Path(str(found))  # a list in a dry run alone
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     # The cache may have a part of the repository, and only numbered names tell.
     numbered = (re.match(r"(.*?)-\d+-of-(\d+)", path.name) for path in paths)

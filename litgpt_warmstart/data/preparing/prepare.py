@@ -184,7 +184,7 @@ def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks:
     files = {file.name: replace(file, rows=0) for file in plan.files}
     for result in results:
         for name, rows in result.rows.items():
-            files[name] = replace(files[name], rows=files[name].rows + rows, sha256=result.sha256[name])
+            files[name] = replace(files[name], rows=(files[name].rows or 0) + rows, sha256=result.sha256[name])
     decided = {field.name: getattr(plan, field.name) for field in fields(plan)}
     decided["files"] = tuple(files.values())
     for path in folder.iterdir():

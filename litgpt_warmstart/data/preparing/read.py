@@ -68,7 +68,8 @@ def format_of(name: str) -> str | None:
 def split_of(name: str) -> Split:
     """The split that a path's words name, the last one counting; training where none does."""
     words = re.split(r"[^a-z]+", name.lower())
-    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), "train")
+    named: list[Split] = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+    return named[-1] if named else "train"
 
 
 def text_bytes(file: SourceFile) -> int:
@@ -204,15 +205,17 @@ def _json_text(line: bytes, offset: int, name: str, column: str) -> list[str | N
         return []
     try:
         row = json.loads(line.decode("utf-8"))
-        text = row[column]
+        if not isinstance(row, dict):
+            raise TypeError
     except (ValueError, TypeError, RecursionError):
         raise UserError(
             f"{name!r} holds no JSON object in the line at byte {offset:,}: mend it, or leave it out with --files"
         ) from None
-    except KeyError:
+    if column not in row:
         raise UserError(
             f"{name!r} has no key {column!r} at byte {offset:,}, only {', '.join(row)}: pass --column, or --files"
-        ) from None
+        )
+    text = row[column]
     if not isinstance(text, str | None):
         raise UserError(f"{name!r}: {column!r} at byte {offset:,} is no text: pass --column, or --files")
     if text and b"\\ud" in line.lower():  # half a surrogate pair is valid JSON, but no text
@@ -286,6 +289,6 @@ def _opened(path: Path) -> io.BufferedReader:
     if path.suffix == ".gz":  # Python's reader skips the zeros that may follow a member, as gzip does
         return io.BufferedReader(gzip.open(path), 2**20)
     if path.suffix == ".zst":
-        any_window = {zstd.DecompressionParameter.window_log_max: 31}
+        any_window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: 31}
         return io.BufferedReader(zstd.open(path, options=any_window), 2**20)
-    return path.open("rb", buffering=2**20)
+    return io.BufferedReader(path.open("rb", buffering=0), 2**20)

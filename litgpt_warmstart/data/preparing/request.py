@@ -95,7 +95,7 @@ def changes(asked: Preparation, plan: Plan) -> list[str]:
 
 def _is_commit(revision: str | None, commit: str | None) -> bool:
     """Whether a revision is a commit, or its first digits."""
-    return bool(revision and commit) and len(revision) >= 7 and commit.startswith(revision)
+    return revision is not None and commit is not None and len(revision) >= 7 and commit.startswith(revision)
 
 
 def _tokenizer_changes(tokenizer: str, plan: Plan) -> list[str]:

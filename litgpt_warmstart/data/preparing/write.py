@@ -27,12 +27,12 @@ def write_chunk(path: Path, tokens: np.ndarray) -> Chunk:
     By hand, as litdata's own writer takes an import of torch in each worker.
     """
     header = np.array([1, HEADER_BYTES, HEADER_BYTES + tokens.nbytes], np.uint32)
-    digest = hashlib.sha256(header)
-    digest.update(tokens)
+    digest = hashlib.sha256(header.data)
+    digest.update(tokens.data)
     path.parent.mkdir(exist_ok=True)
     with path.open("wb") as file:
-        file.write(header)
-        file.write(tokens)
+        file.write(header.data)
+        file.write(tokens.data)
     flush_to_disk(path)
     return Chunk(path.name, len(tokens), digest.hexdigest())
 

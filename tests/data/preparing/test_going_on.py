@@ -132,4 +132,4 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(ask, small, 
     prepare(ask)
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
     assert len(lines) > 2 and lines[-1].startswith("my text: ")
-    assert "kB/s | " in lines[-1] and "500 documents, " in lines[-1]
+    assert "B/s | " in lines[-1] and "500 documents, " in lines[-1]
