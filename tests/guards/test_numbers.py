@@ -144,7 +144,7 @@ def compared(base, models, from_text, tmp_path_factory) -> Path:
         ("scratch", ("warmstart_scratch", "--mup_base", base)),
         ("warm", ("warmstart", "--base", base)),
     ):
-        told = shell(*words, *training(models[48], folder / name, *often, steps=12))
+        told = shell(*words, *training(models[48], folder / name, *often, steps=6))
         assert told.status == 0, told.err
     return folder
 
