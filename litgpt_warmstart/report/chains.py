@@ -4,6 +4,7 @@ A chain stands beside the run from scratch of its last scale, at another budget 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,7 +17,7 @@ import pandas as pd
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.report import figures
 from litgpt_warmstart.report.compare import Compared, Row, differences, own_flops
-from litgpt_warmstart.report.page import Section, Table
+from litgpt_warmstart.report.page import Section, Table, readable
 from litgpt_warmstart.report.runs import Runs
 from litgpt_warmstart.report.statistics import (
     SMOOTHING,
@@ -29,7 +30,10 @@ from litgpt_warmstart.report.statistics import (
     tokens_to_reach,
 )  # fmt: skip
 from litgpt_warmstart.run.checkpoint import WEIGHTS
+from litgpt_warmstart.run.record import Ancestor
 
+COLUMNS = ("tokens", "tokens_per_param", "first_val_loss", "val_loss", "status", "run")
+"""Of the table of runs, those that the table of stages has."""
 SAME_COMPUTE = 0.05
 """Relative difference up to which two chains are compared; budgets are cut to whole steps."""
 
@@ -40,12 +44,17 @@ class Chain:
 
     stages: list[Row]
     """Oldest first."""
-    scratch: Row | None
+    scratch: Row | None = None
     """At another budget perhaps: that of the chain's compute."""
-    tokens_to_scratch_loss: float = math.nan
-    """Of the last stage."""
+    flops_to_scratch_loss: float = math.nan
+    """Hoffmann FLOPs of the whole lineage until the last stage was at scratch's last loss; NaN if it was not."""
     share: float = math.nan
-    """Hoffmann FLOPs of the whole lineage to the scratch run's last loss over the run's own; NaN if not reached."""
+    """The same over what the run from scratch took to that loss."""
+
+    @property
+    def end(self) -> Row:
+        """The last stage."""
+        return self.stages[-1]
 
     @property
     def flops(self) -> float:
@@ -55,17 +64,16 @@ class Chain:
     @property
     def paired(self) -> bool:
         """Whether the run from scratch has the last stage's seed."""
-        return self.scratch is not None and self.scratch["seed"] == self.stages[-1]["seed"]
+        return self.scratch is not None and self.scratch["seed"] == self.end["seed"]
+
+    @property
+    def runs(self) -> list[Row]:
+        """The stages, and the run from scratch after them."""
+        return [*self.stages, *([self.scratch] if self.scratch else [])]
 
     @property
     def finished(self) -> bool:
-        return all(run["status"] == "finished" for run in (*self.stages, *([self.scratch] if self.scratch else [])))
-
-    @property
-    def flops_to_scratch_loss(self) -> float:
-        """Hoffmann FLOPs of the whole lineage until the last stage was there; NaN if it was not."""
-        last = self.stages[-1]
-        return self.flops - (last["tokens"] - self.tokens_to_scratch_loss) * last["hoffmann_flops_per_token"]
+        return all(run["status"] == "finished" for run in self.runs)
 
 
 def parent(run: Row, rows: Sequence[Row]) -> Row | None:
@@ -74,7 +82,7 @@ def parent(run: Row, rows: Sequence[Row]) -> Row | None:
     return next((other for other in rows if line and other is not run and _is(other, line[-1], line[:-1])), None)
 
 
-def _is(run: Row, ancestor: Any, before: tuple[Any, ...]) -> bool:
+def _is(run: Row, ancestor: Ancestor, before: tuple[Ancestor, ...]) -> bool:
     record = run["record"]
     told = (ancestor.name, ancestor.parameters, ancestor.tokens, ancestor.data, ancestor.growth)
     if told != (record.name, record.parameters, record.tokens, record.data, record.growth) or before != record.lineage:
@@ -95,56 +103,56 @@ def chains(runs: Runs, compared: Compared) -> list[Chain]:
         compared: A base and a run that is compared at its own budget are shown there; repetitions are left out.
     """
     rows = [row for row in runs.rows() if row["run"] not in compared.repeated]
-    parents = {row["run"]: parent(row, rows) for row in rows if row["kind"] == "warmstart"}
-    grown_from = {found["run"] for found in parents.values() if found}
+    parents = {row["run"]: found for row in rows if row["kind"] == "warmstart" and (found := parent(row, rows))}
+    grown_from = {found["run"] for found in parents.values()}
     shown = {name for comparison in compared.comparisons for name in comparison.runs}
     found = []
     for row in rows:
-        if row["run"] in grown_from or not parents.get(row["run"]):
+        if row["run"] in grown_from or row["run"] not in parents:
             continue
         stages = [row]
-        while (before := parents.get(stages[0]["run"])) is not None:
+        while before := parents.get(stages[0]["run"]):
             stages.insert(0, before)
-        chain = _beside(runs, stages, rows)
+        chain = _beside(runs, Chain(stages), rows)
         if len(stages) > 2 or (chain.scratch and chain.finished and row["run"] not in shown):
             found.append(chain)
     return found
 
 
-def _beside(runs: Runs, stages: list[Row], rows: Sequence[Row]) -> Chain:
+def _beside(runs: Runs, chain: Chain, rows: Sequence[Row]) -> Chain:
     """A chain with the run from scratch at the last scale whose compute is nearest to the chain's."""
-    last, alone = stages[-1], Chain(stages, None)
-    spent = 0.0 if math.isnan(alone.flops) else alone.flops
-    fit = [row for row in rows if row["kind"] == "scratch"
-           and {name for name, *_ in differences(row, last)} <= {"first token"}]  # fmt: skip
+    spent = 0.0 if math.isnan(chain.flops) else chain.flops
+    fit = [row for row in rows if row["kind"] == "scratch" and _same_settings(row, chain.end)]
     if not fit:
-        return alone
-    scratch = min(fit, key=lambda row: (row["seed"] != last["seed"], abs(own_flops(row) - spent)))
-    found = Chain(stages, scratch, tokens_to_reach(runs.val_losses(last["run"]), scratch["val_loss"]))
+        return chain
+    scratch = min(fit, key=lambda row: (row["seed"] != chain.end["seed"], abs(own_flops(row) - spent)))
+    left = chain.end["tokens"] - tokens_to_reach(runs.val_losses(chain.end["run"]), scratch["val_loss"])
+    flops = chain.flops - left * chain.end["hoffmann_flops_per_token"]
     own = tokens_to_last_loss(runs.val_losses(scratch["run"])) * scratch["hoffmann_flops_per_token"]
-    return Chain(stages, scratch, found.tokens_to_scratch_loss, found.flops_to_scratch_loss / own)
+    return Chain(chain.stages, scratch, flops, flops / own)
+
+
+def _same_settings(a: Row, b: Row) -> bool:
+    """Whether two runs share all that matters but where in the data they began."""
+    return {name for name, *_ in differences(a, b)} <= {"first token"}
 
 
 def over_seeds(found: Sequence[Chain]) -> list[list[Chain]]:
     """Chains that differ in the seeds of their stages only, together, each last seed once."""
-    groups: list[tuple[Any, list[Chain]]] = []
+    groups: dict[Any, list[Chain]] = {}
+    repeated: Counter[Any] = Counter()
     for chain in found:
-        key = [[(run["settings_key"], run["growth_key"]) for run in chain.stages],
-               chain.scratch and (chain.scratch["max_tokens"], chain.paired)]  # fmt: skip
-        seed = chain.stages[-1]["seed"]
-        fit = (group for same, group in groups if same == key and seed not in {c.stages[-1]["seed"] for c in group})
-        group = next(fit, None)
-        if group is None:
-            groups.append((key, [chain]))
-        else:
-            group.append(chain)
-    return [group for _, group in groups]
+        stages = tuple((run["settings_key"], run["growth_key"]) for run in chain.stages)
+        key = stages, chain.scratch and (chain.scratch["max_tokens"], chain.paired)
+        groups.setdefault((key, repeated[key, chain.end["seed"]]), []).append(chain)
+        repeated[key, chain.end["seed"]] += 1
+    return list(groups.values())
 
 
 def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chain]]:
     """Chains of two groups whose last stages have the same seed."""
-    seeds = {chain.stages[-1]["seed"]: chain for chain in b}
-    return [(chain, seeds[seed]) for chain in a if (seed := chain.stages[-1]["seed"]) in seeds]
+    seeds = {chain.end["seed"]: chain for chain in b}
+    return [(chain, seeds[chain.end["seed"]]) for chain in a if chain.end["seed"] in seeds]
 
 
 def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[Chain]]]:
@@ -156,9 +164,7 @@ def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[
     return [
         (a, b)
         for a, b in combinations(groups, 2)
-        if same_seeds(a, b)
-        and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE
-        and {name for name, *_ in differences(a[0].stages[-1], b[0].stages[-1])} <= {"first token"}
+        if same_seeds(a, b) and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE and _same_settings(a[0].end, b[0].end)
     ]
 
 
@@ -189,8 +195,8 @@ def chain_verdict(group: Sequence[Chain]) -> str:
         return "What the training before this chain took is not known: no comparison by compute."
     if not chain.paired:  # several would share one run from scratch
         group = group[:1]
-    beside = [(c.stages[-1]["val_loss"], c.scratch["val_loss"]) for c in group if c.scratch]
-    scratch = chain.scratch or chain.stages[-1]
+    beside = [(c.end["val_loss"], c.scratch["val_loss"]) for c in group if c.scratch]
+    scratch = chain.scratch or chain.end
     told = (
         f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
         f" {fmean(ours for ours, _ in beside):.4f}; from scratch{'' if chain.paired else ' with another seed'} it is"
@@ -210,7 +216,7 @@ def chain_verdict(group: Sequence[Chain]) -> str:
 
 def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
     """Two ways to one scale at the same compute, seed by seed."""
-    ends = [(x.stages[-1]["val_loss"], y.stages[-1]["val_loss"]) for x, y in same_seeds(a, b)]
+    ends = [(x.end["val_loss"], y.end["val_loss"]) for x, y in same_seeds(a, b)]
     found, ways = estimate([x - y for x, y in ends]), way_labels(a[0], b[0])
     told = "not told apart"
     if found.has_interval and not found.low <= 0 <= found.high:
@@ -240,31 +246,22 @@ def successive(linked: Sequence[Chain], runs: Runs) -> Section:
     rows = []
     for number, chain in enumerate(linked, start=1):
         flops = chain.stages[0]["base_hoffmann_flops"]
-        for run in (*chain.stages, *([chain.scratch] if chain.scratch else [])):
+        for run in chain.runs:
             flops = own_flops(run) + (0.0 if run is chain.scratch else flops)
-            rows.append({
-                "chain": number, "stage": run["model"], "kind": run["growth"] or "from scratch",
-                "tokens": run["tokens"], "tokens_per_param": run["tokens_per_param"],
-                "hoffmann_flops_of_lineage": flops, "first_val_loss": run["first_val_loss"],
-                "val_loss": run["val_loss"], "status": run["status"], "run": run["run"],
-            })  # fmt: skip
+            told = {"chain": number, "stage": run["model"], "kind": run["growth"] or "from scratch"}
+            rows.append(told | {"hoffmann_flops_of_lineage": flops} | {column: run[column] for column in COLUMNS})
         if chain.scratch is None:
             section.notes.append(f"{chain_title(chain)}: no run from scratch of the last scale to compare it with")
         elif not chain.finished:
             section.notes.append(f"{chain_title(chain)}: not all of its runs have finished, so no answer counts it")
     by_end: dict[str, list[Chain]] = {}
     for group in over_seeds(linked):
-        by_end.setdefault(group[0].stages[-1]["model"], []).append(group[0])
+        by_end.setdefault(group[0].end["model"], []).append(group[0])
     for number, (model, ways) in enumerate(by_end.items(), start=1):
         section.figures.append(_lineage_figure(f"successive-{number}", model, ways, runs))
     table = pd.DataFrame(rows)
-    shown = table.rename(columns=lambda column: column.replace("_", " ")).map(_rounded)
-    section.tables.append(Table("successive", "Stages, and the run from scratch below them.", table, shown))
+    section.tables.append(Table("successive", "Stages, and the run from scratch below them.", table, readable(table)))
     return section
-
-
-def _rounded(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
 def _lineage_figure(name: str, model: str, ways: Sequence[Chain], runs: Runs) -> figures.Figure:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from litgpt_warmstart.report.runs import Runs, lineage
+from litgpt_warmstart.report.runs import Runs, ancestors
 from litgpt_warmstart.report.statistics import (
     Estimate,
     estimate,
@@ -97,7 +97,7 @@ class Arm:
         return (1 / (1 - tokens), 1 / (1 - tokens + flops)) if tokens < 1 else (math.inf, math.inf)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Comparison:
     """Runs that differ in their first weights only, and seeds."""
 
@@ -172,52 +172,49 @@ def compare_all(runs: Runs) -> Compared:
     Runs that did not finish are noted and left out, as are repetitions: same settings, growth and seed.
     """
     result = Compared()
-    scratch: dict[int, dict[int, Row]] = {}
-    warm: dict[int, dict[int, dict[int, Row]]] = {}
+    kept: dict[tuple[int, int, int], Row] = {}
     unfinished: dict[int, list[Row]] = {}
     for run in runs.rows():
-        key, seed = run["settings_key"], run["seed"]
         if run["kind"] not in ("scratch", "warmstart"):
             continue
+        key = run["settings_key"], -1 if run["kind"] == "scratch" else run["growth_key"], run["seed"]
         if run["status"] != "finished":
-            unfinished.setdefault(key, []).append(run)
+            unfinished.setdefault(run["settings_key"], []).append(run)
             result.notes.append((run, f"{run['status']}: {run['told']}"))
-            continue
-        if runs.val_losses(run["run"]).index[-1] < run["tokens"]:
+        elif runs.val_losses(run["run"]).index[-1] < run["tokens"]:
             result.notes.append((run, "was not validated at its end: leave --eval.final_validation on"))
-            continue
-        seeds = scratch if run["kind"] == "scratch" else warm.setdefault(key, {})
-        seeds = seeds.setdefault(key if run["kind"] == "scratch" else run["growth_key"], {})
-        if seed in seeds:
+        elif key in kept:
             result.repeated.add(run["run"])
-            why = f"repeats {seeds[seed]['folder']!r}, which has the same settings and seed"
+            why = f"repeats {kept[key]['folder']!r}, which has the same settings and seed"
             result.notes.append((run, why))
+        else:
+            kept[key] = run
+    scratch = {(settings, seed): run for (settings, growth, seed), run in kept.items() if growth < 0}
+    compared: dict[int, dict[int, list[tuple[Row, Row]]]] = {}
+    for (settings, growth, seed), run in kept.items():
+        if growth < 0:
             continue
-        seeds[seed] = run
-    cold = [run for seeds in scratch.values() for run in seeds.values()]
-    for key, grown in warm.items():
-        beside = scratch.get(key, {})
-        alone = [run for seeds in grown.values() for run in seeds.values() if run["seed"] not in beside]
-        result.notes += [(run, _why_alone(run, cold, bool(beside))) for run in alone]
-        arms = [[(run, beside[seed]) for seed, run in seeds.items() if seed in beside] for seeds in grown.values()]
-        arms = sorted(filter(None, arms), key=lambda members: (members[0][0]["shrink"], members[0][0]["growth"]))
-        if arms:
-            labels = arm_labels([members[0][0] for members in arms])
-            seeds = {run["seed"] for members in arms for _, run in members}
-            members = [run for seed, run in beside.items() if seed in seeds]
-            made = [_arm(runs, label, members) for label, members in zip(labels, arms, strict=True)]
-            sources = list(dict.fromkeys(members[0][0]["source"] for members in arms))
-            path = f"{' or '.join(sources)} → {members[0]['model']}"
-            title = f"{path}, {members[0]['tokens_per_param']:.3g} tokens per parameter"
-            result.comparisons.append(Comparison(title, members, made, unfinished.get(key, [])))
+        if beside := scratch.get((settings, seed)):
+            compared.setdefault(settings, {}).setdefault(growth, []).append((run, beside))
+        else:
+            result.notes.append((run, _why_alone(run, list(scratch.values()))))
+    for settings, grown in compared.items():
+        arms = sorted(grown.values(), key=lambda members: (members[0][0]["shrink"], members[0][0]["growth"]))
+        firsts = [members[0][0] for members in arms]
+        made = [_arm(runs, *arm) for arm in zip(arm_labels(firsts), arms, strict=True)]
+        seeds = {run["seed"] for members in arms for run, _ in members}
+        beside = [run for (its, seed), run in scratch.items() if its == settings and seed in seeds]
+        sources = " or ".join(dict.fromkeys(run["source"] for run in firsts))
+        title = f"{sources} → {firsts[0]['model']}, {firsts[0]['tokens_per_param']:.3g} tokens per parameter"
+        result.comparisons.append(Comparison(title, beside, made, unfinished.get(settings, [])))
     result.comparisons.sort(key=lambda comparison: -comparison.tokens_per_param)  # a short budget says least
     _tell_apart(result.comparisons)
     return result
 
 
-def _why_alone(run: Row, scratch: Sequence[Row], other_seeds: bool) -> str:
+def _why_alone(run: Row, scratch: Sequence[Row]) -> str:
     """Why a warmstart has nothing to be compared with, in words."""
-    if other_seeds:
+    if any(other["settings_key"] == run["settings_key"] for other in scratch):
         return f"no run from scratch with its seed, {run['seed']}, among those with its settings"
     if not scratch:
         return "no run from scratch to compare it with: litgpt warmstart_scratch --mup_base BASE, and give that too"
@@ -228,16 +225,14 @@ def _why_alone(run: Row, scratch: Sequence[Row], other_seeds: bool) -> str:
 
 
 def arm_labels(rows: Sequence[Row]) -> list[str]:
-    """What tells warmstarts of one target from each other."""
-    lines = [
-        [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in row["record"].lineage] for row in rows
-    ]
-    labels = []
-    for row in rows:
-        label, ancestor = row["growth"], row["record"].lineage[-1]
-        if any(line != lines[0] for line in lines):
-            label += f", from {lineage(row['record'])} at {ancestor.tokens / ancestor.parameters:.3g} tokens/param"
-        labels.append(label)
+    """What tells warmstarts of one target from each other: how each was grown and, where these differ, from what."""
+    lines = [ancestors(row["record"]) for row in rows]
+    labels = [row["growth"] for row in rows]
+    if all(line == lines[0] for line in lines):
+        return labels
+    for place, row in enumerate(rows):
+        last = row["record"].lineage[-1]
+        labels[place] += f", from {row['source']} at {last.tokens / last.parameters:.3g} tokens/param"
     return labels
 
 
@@ -245,14 +240,15 @@ TELLING = ("schedule", "optimizer", "learning rate", "batch size", "precision", 
 """Settings that are in a comparison's title where another one of the target has others."""
 
 
-def _tell_apart(comparisons: list[Comparison]) -> None:
-    for place, comparison in enumerate(comparisons):
-        mine = comparison.scratch[0]["settings"]
-        same = [other.scratch[0]["settings"] for other in comparisons
-                if other.scratch[0]["record"].name == comparison.scratch[0]["record"].name]  # fmt: skip
-        telling = [name for name in TELLING if any(other[name] != mine[name] for other in same)]
-        parts = [comparison.title, *(_in_words(name, mine[name]) for name in telling)]
-        comparisons[place] = Comparison(", ".join(parts), comparison.scratch, comparison.arms, comparison.unfinished)
+def _tell_apart(comparisons: Sequence[Comparison]) -> None:
+    """Have titles tell the settings that other comparisons of the same target do not share."""
+    for comparison in comparisons:
+        mine = comparison.scratch[0]
+        same = [other.scratch[0] for other in comparisons if other.scratch[0]["record"].name == mine["record"].name]
+        for name in TELLING:
+            value = mine["settings"][name]
+            if any(other["settings"][name] != value for other in same):
+                comparison.title += f", {_in_words(name, value)}"
 
 
 def _in_words(name: str, value: Any) -> str:

@@ -18,6 +18,7 @@ the page, and ``shown`` is what the page has of it.
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -116,6 +117,17 @@ def render(title: str, sections: Sequence[Section], below: str, files: Sequence[
     listed = escape(json.dumps(list(files)), quote=True)
     head = Markup(f'{MARK}\n<meta name="{_FILES}" content="{listed}">')
     return template.render(title=title, sections=sections, below=below, head=head)
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table as the page has it: numbers to five digits, and a dash where there is nothing."""
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return "-" if math.isnan(value) else f"{value:.5g}"
+        return f"{value:,}" if isinstance(value, int) else value
+
+    return frame.rename(columns=lambda column: str(column).replace("_", " ")).map(cell)
 
 
 def as_csv(frame: pd.DataFrame) -> str:

@@ -1,7 +1,8 @@
 """Run folders in: one table of runs, and each run's curves."""
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,6 @@ class _Asked:
     train: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A run folder, read."""
-
-    row: dict[str, Any]
-    curve: pd.DataFrame
-    norms: pd.DataFrame
-
-
 def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
     """Read all runs beneath folders, each once.
 
@@ -107,7 +99,7 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
     Raises:
         UserError: One does not exist, or there is nothing to report in all of them.
     """
-    read: dict[Path, _Read | dict[str, Any]] = {}
+    read: dict[Path, dict[str, Any]] = {}
     found: dict[str, dict[Path, Path]] = {name: {} for name in results}
     for path in paths:
         if not path.is_dir():
@@ -123,22 +115,29 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
                     read[folder.resolve()] = _read_or_say(folder)
         if not anything:
             read[path.resolve()] = _unread(path, "empty", "no run in this folder")
-    good = [one for one in read.values() if isinstance(one, _Read)]
-    bad = [one for one in read.values() if not isinstance(one, _Read)]
+    good = [row for row in read.values() if "curve" in row]
+    bad = [row for row in read.values() if "curve" not in row]
     if not good and not any(found.values()):
-        said = "; ".join(f"{one['folder']!r}: {one['told']}" for one in bad[:3])
+        said = "; ".join(f"{row['folder']!r}: {row['told']}" for row in bad[:3])
         raise UserError(f"nothing to report: {said}: give the folders of finished runs")
-    names = display_names([Path(one.row["folder"]) for one in good])
-    settings = _numbered([(one.row["settings"], one.row["max_tokens"]) for one in good])
-    growths = _numbered([_grown(one.row["record"]) for one in good])
-    rows = [one.row | {"settings_key": s, "growth_key": g} for one, s, g in zip(good, settings, growths, strict=True)]
+    settings = _numbered([(row["settings"], row["max_tokens"]) for row in good])
+    growths = _numbered([_growth(row["record"]) for row in good])
+    for row, settings_key, growth_key in zip(good, settings, growths, strict=True):
+        row |= {"settings_key": settings_key, "growth_key": growth_key}
+    table = _typed(good, COLUMNS)
     return Runs(
-        pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=list(COLUMNS)).astype(COLUMNS),
-        {name: one.curve for name, one in zip(names, good, strict=True)},
-        {name: one.norms for name, one in zip(names, good, strict=True) if len(one.norms)},
-        pd.DataFrame(bad, columns=list(LEFT_OUT)).astype(LEFT_OUT),
+        table,
+        {name: row["curve"] for name, row in zip(table.index, good, strict=True)},
+        {name: row["norms"] for name, row in zip(table.index, good, strict=True) if len(row["norms"])},
+        _typed(bad, LEFT_OUT),
         {name: tuple(folders.values()) for name, folders in found.items()},
     )
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table of folders by what they are called."""
+    names = display_names([Path(row["folder"]) for row in rows])
+    return pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=list(columns)).astype(columns)
 
 
 def _numbered(values: Sequence[Any]) -> list[int]:
@@ -146,10 +145,14 @@ def _numbered(values: Sequence[Any]) -> list[int]:
     return [values.index(value) for value in values]
 
 
-def _grown(record: Record) -> tuple[Any, ...]:
-    """How a run was grown and what its ancestors were, whatever their seeds."""
-    line = [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in record.lineage]
-    return record.growth and tuple(record.growth.options.values()), line
+def _growth(record: Record) -> tuple[Any, ...]:
+    """How a run was grown and from what."""
+    return record.growth and tuple(record.growth.options.values()), ancestors(record)
+
+
+def ancestors(record: Record) -> list[tuple[Any, ...]]:
+    """What a run's ancestors were, whatever their seeds."""
+    return [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in record.lineage]
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -160,42 +163,36 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
         yield folder, names
 
 
-def _read_or_say(folder: Path) -> _Read | dict[str, Any]:
+def _read_or_say(folder: Path) -> dict[str, Any]:
     """A run, or why there is none to compare, as a row of the folders left out."""
     try:
         checkpoint, record = newest_record(folder)
         if checkpoint is not None and record is not None:
             return read_run(folder, checkpoint, record)
-        rows = logged_rows(folder, None)
+        rows = logged_rows(folder)
         reason = why_diverged(folder)
         if reason is None and not rows:
-            return _unread(
-                folder, "empty", f"no step was logged and nothing saved; last written {last_written(folder)}"
-            )
+            told = f"no step was logged and nothing saved; last written {last_written(folder)}"
+            return _unread(folder, "empty", told)
         last = rows[-1] if rows else {"step": 0, "tokens": 0}
         told = reason or f"step {last['step']:,.0f}, no checkpoint yet; last written {last_written(folder)}"
-        val_loss = next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), float("nan"))
+        val_loss = next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), math.nan)
         return _unread(folder, "diverged" if reason else "not finished", told, int(last["tokens"]), val_loss)
     except UserError as error:
         return _unread(folder, "damaged", str(error))
 
 
-def _unread(folder: Path, status: str, told: str, tokens: int = 0, val_loss: float = float("nan")) -> dict[str, Any]:
+def _unread(folder: Path, status: str, told: str, tokens: int = 0, val_loss: float = math.nan) -> dict[str, Any]:
     return {"folder": str(folder), "status": status, "told": told, "tokens": tokens, "val_loss": val_loss}
 
 
-def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
-    """Read a run folder.
-
-    Args:
-        folder: Of the run.
-        checkpoint: Its newest checkpoint.
-        record: That checkpoint's.
+def read_run(folder: Path, checkpoint: Path, record: Record) -> dict[str, Any]:
+    """A run's row, its ``curve`` and its ``norms``, by its newest checkpoint and that one's record.
 
     Raises:
         UserError: It holds no validation losses, or one of its files is damaged.
     """
-    logged = logged_rows(folder, record)
+    logged = logged_rows(folder)
     curve = pd.DataFrame(logged, columns=["tokens", "loss", "val_loss"]).groupby("tokens").last()
     val_losses = curve["val_loss"].dropna()
     if val_losses.empty:
@@ -218,19 +215,20 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> _Read:
         began = "" if at_start is None else f", its first was {at_start:.4g}"
         state, told = "diverged", f"its last validation loss is {last:.4g}{began}"
     tokens, grown = int(curve.index[-1]), record.growth
-    row = {
+    return {
         "folder": str(folder), "status": state, "told": told, "kind": _kind(record), "model": size(record),
-        "source": lineage(record), "growth": growth_label(record), "parameters": record.parameters,
-        "seed": identity["seed"], "learning_rate": record.base_lr, "batch_size": record.global_batch_size,
-        "schedule": identity["schedule"]["name"], "max_tokens": record.training.get("max_tokens"),
+        "source": " → ".join(map(size, record.lineage)), "growth": grown.label if grown else "",
+        "parameters": record.parameters, "seed": identity["seed"], "learning_rate": record.base_lr,
+        "batch_size": record.global_batch_size, "schedule": identity["schedule"]["name"],
+        "max_tokens": record.training.get("max_tokens"),
         "tokens": tokens, "tokens_per_param": tokens / record.parameters, "hoffmann_flops_per_token": per_token,
         "base_tokens": sum(ancestor.tokens for ancestor in record.lineage),
         "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
         "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
-        "shrink": grown.shrink if grown else float("nan"), "settings": _settings(record, config, identity, asked),
+        "shrink": grown.shrink if grown else math.nan, "settings": _settings(record, config, identity, asked),
         "asked_schedule": _asked_schedule(asked), "record": record,
+        "curve": curve, "norms": norms,
     }  # fmt: skip
-    return _Read(row, curve, norms)
 
 
 def _kind(record: Record) -> str:
@@ -248,7 +246,7 @@ def _flops_of(ancestor: Ancestor, record: Record) -> float:
     shape = record.mup_base_config
     if ancestor.tokens and ancestor.name == shape["name"]:  # an older version's record, most often of the muP base
         return ancestor.tokens * hoffmann_flops_per_token(Config(**shape), record.training.get("block_size", 0))
-    return float("nan")
+    return math.nan
 
 
 def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _Asked) -> dict[str, Any]:
@@ -281,16 +279,6 @@ def _asked_schedule(asked: _Asked) -> dict[str, Any] | None:
 def size(model: Record | Ancestor) -> str:
     """A model's name and size."""
     return f"{short_name(model.name)} ({model.parameters / 1e6:.3g}M)"
-
-
-def lineage(record: Record) -> str:
-    """The models that a run's weights come from, oldest first, with an arrow between two."""
-    return " → ".join(size(ancestor) for ancestor in record.lineage)
-
-
-def growth_label(record: Record) -> str:
-    """How a run was grown, in words; what is the default is left out."""
-    return record.growth.label if record.growth else ""
 
 
 def display_names(folders: Sequence[Path]) -> list[str]:

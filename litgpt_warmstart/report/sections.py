@@ -16,13 +16,16 @@ from litgpt_warmstart.report.compare import (
     Row,
     own_flops,
 )  # fmt: skip
-from litgpt_warmstart.report.page import Section, Table
-from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.report.page import Section, Table, readable
+from litgpt_warmstart.report.runs import Runs
 from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, placed, smoothed
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""
 SCRATCH = "from scratch (muP)"
+COLUMNS = ("model", "learning_rate", "batch_size", "schedule", "tokens", "tokens_per_param", "val_loss", "status",
+           "told")  # fmt: skip
+"""Of the table of runs, those that the page has."""
 ROWS = 9
 """Of a table on the terminal."""
 
@@ -49,9 +52,7 @@ def answer(compared: Compared, runs: Runs) -> Section:
         section.tables = [Table("speed_up", caption, rows, pd.DataFrame(shown)), Table("pairs", "", pd.concat(pairs))]
     for run, why in compared.notes:
         section.notes.append(f"Not counted: {run['run']}: {why}")
-    left = runs.left_out.to_dict("records")
-    for name, row in zip(display_names([row["folder"] for row in left]), left, strict=True):
-        section.notes.append(f"Left out: {name}: {row['status']}: {row['told']}")
+    section.notes += [f"Left out: {name}: {row.status}: {row.told}" for name, row in runs.left_out.iterrows()]
     return section
 
 
@@ -359,24 +360,14 @@ def printed(comparison: Comparison, runs: Runs) -> str:
 
 def all_runs(runs: Runs) -> Section:
     """Every run that was found, and how far it got."""
-    kinds = {"scratch": SCRATCH, "standard": "from scratch (SP)"}
-    rows, shown = [], []
+    kinds = {"scratch": SCRATCH, "standard": "from scratch (SP)", "warmstart": "grown", "continued": "continued"}
+    rows = []
     for row in runs.rows():
-        grown = "grown" if row["kind"] == "warmstart" else "continued"
-        kind = kinds.get(row["kind"]) or ", ".join(filter(None, [f"{grown} from {row['source']}", row["growth"]]))
-        columns = ("model", "seed", "learning_rate", "batch_size", "schedule", "tokens", "tokens_per_param", "val_loss",
-                   "status", "told")  # fmt: skip
-        rows.append({"run": row["run"], "kind": kind, **{column: row[column] for column in columns}})
-        shown.append({
-            "run": row["run"], "model": row["model"], "kind": kind, "seed": row["seed"],
-            "lr, batch": f"{row['learning_rate']:g}, {row['batch_size']}", "schedule": row["schedule"],
-            "tokens": f"{row['tokens']:,}", "per parameter": f"{row['tokens_per_param']:.3g}",
-            "last loss": f"{row['val_loss']:.4f}", "status": ": ".join(filter(None, [row["status"], row["told"]])),
-        })  # fmt: skip
-    left = runs.left_out.to_dict("records")
-    for name, row in zip(display_names([row["folder"] for row in left]), left, strict=True):
-        rows.append({"run": name, **{column: row[column] for column in ("tokens", "val_loss", "status", "told")}})
-        shown.append({"run": name, "tokens": f"{row['tokens']:,}", "status": f"{row['status']}: {row['told']}"})
+        grown = ", ".join(filter(None, [row["source"] and f" from {row['source']}", row["growth"]]))
+        kind = kinds[row["kind"]] + grown * (row["kind"] not in ("scratch", "standard"))
+        told = {"run": row["run"], "kind": kind, "seed": str(row["seed"])}
+        rows.append(told | {column: row[column] for column in COLUMNS})
+    rows += runs.left_out.drop(columns="folder").reset_index().to_dict("records")
+    table = pd.DataFrame(rows)
     caption = f"All {len(rows)} runs that were found. A run that is going on and one that broke off look alike."
-    table = Table("runs", caption, pd.DataFrame(rows), pd.DataFrame(shown).fillna("-"), folded=True)
-    return Section("Runs", tables=[table])
+    return Section("Runs", tables=[Table("runs", caption, table, readable(table), folded=True)])

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.report.folders import LOGS
 from litgpt_warmstart.report.runs import COLUMNS, display_names, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
@@ -105,32 +104,6 @@ def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
     make_run("a", [8.0, 7.0])
     found = find([make_run.folder, tmp_path / "empty"])
     assert len(found.table) == 1 and found.left_out["told"].item() == "no run in this folder"
-
-
-def test_tensorboard_logs_stand_in_for_a_missing_metrics_file(make_run):
-    from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-    from litgpt_warmstart.run.metrics import read_metrics
-
-    out_dir = make_run("a", [8.0, 6.0, 4.0])
-    plain = find([out_dir])
-    rows = read_metrics(out_dir / "metrics.csv")
-    logger = TensorBoardLogger(out_dir / LOGS.parent, name=LOGS.name)
-    for row in rows:
-        step = int(row.pop("step"))
-        if step <= 30:
-            logger.log_metrics({name: value + (step > 20) for name, value in row.items()}, step)
-    logger.finalize("success")
-    resumed = TensorBoardLogger(out_dir / LOGS.parent, name=LOGS.name)  # version_1, again from step 21
-    for row in read_metrics(out_dir / "metrics.csv"):
-        if (step := int(row.pop("step"))) > 20:
-            resumed.log_metrics(row, step)
-    resumed.finalize("success")
-    (out_dir / "metrics.csv").unlink()
-    runs = find([out_dir])
-    assert runs.val_losses("a").to_dict() == plain.val_losses("a").to_dict()
-    assert runs.table.loc["a", "status"] == "finished"
-    assert runs.losses("a").to_dict() == pytest.approx(plain.losses("a").to_dict())
 
 
 def test_folders_are_called_by_what_tells_them_apart(tmp_path):
