@@ -21,7 +21,7 @@ from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.run.build import compiled
 from litgpt_warmstart.run.metrics import RowFile
-from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, measure
+from litgpt_warmstart.run.norms import FILE_NAME, NORMS, measure
 from litgpt_warmstart.run.resolve import default_micro_batch
 
 INTERVALS = {10: 0.10, 100: 0.03}
@@ -60,7 +60,7 @@ def measured(scale: str, precision: str, batch: int, micro: int, pairs: int, fol
     module = fabric.setup(compiled(NextTokenLoss(gpt, impl), True))
     optimizer = fabric.setup_optimizers(parametrization.build_optimizer(gpt, torch.optim.AdamW, {}, 0.003))
     tokens = torch.randint(config.vocab_size, (batch, config.block_size + 1), device=fabric.device)
-    file = RowFile(folder / FILE_NAME, COLUMNS)
+    file = RowFile(folder / FILE_NAME, NORMS)
 
     def step() -> None:
         for part in tokens.split(micro):

@@ -1,6 +1,5 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
-import os
 import signal
 import sys
 import traceback
@@ -22,9 +21,6 @@ def main() -> None:
 
 
 def _main() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # nothing is lost, and some module that is being imported might catch it
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         import torch
         from jsonargparse import CLI, set_parsing_settings
@@ -39,9 +35,6 @@ def _main() -> None:
             "litgpt-warmstart: error: the installed torchvision was built for another torch, and importing litgpt"
             " crashes on it; nothing here needs it: pip uninstall -y torchvision"
         ) from None
-    finally:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, before)
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
         config_read_mode_urls_enabled=False,

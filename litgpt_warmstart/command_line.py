@@ -58,8 +58,6 @@ class OneLineParser(ArgumentParser):
         """Call a method; what jsonargparse, or a user's class, does not expect is one line, too."""
         try:
             return parse(*args, **kwargs)
-        except BrokenPipeError:  # --help | head
-            raise SystemExit(1) from None
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise

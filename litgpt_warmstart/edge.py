@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -51,9 +52,9 @@ def checking(function: Callable[P, R]) -> Callable[P, R]:
     return careful
 
 
-def raising(command: Callable[..., Any]) -> Callable[..., Any]:
+def raising(command: Any) -> Callable[..., Any]:
     """A :func:`checked` command as :func:`checking` has it."""
-    return command.__wrapped__  # pyright: ignore[reportFunctionMemberAccess]  # functools.wraps has set it
+    return command.__wrapped__
 
 
 def inheriting_docs(cls: type[C]) -> type[C]:
@@ -62,11 +63,14 @@ def inheriting_docs(cls: type[C]) -> type[C]:
     jsonargparse reads the docstrings of a class's own fields; what stands in the class's docstring it reads, too.
     """
     for base in cls.__mro__[1:]:
-        if not is_dataclass(base) or base.__module__.partition(".")[0] != __name__.partition(".")[0]:
-            continue
-        docs = docstring_parser.parse_from_object(base).params
-        cls.__doc__ = _documented(cls.__doc__ or "", {doc.arg_name: doc.description or "" for doc in docs})
+        if is_dataclass(base) and base.__module__.partition(".")[0] == __package__:
+            cls.__doc__ = _documented(cls.__doc__ or "", _docs(base))
     return cls
+
+
+def _docs(cls: type) -> dict[str, str]:
+    """What a dataclass says of each field."""
+    return {doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(cls).params}
 
 
 def _documented(told: str, docs: Mapping[str, str]) -> str:
@@ -94,23 +98,21 @@ def flat(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[...,
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(command)
         told = inspect.getdoc(command) or ""
-        parameters: dict[str, inspect.Parameter] = {}
+        parameters: list[inspect.Parameter] = []
         members: dict[str, tuple[Any, list[str]]] = {}
         for name, parameter in own.parameters.items():
             if name not in groups:
-                parameters[name] = parameter
+                parameters.append(parameter)
                 continue
             kind = parameter.annotation
-            docs = {doc.arg_name: doc.description or "" for doc in docstring_parser.parse_from_object(kind).params}
+            docs = _docs(kind)
             shown = [field for field in fields(kind) if field.name not in (*own.parameters, *without)]
             members[name] = kind, [field.name for field in shown]
             for field in shown:
                 default = field.default if field.default_factory is MISSING else field.default_factory()
-                parameters[field.name] = inspect.Parameter(
-                    field.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=field.type
-                )
+                parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
             told = _documented(told, {field.name: docs[field.name] for field in shown})
-        signature = own.replace(parameters=list(parameters.values()))
+        signature = own.replace(parameters=parameters)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             given = dict(signature.bind(*args, **kwargs).arguments)
@@ -141,24 +143,22 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, DataModule):
         return _checked_data(option, value)
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: (getattr(value, f.name), f"{option}.{f.name}") for f in fields(value) if f.init}
-        changed = _changed(inner)
+        changed = _changed(f"{option}.", {f.name: getattr(value, f.name) for f in fields(value) if f.init})
         return replace(value, **changed) if changed else value
     if isinstance(value, dict):
-        changed = _changed({key: (inner, f"{option}.{key}") for key, inner in value.items()})
+        changed = _changed(f"{option}.", value)
         return {**value, **changed} if changed else value
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # no named tuple, which takes other arguments
-        changed = _changed({place: (inner, option) for place, inner in enumerate(value)})
-        inners = [changed.get(place, inner) for place, inner in enumerate(value)]
-        return (tuple(inners) if isinstance(value, tuple) else inners) if changed else value
+    if type(value) in (list, tuple):  # no named tuple, which takes other arguments
+        inners = type(value)(checked_value(option, inner) for inner in value)
+        return value if all(map(operator.is_, inners, value)) else inners
     path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
     if isinstance(value, str) and not value.strip() and (path or not option.startswith("data.")):
         raise UserError(f"--{option} is empty: give a value, or leave it out")
     if isinstance(value, Path):
-        text = expanded(option, str(value))
+        text = _expanded(option, str(value))
         return value if text == str(value) else Path(text)
     if isinstance(value, str) and path:
-        whole = ",".join(expanded(option, part) for part in value.split(","))
+        whole = ",".join(_expanded(option, part) for part in value.split(","))
         return value if whole == value else whole
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{option} must be finite, got {value}")
@@ -169,6 +169,12 @@ def checked_value(option: str, value: Any) -> Any:
     return value
 
 
+def _changed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The new values, by name, of those that checking changes; with the prefix names are options."""
+    new = {name: checked_value(f"{prefix}{name}", value) for name, value in values.items()}
+    return {name: value for name, value in new.items() if value is not values[name]}
+
+
 def check_seeds(option: str, *seeds: int) -> None:
     """Raise a UserError for a seed that NumPy's and Lightning's generators refuse."""
     for seed in seeds:
@@ -176,16 +182,10 @@ def check_seeds(option: str, *seeds: int) -> None:
             raise UserError(f"--{option} {seed}: seeds lie in 0 … {LARGEST_SEED}")
 
 
-def expanded(option: str, path: str) -> str:
-    """A path without the ``~`` that it may begin with.
-
-    Raises:
-        UserError: Nobody's home folder is known.
-    """
-    if not path.startswith("~"):
-        return path
+def _expanded(option: str, path: str) -> str:
+    """A path without the ``~`` that it may begin with."""
     try:
-        return str(Path(path).expanduser())
+        return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
         raise UserError(f"--{option} {path}: no home folder is known: give the whole path") from error
 
@@ -194,8 +194,9 @@ def _checked_data(option: str, data: DataModule) -> DataModule:
     """The DataModule, made again where a path of its arguments was expanded: some join paths as they are made."""
     parameters = inspect.signature(type(data)).parameters
     given = {name: getattr(data, name) for name in parameters if hasattr(data, name)}
-    typed = {name: value for name, value in given.items() if not _is_default(value, parameters[name].default)}
-    changed = _changed({name: (value, f"{option}.{name}") for name, value in typed.items()})
+    # A module's own default may be an empty word, which nobody has typed.
+    typed = {n: v for n, v in given.items() if not (isinstance(v, str) and v == parameters[n].default)}
+    changed = _changed(f"{option}.", typed)
     if not changed:
         return data
     if missing := parameters.keys() - given.keys():
@@ -203,14 +204,3 @@ def _checked_data(option: str, data: DataModule) -> DataModule:
             f"--{option}.{min(changed)}: give the whole path: {type(data).__name__} hides its {min(missing)}"
         )
     return type(data)(**(given | changed))
-
-
-def _is_default(value: Any, default: Any) -> bool:
-    """Whether nobody has typed a value: a module's own default may be an empty word."""
-    return isinstance(value, str) and value == default
-
-
-def _changed(values: dict[Any, tuple[Any, str]]) -> dict[Any, Any]:
-    """The new values, by name, of those that checking changes; each is given with its option."""
-    new = {name: (value, checked_value(option, value)) for name, (value, option) in values.items()}
-    return {name: after for name, (before, after) in new.items() if after is not before}

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,9 +25,6 @@ from litgpt_warmstart.errors import UserError, one_line
 Executor = Literal["here", "ray"]
 
 MAX_RETRIES = 3
-CONNECT_SECONDS = 5.0
-SAVE_SECONDS = 120.0
-"""What tasks have for their last step and checkpoint when they are stopped."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,6 @@ class Task:
     work: Callable[..., Any]
     """Called with the results of the tasks in ``after``; calling it again goes on where a lost worker stopped."""
     after: tuple[str, ...] = ()
-
-
-PR_SET_PDEATHSIG = 1
-"""Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
 
 
 def carry_out_in_processes(number: int, tasks: Iterable[Task], ended: Callable[[str, Any], None]) -> None:
@@ -89,7 +82,8 @@ def _begin_process(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        pr_set_pdeathsig = 1  # of <linux/prctl.h>: the kernel sends a signal when the parent is gone
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() != parent:  # gone before it was asked for
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -104,7 +98,7 @@ class Cluster:
     gpus: float
 
     def carry_out(
-        self, tasks: Sequence[Task], results: Mapping[str, Any], ended: Callable[[str, Any], None] = lambda *_: None
+        self, tasks: Iterable[Task], results: Mapping[str, Any], ended: Callable[[str, Any], None]
     ) -> dict[str, Any]:
         """Carry out tasks, each when those that it comes after have ended.
 
@@ -114,7 +108,7 @@ class Cluster:
             ended: Called with a task's name and result, as each ends.
 
         Returns:
-            Results by name, in the order in which the tasks ended.
+            Results by name.
 
         Raises:
             UserError: What a task raised, or its worker was lost too often. The tasks that have begun save and end.
@@ -130,17 +124,17 @@ class Cluster:
         waiting, new = list(names), {}
         try:
             while waiting:
-                (done,), waiting = self.ray.wait(waiting, num_returns=1)
-                new[names[done]] = result = self._result(done, names[done])
-                ended(names[done], result)
+                (done,), waiting = self.ray.wait(waiting)
+                new[names[done]] = self._result(done, names[done])
+                ended(names[done], new[names[done]])
         except KeyboardInterrupt:
             print("Stopping: what has begun saves first, and the same command goes on; again to stop at once")
             raise
         finally:
             for reference in waiting:  # after Ctrl-C or an error
                 self.ray.cancel(reference)
-            if waiting:
-                self.ray.wait(waiting, num_returns=len(waiting), timeout=SAVE_SECONDS)
+            if waiting:  # they have two minutes for their last step and checkpoint
+                self.ray.wait(waiting, num_returns=len(waiting), timeout=120)
         return new
 
     def _result(self, reference: Any, name: str) -> Any:
@@ -161,7 +155,7 @@ class Cluster:
 def work_in_a_worker(
     work: Callable[..., Any], folder: str, command_line: list[str], cores: int, *before: Any
 ) -> Any | UserError:
-    """Do a task's work in a worker.
+    """The result of a task's work, or what a user can mend: an error that is raised would be retried.
 
     Args:
         work: The task's.
@@ -169,9 +163,6 @@ def work_in_a_worker(
         command_line: The driver's, for records.
         cores: Threads of torch.
         before: Results of the tasks that it comes after.
-
-    Returns:
-        Its result, or what a user can mend: an error that is raised would be retried.
     """
     if mended := next((result for result in before if isinstance(result, UserError)), None):
         return mended
@@ -202,7 +193,7 @@ def ray_cluster(address: str | None, cpus: int = 1, gpus: float | None = 0.0) ->
     Raises:
         UserError: Ray is not installed, does not answer, or has no room for a task.
     """
-    ray = connect(address)
+    ray = _connected(address)
     try:
         gpus = _gpus_of(ray) if gpus is None else gpus
         _check_room(ray, cpus, gpus)
@@ -211,12 +202,8 @@ def ray_cluster(address: str | None, cpus: int = 1, gpus: float | None = 0.0) ->
         ray.shutdown()
 
 
-def connect(address: str | None) -> Any:
-    """The ``ray`` module, connected to a cluster, or to one of its own on this machine.
-
-    Raises:
-        UserError: It is not installed, or does not answer.
-    """
+def _connected(address: str | None) -> Any:
+    """The ``ray`` module, connected."""
     try:
         import ray
     except ModuleNotFoundError:
@@ -224,7 +211,7 @@ def connect(address: str | None) -> Any:
     if address not in (None, "auto", "local"):
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"--ray_address {address} does not answer ({one_line(error, 80)}): give host:port of a running head"
@@ -238,11 +225,7 @@ def connect(address: str | None) -> Any:
 
 
 def _gpus_of(ray: Any) -> float:
-    """One GPU on a cluster that has any, else none.
-
-    Raises:
-        UserError: This machine has none, so that what was left out, such as the precision, is a CPU's.
-    """
+    """One GPU on a cluster that has any, else none; a UserError where this machine, which chose for both, has none."""
     has_gpus = ray.cluster_resources().get("GPU", 0) > 0
     if has_gpus and not torch.cuda.is_available():
         raise UserError(

@@ -5,17 +5,17 @@ import sys
 import pytest
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.executors import connect
+from litgpt_warmstart.executors import ray_cluster
 
 
 def test_a_ray_address_that_does_not_answer_is_told():
     pytest.importorskip("ray")
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"):
         with pytest.raises(UserError, match=f"--ray_address {address} does not answer"):
-            connect(address)
+            ray_cluster(address).__enter__()
 
 
 def test_without_ray_the_line_to_install_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'ray>=2.40'"):
-        connect(None)
+        ray_cluster(None).__enter__()

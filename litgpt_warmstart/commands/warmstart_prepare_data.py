@@ -102,7 +102,7 @@ def setup(
         already = (asked.data_path / PREPARED).is_file()
         if executor == "ray" and not already:
             with ray_cluster(ray_address) as cluster:
-                index = prepare(asked, True, carry_out=lambda tasks, ended: cluster.carry_out(list(tasks), {}, ended))
+                index = prepare(asked, True, carry_out=lambda tasks, ended: cluster.carry_out(tasks, {}, ended))
         else:
             index = prepare(asked, thorough=True)
         counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())

@@ -19,8 +19,8 @@ from litgpt_warmstart.report.folders import is_run, last_written, logged_rows, n
 from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS
 from litgpt_warmstart.run.identity import recorded_identity
 from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged
-from litgpt_warmstart.run.norms import FILE_NAME as NORMS
-from litgpt_warmstart.run.norms import read_norms
+from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
+from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 from litgpt_warmstart.run.record import Ancestor, Record
 
@@ -200,7 +200,7 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> dict[str, Any]:
     config = read_config(checkpoint / CONFIG)
     try:
         asked = parse(_Asked, read_yaml(checkpoint / HYPERPARAMETERS))
-        norms = pd.DataFrame([asdict(norm) for norm in read_norms(folder / NORMS)])
+        norms = pd.DataFrame([asdict(norm) for norm in NORMS.read(folder / NORMS_FILE)])
     except Unreadable as error:
         raise UserError(f"{str(checkpoint / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
     except (OSError, ValueError, KeyError) as error:

@@ -20,7 +20,7 @@ Of the others a closed terminal sends several, a scheduler one before each limit
 @contextmanager
 def deaf_to_children() -> Iterator[None]:
     """Ignore that child processes end: torch's handler raises wherever the program is when a loader's worker dies."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     try:

@@ -12,7 +12,6 @@ eager forward pass of the bare model: hooks in the compiled one would have it co
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -21,7 +20,7 @@ from torch import nn
 
 from litgpt_warmstart.method.loss import chunk_size, head_dtype
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.metrics import Cells, RowFile, keep_rows, read_rows, whole_number
+from litgpt_warmstart.run.metrics import Cells, RowFile, RowFormat, whole_number
 from litgpt_warmstart.run.spec import RunSpec
 
 FILE_NAME = "norms.csv"
@@ -45,14 +44,17 @@ class Norm:
     l2: float
     """Root mean square."""
 
-    @classmethod
-    def read(cls, cells: Cells) -> "Norm":
-        """A row from its cells; raises a ValueError where they are none."""
-        kind: Kind = "weight" if cells["kind"] == "weight" else "activation"
-        if cells["kind"] != kind or not cells["name"].isprintable() or not cells["name"]:
-            raise ValueError("no kind, or no name")
-        step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
-        return cls(step, tokens, kind, cells["name"], float(cells["l1"]), float(cells["l2"]))
+
+def _norm(cells: Cells) -> Norm:
+    """A row from its cells."""
+    kind: Kind = "weight" if cells["kind"] == "weight" else "activation"
+    if cells["kind"] != kind or not cells["name"].isprintable() or not cells["name"]:
+        raise ValueError("no kind, or no name")
+    step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
+    return Norm(step, tokens, kind, cells["name"], float(cells["l1"]), float(cells["l2"]))
+
+
+NORMS = RowFormat(COLUMNS, _norm)
 
 
 class Tracker:
@@ -73,18 +75,14 @@ class Tracker:
         self._file, path = None, spec.out_dir / FILE_NAME
         self._recorded: set[int] = set()
         if spec.track:
-            self._file = RowFile(path, COLUMNS, Norm.read, resume_step)
-            self._recorded = {int(row["step"]) for row in self._file.kept}
+            self._file = RowFile(path, NORMS, resume_step)
+            self._recorded = {row.step for row in self._file.kept}
             fabric.print(f"Norms at step 0, every {spec.track:,} steps and the last one: {str(path)!r}")
         elif resume_step is not None and path.exists():  # of an earlier part of the run, which may have got further
-            keep_rows(path, COLUMNS, Norm.read, resume_step)
+            NORMS.keep(path, resume_step)
 
     def record_if_due(self, step_count: int) -> None:
-        """Record if it is the step to, and an earlier part of the run has not.
-
-        Args:
-            step_count: Optimizer steps so far.
-        """
+        """Record, after so many optimizer steps, if it is the step to, and an earlier part of the run has not."""
         if self._file is None or self._probe is None or step_count in self._recorded:
             return
         if step_count % (self._spec.track or 1) and step_count != self._spec.max_steps:
@@ -170,8 +168,3 @@ def _logit_norms(x: torch.Tensor, head: nn.Linear) -> torch.Tensor:
             z = torch.mm(chunk, weight.T, out=logits[: len(chunk)])
             norms.append(_row_norms(z if bias is None else z.add_(bias)))
     return torch.cat(norms, dim=1)
-
-
-def read_norms(path: Path) -> list[Norm]:
-    """The rows of a norms.csv, without those that cannot be read; a missing file has none."""
-    return [Norm.read(row) for row in read_rows(path, COLUMNS, Norm.read)]

@@ -5,6 +5,7 @@ import inspect
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +36,7 @@ class ChosenOptimizer:
         return {"class_path": self.class_path, "init_args": self.init_args}
 
     def arguments(self, fused: bool) -> dict[str, Any]:
-        """What the class is called with.
-
-        Args:
-            fused: Whether to take its fused implementation, where it has one and the user's arguments go with it.
-        """
+        """What the class is called with; ``fused`` where it has that and the user's arguments go with it."""
         init_args = {name: tuple(v) if isinstance(v, list) else v for name, v in self.init_args.items()}
         others = ("fused", "foreach", "differentiable", "capturable")
         if fused and "fused" in inspect.signature(self.cls).parameters and not set(others) & set(self.init_args):
@@ -83,7 +80,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
         if not _is_like(value, default):
             raise UserError(f"--optimizer {path}: {name} is {one_line(repr(value), 60)}: its default is {default}")
     lr = init_args.pop("lr", None)
-    chosen = ChosenOptimizer(_canonical(path, cls), _told(init_args, cls), lr)
+    chosen = _chosen(path, cls, init_args, lr)
     make: Any = cls  # whose arguments are nobody's to know here
     try:
         make([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
@@ -97,16 +94,14 @@ def recorded_optimizer(content: Any) -> ChosenOptimizer:
 
     The first landing wrote the user's own form, and read ``init_args`` of it alone.
     """
-    path, init_args = content, {}
-    if isinstance(content, Mapping):
-        path, init_args = content.get("class_path") or DEFAULT, content.get("init_args")
-    path, init_args = str(path), dict(init_args) if isinstance(init_args, Mapping) else {}
+    told = content if isinstance(content, Mapping) else {"class_path": content}
+    path, init_args = str(told.get("class_path") or DEFAULT), told.get("init_args")
+    init_args = dict(init_args) if isinstance(init_args, Mapping) else {}
     init_args.pop("lr", None)
     module_name, _, name = path.rpartition(".")
     cls = getattr(sys.modules.get(module_name or "torch.optim"), name, None)
-    if not (inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)):
-        return ChosenOptimizer(path, init_args)
-    return ChosenOptimizer(_canonical(path, cls), _told(init_args, cls))
+    known = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
+    return _chosen(path, cls, init_args) if known else ChosenOptimizer(path, init_args)
 
 
 def named(optimizer: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -137,35 +132,26 @@ def _imported(path: str) -> Any:
         ) from error
 
 
-def _canonical(path: str, cls: type) -> str:
-    """One path for each class, however it was named."""
-    known = getattr(torch.optim, cls.__name__, None) is cls
-    return f"torch.optim.{cls.__name__}" if known else path
-
-
-def _told(init_args: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    """Ours and the user's arguments, without those that are the class's own defaults anyway."""
-    parameters = inspect.signature(cls).parameters
-    ours = {name: value for name, value in OURS.items() if name in parameters}
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in init_args.items()}
-    own = {name for name, value in given.items() if name in parameters and _same(value, parameters[name].default)}
-    return ours | {name: value for name, value in given.items() if name in ours or name not in own}
-
-
-def _same(value: Any, default: Any) -> bool:
-    return value == (list(default) if isinstance(default, tuple) else default)
+def _chosen(path: str, cls: type, init_args: Mapping[str, Any], lr: float | None = None) -> ChosenOptimizer:
+    """One path for each class, however it was named; ours and the user's arguments, without the class's defaults."""
+    if getattr(torch.optim, cls.__name__, None) is cls:
+        path = f"torch.optim.{cls.__name__}"
+    defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+    told = {name: value for name, value in OURS.items() if name in defaults}
+    for name, value in init_args.items():
+        default = defaults.get(name, inspect.Parameter.empty)
+        value, default = (list(each) if isinstance(each, tuple) else each for each in (value, default))
+        if name in told or value != default:
+            told[name] = value
+    return ChosenOptimizer(path, told, lr)
 
 
 def _plain(text: str) -> Any:
     """What a flag's text says in YAML, which, in its version 1.1, takes 1e-6 without a dot for text."""
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    for read in (float, yaml.safe_load):
+        with suppress(ValueError, yaml.YAMLError):
+            return read(text)
+    return text
 
 
 def _is_like(value: Any, default: Any) -> bool:
@@ -176,6 +162,5 @@ def _is_like(value: Any, default: Any) -> bool:
         )  # fmt: skip
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and (isinstance(default, bool) or default in (None, inspect.Parameter.empty))
-    if isinstance(default, int | float):
-        return isinstance(value, int | float) and math.isfinite(value)
-    return default is not None or value is None or (isinstance(value, int | float) and math.isfinite(value))
+    is_finite = isinstance(value, int | float) and math.isfinite(value)
+    return is_finite or (not isinstance(default, int | float) and (default is not None or value is None))

@@ -14,7 +14,7 @@ from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Constant
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.run.metrics import MetricsFile, RowFile
-from litgpt_warmstart.run.norms import COLUMNS, FILE_NAME, Norm
+from litgpt_warmstart.run.norms import FILE_NAME, NORMS
 from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import neox
 
@@ -113,7 +113,7 @@ class Maker:
         replace(record, **changes).save(final / RECORD)
         self.metrics(out_dir, val_losses, steps, FLOPS_PER_TOKEN[width] if hoffmann else None)
         if norms:
-            file = RowFile(out_dir / FILE_NAME, COLUMNS, Norm.read)
+            file = RowFile(out_dir / FILE_NAME, NORMS)
             for step in norms:
                 for kind, names in (("activation", ("transformer.wte", "transformer.h.0.attn", "lm_head")),
                                     ("weight", ("lm_head.weight", "transformer.h.0.attn.qkv.weight"))):  # fmt: skip

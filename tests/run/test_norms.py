@@ -19,7 +19,7 @@ from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.loaders import first_val_block
 from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.run.metrics import RowFile
-from litgpt_warmstart.run.norms import COLUMNS, Norm, measure, read_norms
+from litgpt_warmstart.run.norms import NORMS, Norm, measure
 from litgpt_warmstart.run.spec import EvalArgs
 from tests.conftest import FAMILIES, TRAIN, assert_same_weights, build, llama, losses, neox, randomized, weights
 
@@ -170,16 +170,16 @@ def test_the_probe_is_the_first_validation_block_and_draws_no_random_number(stdl
 def test_a_file_cut_off_anywhere_gives_the_rows_before(cut, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / "norms.csv"
     rows = [Norm(2 * i, 1024 * i, "weight", f"w{i}", 0.125 * i + 0.01, 1.5e-7 * (i + 1)) for i in range(9)]
-    file = RowFile(path, COLUMNS, Norm.read)
+    file = RowFile(path, NORMS)
     file.append(map(vars, rows))
     file.close()
     content = path.read_bytes()[:cut]
     path.write_bytes(content)
-    assert read_norms(path) == rows[: max(0, content.count(b"\n") - 1)]
+    assert NORMS.read(path) == rows[: max(0, content.count(b"\n") - 1)]
 
 
 def steps(out_dir: Path) -> list[int]:
-    return sorted({row.step for row in read_norms(out_dir / "norms.csv")})
+    return sorted({row.step for row in NORMS.read(out_dir / "norms.csv")})
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def runs(base, tiny, tiny_settings, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_rows_stand_at_step_0_every_n_steps_and_the_last(runs, tiny_settings):
-    rows = read_norms(runs["tracked"] / "norms.csv")
+    rows = NORMS.read(runs["tracked"] / "norms.csv")
     assert steps(runs["tracked"]) == [0, 2, 4, 5]
     assert all(row.tokens == row.step * 8 * 64 for row in rows)
     assert len({(row.step, row.kind, row.name) for row in rows}) == len(rows)
@@ -261,7 +261,7 @@ def test_tracking_compiles_nothing_anew_and_leaves_a_compiled_run_alone(tiny, ti
     assert losses(tmp_path / "tracked") == losses(tmp_path / "plain")
     assert losses(tmp_path / "tracked", "val_loss") == losses(tmp_path / "plain", "val_loss")
     assert_same_weights(tmp_path / "tracked/final", tmp_path / "plain/final")
-    compiled, eager = (read_norms(tmp_path / name / "norms.csv") for name in ("tracked", "eager"))
+    compiled, eager = (NORMS.read(tmp_path / name / "norms.csv") for name in ("tracked", "eager"))
     assert steps(tmp_path / "tracked") == [0, 1, 2, 3, 4]
     for a, b in zip(compiled, eager, strict=True):
         assert (a.step, a.kind, a.name) == (b.step, b.kind, b.name)
