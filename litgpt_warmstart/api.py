@@ -8,9 +8,15 @@ from typing import Any
 from litgpt_warmstart.commands import warmstart as warmstart_command
 from litgpt_warmstart.commands import warmstart_export
 from litgpt_warmstart.edge import raising
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.scales import SCALES
 from litgpt_warmstart.run.checkpoint import RECORD
+from litgpt_warmstart.run.grow import grow
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.record import Record
+
+__all__ = ["SCALES", "FinishedRun", "Growth", "UserError", "export", "grow", "warmstart"]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
     """
     with told_in_one_line("litgpt warmstart_report"):
         from litgpt_warmstart.report.write import PAGE, write_report
-        from litgpt_warmstart.study import kinds
+        from litgpt_warmstart.study import coord_check, grid_search
 
         picture = Path(picture) if picture else None
-        sections = write_report([Path(run) for run in runs], Path(out_dir), kinds(), picture)
+        sections = write_report([Path(run) for run in runs], Path(out_dir), (coord_check, grid_search), picture)
         parts = [part for section in sections for part in section.whole]
         for part in parts:
             if part.answers:

@@ -1,9 +1,7 @@
 """Studies: lists of runs, and what is made of them. A kind of study is a module here and a command."""
 
 from dataclasses import dataclass
-from importlib import import_module
-from pkgutil import iter_modules
-from typing import Any, Literal
+from typing import Literal
 
 from litgpt_warmstart.executors import Executor
 
@@ -22,9 +20,3 @@ class StudyArgs:
     """Cores that Ray gives a run. Default: 1"""
     gpus_per_run: float | None = None
     """GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any"""
-
-
-def kinds() -> list[Any]:
-    """The kinds of studies that have a section of the page (see :class:`litgpt_warmstart.report.page.Kind`)."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
-    return [module for module in modules if hasattr(module, "section")]

@@ -30,6 +30,8 @@ from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 from tests.conftest import llama, neox
 
+ROOT = Path(__file__).parents[2]
+
 NAMES = [scale.short_name for scale in SCALES]
 
 
@@ -55,7 +57,9 @@ def table_spec(base: str, target: str, tmp_path: Path, **changes) -> tuple[RunSp
 
 
 def test_a_warmstarts_config_file_is_a_plans_too():
-    for path in (Path(__file__).parents[1] / "configs" / "warmstart").glob("*.yaml"):
+    paths = [*(ROOT / "configs" / "warmstart").glob("*.yaml")]
+    assert paths
+    for path in paths:
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_function_arguments(warmstart_plan.setup)
@@ -260,7 +264,7 @@ def test_memory_that_ends_is_one_line(base, tiny, tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_the_peak_is_within_a_quarter_of_a_short_runs(stdlib_path, tmp_path):
     out = tmp_path / "plan.json"
-    script = Path(__file__).resolve().parents[1] / "benchmarks/plan.py"
+    script = ROOT / "benchmarks/plan.py"
     arguments = ["--target", "22M", "--steps", "2", "--rounds", "1", "--data_path", stdlib_path, "--out", out]
     subprocess.run([sys.executable, script, *arguments], check=True)
     assert 0.75 < json.loads(out.read_text())["memory_ratio"]["median"] < 1.25

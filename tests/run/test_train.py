@@ -95,7 +95,7 @@ def test_litgpts_own_checkpoint_and_data_work_end_to_end(
 ):
     stock, config = tmp_path / "stock", Config.from_file(tiny[16])
     tokenizer = dict(tokenizer_dir=stdlib_path, tokenizer=Tokenizer(stdlib_path))
-    pretrain_with_litgpt(stock, config, TextFiles(text_files, num_workers=1), None, OPTIMIZER, 3, **tokenizer)
+    pretrain_with_litgpt(stock, config, TextFiles(text_files, num_workers=0), None, OPTIMIZER, 3, **tokenizer)
     assert "model" in torch.load(stock / "final/lit_model.pth", weights_only=True)
 
     warmstart_grow.setup(base=stock / "final", target=tiny[48], out_dir=tmp_path / "grown")
