@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, get_args
 
 import pandas
@@ -28,6 +27,7 @@ from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import as_text, check_results
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun, val_losses, warmstarted
+from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Arm:
         """What tells it from an arm with all defaults, short enough for a folder and an axis."""
         grown = "scratch" if self.growth.from_scratch else f"shrink-{self.growth.shrink:g}"
         parts = [f"{short_name(self.base)}-{short_name(self.target)}", grown]
-        for name, value in self.options.items():
+        # perturb first, as the first landing had it, so that its folders are found
+        for name, value in sorted(self.options.items(), key=lambda option: option[0] != "perturb"):
             if name not in ("base", "target", "shrink") and value != DEFAULTS[name]:
                 parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{value}")
         return "-".join(parts)
@@ -177,18 +178,17 @@ class Ablations:
     def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
         """Write the table and the picture, and print what came of each arm."""
         rows = results(self.runs, outcomes)
-        write_csv(self.out_dir / f"{self.name}.csv", pandas.DataFrame(rows))
+        write_csv(self.out_dir / f"{self.name}.csv", rows)
         shared, names = labels(self.arms)
-        arms = by_arm(names, rows)
         losses = {
             name: {
-                "before the first step": _losses(seeds, "first_val_loss"),
-                "at the end": _losses([row for row in seeds if row["status"] == "finished"], "val_loss"),
+                "before the first step": seeds["first_val_loss"].dropna().tolist(),
+                "at the end": seeds["val_loss"][seeds["status"] == "finished"].tolist(),
             }
-            for name, seeds in arms.items()
+            for name, seeds in by_arm(rows, names)
         }
         write_whole(self.out_dir / f"{self.name}.png", dots("ablations", "", losses, shared).png)
-        print(f"\n{shared}\n\n{as_text(table(arms))}")
+        print(f"\n{shared}\n\n{as_text(table(rows, names))}")
         print(f"Wrote {self.name}.csv and {self.name}.png to {str(self.out_dir)!r}")
 
 
@@ -252,7 +252,7 @@ def plan(
             spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source.path)})
         else:
             spec = warmstarted(spec, source.path, arm.growth)
-        runs.append(StudyRun(folder, spec, dict(arm=arm, seed=seed), source.after, source.path))
+        runs.append(StudyRun(folder, spec, arm.options | {"seed": seed}, source.after, source.path))
     print(
         f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
@@ -274,65 +274,58 @@ def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
     return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}
 
 
-def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
-
-    Args:
-        runs: Each with factors ``arm`` and ``seed``; those of bases have none.
-        outcomes: By name.
-    """
-    trained = {(run.factors["arm"], run.factors["seed"]): run for run in runs if "arm" in run.factors}
-    rows = []
-    for (arm, seed), run in trained.items():
-        scratch = trained[arm.scratch, seed]
-        outcome, beside = outcomes[run.name], outcomes[scratch.name]
-        row = {**arm.options, "seed": seed, **{name: getattr(outcome, name) for name in COLUMNS}}
-        row |= {"scratch_status": beside.status, "scratch_val_loss": beside.val_loss}
-        reached = whole = math.nan
-        if outcome.status == beside.status == "finished" and beside.val_loss and not arm.growth.from_scratch:
-            reached = tokens_to_reach(val_losses(run), beside.val_loss)
-            whole = tokens_to_last_loss(val_losses(scratch))
-        row |= {"tokens_to_scratch_val_loss": reached, "scratch_tokens_to_scratch_val_loss": whole, "run": run.name}
-        rows.append(row)
-    return rows
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
+    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch."""
+    rows = outcomes_of(runs, outcomes, COLUMNS)
+    curves = {run.name: val_losses(run) for run in runs if run.factors and outcomes[run.name].status == "finished"}
+    same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
+    scratch = rows[from_scratch(rows)].set_index(same)[["status", "val_loss", "run"]].add_prefix("scratch_")
+    rows = rows.join(scratch, on=same)
+    own, reference = rows.pop("run"), rows.pop("scratch_run")
+    reached = []
+    for name, beside, loss in zip(own, reference, rows["scratch_val_loss"], strict=True):
+        both = name in curves and beside in curves and name != beside
+        reached.append(
+            (tokens_to_reach(curves[name], loss), tokens_to_last_loss(curves[beside])) if both else (math.nan,) * 2
+        )
+    rows[["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss"]] = reached
+    return rows.assign(run=own)
 
 
-def by_arm(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The rows of each arm, a seed each, by the arm's name."""
-    arms: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        arms.setdefault(tuple(row[name] for name in DEFAULTS), []).append(row)
-    return dict(zip(names, arms.values(), strict=True))
+def from_scratch(rows: pandas.DataFrame) -> pandas.Series:
+    """Which of these rows are of runs from scratch."""
+    return (rows["shrink"] == 0) & (rows["perturb"] == 1)
 
 
-def table(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> pandas.DataFrame:
+def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, pandas.DataFrame]]:
+    """Each arm's name and its rows, a seed each."""
+    groups = rows.groupby(list(DEFAULTS), sort=False)
+    return [(name, seeds) for name, (_, seeds) in zip(names, groups, strict=True)]
+
+
+def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
     """Losses and tokens of each arm as text: means and standard deviations over seeds."""
-    rows = []
-    for name, seeds in arms.items():
-        finished = [row for row in seeds if row["status"] == "finished"]
-        beside = [row for row in finished if row["scratch_status"] == "finished"]
-        shares = [row["tokens_to_scratch_val_loss"] / row["scratch_tokens_to_scratch_val_loss"] for row in beside]
-        shares = [share for share in shares if not math.isnan(share)]
+    told = []
+    for name, seeds in by_arm(rows, names):
+        finished = seeds[seeds["status"] == "finished"]
+        beside = finished[finished["scratch_status"] == "finished"]
+        shares = (beside["tokens_to_scratch_val_loss"] / beside["scratch_tokens_to_scratch_val_loss"]).dropna()
         reached, notes = "-", {}
-        if seeds[0]["shrink"] > 0 or seeds[0]["perturb"] != 1:  # no run from scratch
-            if beside:
-                reached = f"{fmean(shares):.0%} ({len(shares)} of {len(beside)} seeds)" if shares else "never"
-            notes["ended above it"] = sum(row["val_loss"] > row["scratch_val_loss"] for row in beside)
+        if not from_scratch(seeds).any():
+            if len(beside):
+                reached = f"{shares.mean():.0%} ({len(shares)} of {len(beside)} seeds)" if len(shares) else "never"
+            notes["ended above it"] = (beside["val_loss"] > beside["scratch_val_loss"]).sum()
             notes["without a run from scratch"] = len(finished) - len(beside)
-        notes["diverged"] = sum(row["status"] == "diverged" for row in seeds)
-        notes["skipped, as the base diverged"] = sum(row["status"] == "skipped" for row in seeds)
+        notes["diverged"] = (seeds["status"] == "diverged").sum()
+        notes["skipped, as the base diverged"] = (seeds["status"] == "skipped").sum()
         reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
-        losses = _over_seeds(seeds, "first_val_loss"), _over_seeds(finished, "val_loss")
-        rows.append((name, *losses, reached))
-    return pandas.DataFrame(rows, columns=["", "first val loss", "last val loss", "tokens to scratch's last loss"])
+        told.append((name, over_seeds(seeds["first_val_loss"]), over_seeds(finished["val_loss"]), reached))
+    return pandas.DataFrame(told, columns=["", "first val loss", "last val loss", "tokens to scratch's last loss"])
 
 
-def _losses(seeds: Sequence[Mapping[str, Any]], column: str) -> list[float]:
-    return [row[column] for row in seeds if row[column] is not None]
-
-
-def _over_seeds(seeds: Sequence[Mapping[str, Any]], column: str) -> str:
-    losses = _losses(seeds, column)
-    if not losses:
+def over_seeds(losses: pandas.Series) -> str:
+    """Mean and, of several, standard deviation."""
+    losses = losses.dropna()
+    if losses.empty:
         return "-"
-    return f"{fmean(losses):.4f}" + (f" ± {stdev(losses):.4f}" if len(losses) > 1 else "")
+    return f"{losses.mean():.4f}" + (f" ± {losses.std():.4f}" if len(losses) > 1 else "")

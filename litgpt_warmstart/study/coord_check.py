@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal, get_args
 
 import pandas
@@ -22,7 +21,7 @@ from mup.coord_check import get_coord_data
 
 from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.model import MuGPT
@@ -31,15 +30,15 @@ from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.report.figures import Figure, panels
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section, Table, write_csv
-from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.report.runs import Runs
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.folder import as_text, check_results, read_table
-from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, table, way_of
+from litgpt_warmstart.study.folder import add_parts, as_text, check_results, read_table
+from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, named, table, way_name
 
 WayName = Literal["sp", "mup", "warmstart"]
 
@@ -259,25 +258,17 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
                 ) from error
             named = frame[["t", "width", "module", "l1"]]
             frames.append(named.assign(parametrization=way.parametrization, shrink=way.shrink, seed=seed))
-        label, seconds = (
-            way_of({"parametrization": way.parametrization, "shrink": way.shrink}),
-            time.perf_counter() - started,
-        )
-        print(f"{label}: {len(check.seeds)} x {len(check.configs)} models, {seconds:.0f} s")
+        label, models = way_name(way.parametrization, way.shrink), f"{len(check.seeds)} x {len(check.configs)} models"
+        print(f"{label}: {models}, {time.perf_counter() - started:.0f} s")
     return pandas.concat(frames, ignore_index=True)
 
 
 def picture(coordinates: pandas.DataFrame, title: str, name: str = "coordinates") -> Figure:
     """Mean |activation| against width at the last step, a panel for each way, a mean over seeds."""
-    values: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for row in at_the_end(coordinates):
-        layer = layer_name(row["module"], "activation") or row["module"]
-        by_width = values.setdefault(way_of(row), {}).setdefault(layer, {})
-        by_width.setdefault(int(row["width"]), []).append(float(row["l1"]))
-    series = {
-        way: {layer: pandas.Series({w: fmean(l1) for w, l1 in widths.items()}) for layer, widths in layers.items()}
-        for way, layers in values.items()
-    }
+    means = named(at_the_end(coordinates)).groupby(["way", "layer", "width"], sort=False)["l1"].mean()
+    series: dict[str, dict[str, pandas.Series]] = {}
+    for (way, layer), values in means.groupby(level=["way", "layer"], sort=False):
+        series.setdefault(way, {})[layer] = values.droplevel(["way", "layer"])
     return panels(name, title, series, "mean |activation|", "width (n_embd)", log=True)
 
 
@@ -295,28 +286,21 @@ def save(coordinates: pandas.DataFrame, slopes: pandas.DataFrame, title: str, ou
 
 def section(runs: Runs) -> Section | None:
     """Mean |activation| over width, and its log-log slopes, for each folder of a coordinate check."""
-    folders = runs.results[RESULTS]
-    if not folders:
-        return None
     found = Section(
         "Coordinate checks",
         "How each layer's mean absolute activation goes with width after a few steps on one batch: L1 ~ n_embd^slope. A"
         f" slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has it; under muP it is 0 or less.",
     )
-    for number, (name, folder) in enumerate(zip(display_names(folders), folders, strict=True), start=1):
-        try:
-            kinds = {"t": int, "width": int, "l1": float}
-            coordinates, slopes = (pandas.DataFrame(read_table(folder / each)) for each in (RESULTS, SLOPES))
-            coordinates = coordinates.astype(kinds)
-            title = setting(read_yaml(folder / HYPERPARAMETERS), at_the_end(coordinates)[0]["t"])
-            shown = table(slopes)
-            figure = picture(coordinates, title, f"coordinates-{number}")
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            found.notes.append(f"Left out: {name}: damaged or half-written: {one_line(error, 100)}")
-            continue
-        slopes = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, shown)
-        found.parts.append(Section(name, title, figures=[figure], tables=[slopes]))
-    return found
+    add_parts(found, runs.results[RESULTS], _part, "damaged or half-written: ")
+    return found if runs.results[RESULTS] else None
+
+
+def _part(name: str, folder: Path, number: int) -> Section:
+    coordinates = read_table(folder / RESULTS).astype({"t": int, "width": int, "l1": float})
+    slopes = read_table(folder / SLOPES)
+    title = setting(read_yaml(folder / HYPERPARAMETERS), coordinates["t"].max())
+    slope_table = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))
+    return Section(name, title, figures=[picture(coordinates, title, f"coordinates-{number}")], tables=[slope_table])
 
 
 def setting(arguments: Mapping[str, Any], step: int) -> str:

@@ -2,14 +2,16 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import LOCK, entries, locked
+from litgpt_warmstart.report.page import Section
+from litgpt_warmstart.report.runs import display_names
 from litgpt_warmstart.run.metrics import FILE_NAME
 from litgpt_warmstart.run.resume import check_writable
 
@@ -62,8 +64,8 @@ def study_folder(out_dir: Path) -> Iterator[None]:
                 out_dir.rmdir()
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a study's results, as text.
+def read_table(path: Path) -> pandas.DataFrame:
+    """A study's results, every cell as text.
 
     Raises:
         OSError: The file cannot be read.
@@ -72,7 +74,25 @@ def read_table(path: Path) -> list[dict[str, str]]:
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("a row has more or fewer columns than the others")
-    return rows
+    return pandas.DataFrame(rows)
+
+
+def add_parts(
+    section: Section, folders: Sequence[Path], part: Callable[[str, Path, int], Section], damaged: str = ""
+) -> None:
+    """Put a part into a section for each folder of a study, and a note for one whose files cannot be read.
+
+    Args:
+        section: The study's.
+        folders: Those that hold results.
+        part: Makes a folder's, given its name, itself, and the part's number.
+        damaged: What to say before the reason.
+    """
+    for name, folder in zip(display_names(folders), folders, strict=True):
+        try:
+            section.parts.append(part(name, folder, len(section.parts) + 1))
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            section.notes.append(f"Left out: {name}: {damaged}{one_line(error, 100)}")
 
 
 def as_text(table: pandas.DataFrame) -> str:

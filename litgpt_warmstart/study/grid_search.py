@@ -6,24 +6,23 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 import pandas
 from litgpt.config import Config
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder, write_whole
 from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
 from litgpt_warmstart.report.figures import heat_map
 from litgpt_warmstart.report.page import Section, Table, write_csv
-from litgpt_warmstart.report.runs import Runs, display_names
+from litgpt_warmstart.report.runs import Runs
 from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import as_text, check_results, read_table
+from litgpt_warmstart.study.folder import add_parts, as_text, check_results, read_table
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun
+from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 RESULTS, PICTURE = "grid_search.csv", "grid_search.png"
 COLUMNS = ("lr", "batch_size", "seed", "status", "first_val_loss", "val_loss", "steps", "tokens", "seconds", "run")
@@ -34,8 +33,6 @@ BEST = "best"
 
 Cell = tuple[float, int]
 """A learning rate and a batch size."""
-Cells = dict[Cell, float]
-"""Mean validation losses."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,6 @@ class Grid:
     def config(self) -> Config:
         """The scale's."""
         return self.runs[0].spec.config
-
-    @property
-    def title(self) -> str:
-        """For tables and pictures."""
-        return f"{self.config.name}, {self.budget:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -140,53 +132,44 @@ def equal_budget(single: RunSpec, batch_sizes: Sequence[int]) -> int:
     return tokens // step * step
 
 
-def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
     """A row a run, as grid_search.csv has them."""
-    rows = []
-    for run in runs:
+    columns = ("status", "first_val_loss", "val_loss", "step_count", "tokens", "seconds")
+    rows = outcomes_of(runs, outcomes, columns).rename(columns={"step_count": "steps"}).round({"seconds": 3})
+    for place, run in enumerate(runs):  # whatever an older version called it
         outcome, classes = outcomes[run.name], run.spec.config.padded_vocab_size or 0
-        # whatever an older version called it
-        above = ended_diverged(outcome.first_val_loss, outcome.val_loss, classes)
-        status = "diverged" if outcome.status == "finished" and above else outcome.status
-        told = outcome.first_val_loss, outcome.val_loss, outcome.step_count, outcome.tokens, round(outcome.seconds, 3)
-        rows.append(dict(zip(COLUMNS, (*run.factors.values(), status, *told, run.name), strict=True)))
+        if outcome.status == "finished" and ended_diverged(outcome.first_val_loss, outcome.val_loss, classes):
+            rows.loc[place, "status"] = "diverged"
     return rows
 
 
-def cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
-    """The grid's cells: mean validation loss over seeds, NaN where one diverged.
+def mean_losses(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Mean validation loss over seeds by learning rate (rows) and batch size (columns), NaN where one diverged.
 
     Args:
         rows: As :func:`results` makes them, or as text.
     """
-    seeds: dict[Cell, list[float]] = {}
-    for row in rows:
-        loss = float(row["val_loss"]) if row["status"] == "finished" else math.nan
-        seeds.setdefault((float(row["lr"]), int(row["batch_size"])), []).append(loss)
-    return {cell: fmean(losses) for cell, losses in seeds.items()}
+    typed = rows.astype({"lr": float, "batch_size": int, "val_loss": float})
+    typed["val_loss"] = typed["val_loss"].where(rows["status"] == "finished")
+    return typed.groupby(["lr", "batch_size"])["val_loss"].agg(lambda seeds: seeds.mean(skipna=False)).unstack()
 
 
-def winner(losses: Cells) -> Cell:
+def winner(losses: pandas.DataFrame) -> Cell:
     """The cell with the lowest mean validation loss.
 
     Raises:
         UserError: All diverged.
     """
-    good = {loss: cell for cell, loss in reversed(losses.items()) if not math.isnan(loss)}
-    if not good:
+    good = losses.stack().dropna()
+    if good.empty:
         raise UserError("every cell of the grid diverged: give smaller learning rates in --lrs")
-    return good[min(good)]
+    return good.idxmin()
 
 
-def sides(losses: Cells) -> tuple[list[float], list[int]]:
-    """The learning rates and the batch sizes of a grid, sorted."""
-    return sorted({lr for lr, _ in losses}), sorted({batch_size for _, batch_size in losses})
-
-
-def at_the_edge(losses: Cells, best: Cell) -> str | None:
+def at_the_edge(losses: pandas.DataFrame, best: Cell) -> str | None:
     """What to tell when the winner has a neighbour missing; None if it stands inside the grid."""
     ends = []
-    for option, value, values in zip(("--lrs", "--batch_sizes"), best, sides(losses), strict=True):
+    for option, value, values in zip(("--lrs", "--batch_sizes"), best, losses.axes, strict=True):
         if len(values) > 1 and value in (values[0], values[-1]):
             ends.append(f"{value:g} is the {'smallest' if value == values[0] else 'largest'} of {option}")
     if not ends:
@@ -194,23 +177,12 @@ def at_the_edge(losses: Cells, best: Cell) -> str | None:
     return f"The winner stands at the grid's edge: {' and '.join(ends)}; a wider grid may hold a better one"
 
 
-def as_frame(losses: Cells) -> pandas.DataFrame:
-    """Learning rates down, batch sizes across."""
-    lrs, batch_sizes = sides(losses)
-    return pandas.DataFrame([[losses[lr, size] for size in batch_sizes] for lr in lrs], lrs, batch_sizes)
-
-
-def table(losses: Cells, best: Cell) -> pandas.DataFrame:
+def table(losses: pandas.DataFrame, best: Cell) -> pandas.DataFrame:
     """Validation loss by learning rate (rows) and batch size (columns), as text; the winner is marked."""
-    lrs, batch_sizes = sides(losses)
-
-    def told(cell: Cell) -> str:
-        text = "diverged" if math.isnan(losses[cell]) else f"{losses[cell]:.4f}"
-        return f"{text} {'<' if cell == best else ' '}"
-
-    return pandas.DataFrame(
-        {"lr": f"{lr:g}", **{f"batch {size}": told((lr, size)) for size in batch_sizes}} for lr in lrs
-    )
+    text = losses.map(lambda loss: "diverged  " if math.isnan(loss) else f"{loss:.4f}  ")
+    text.loc[best] = f"{losses.loc[best]:.4f} <"
+    text = text.rename(columns="batch {}".format, index="{:g}".format)
+    return text.rename_axis("lr").rename_axis(columns=None).reset_index()
 
 
 def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
@@ -226,20 +198,19 @@ def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
     )
 
 
-def write_winner(grid: Grid, losses: Cells, best: Cell) -> None:
+def write_winner(grid: Grid, losses: pandas.DataFrame, best: Cell) -> None:
     """Copy the winner's checkpoint to ``best``/, its record telling of the grid.
 
     Of several seeds the first one's: the best one's loss would be better than what its settings promise.
     """
-    lrs, batch_sizes = sides(losses)
     seeds = [run for run in grid.runs if (run.factors["lr"], run.factors["batch_size"]) == best]
     source = seeds[0].spec.out_dir / "final"
     record = Record.load(source / RECORD)
     searched = {
-        "lrs": lrs,
-        "batch_sizes": batch_sizes,
+        "lrs": losses.index.tolist(),
+        "batch_sizes": losses.columns.tolist(),
         "seeds": len(seeds),
-        "val_loss": losses[best],
+        "val_loss": float(losses.loc[best]),
         "run": seeds[0].name,
     }
     with atomic_folder(grid.folder / BEST, foreign_entries) as partial:
@@ -251,16 +222,15 @@ def write_winner(grid: Grid, losses: Cells, best: Cell) -> None:
 
 def _conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
     rows = results(grid.runs, outcomes)
-    write_csv(grid.folder / RESULTS, pandas.DataFrame(rows))
-    losses = cells(rows)
+    write_csv(grid.folder / RESULTS, rows)
+    losses = mean_losses(rows)
     best = winner(losses)
-    kept = better_before(losses[best], grid.budget, grid.folder)
+    kept = better_before(float(losses.loc[best]), grid.budget, grid.folder)
     if not kept:
         write_winner(grid, losses, best)
-    picture = heat_map("grid-search", "", as_frame(losses), best, grid.title)
-    write_whole(grid.folder / PICTURE, picture.png)
-    seeds = len({row["seed"] for row in rows})
-    print(f"\nValidation loss, {grid.title}, mean of {seeds} seeds (< is the best)\n")
+    title = f"{grid.config.name}, {grid.budget:,} tokens"
+    write_whole(grid.folder / PICTURE, heat_map("grid-search", "", losses, best, title).png)
+    print(f"\nValidation loss, {title}, mean of {rows['seed'].nunique()} seeds (< is the best)\n")
     print(as_text(table(losses, best)))
     for line in (at_the_edge(losses, best), kept):
         if line:
@@ -281,38 +251,33 @@ def wider(config: Config) -> str:
 
 def section(runs: Runs) -> Section | None:
     """A heat map for each folder of a grid search."""
-    folders = runs.results[RESULTS]
-    if not folders:
-        return None
     found = Section(
         "Grid searches",
         "Last validation loss, mean over seeds, after the same tokens in every cell; the winner is framed. A cell"
         " diverged if a seed's loss was not finite, or ended above its start and a uniform guess.",
     )
-    table = []
-    for name, folder in zip(display_names(folders), folders, strict=True):
-        try:
-            rows = read_table(folder / RESULTS)
-            losses = cells(rows)
-            best = winner(losses)
-            tokens = max(int(row["tokens"]) for row in rows if row["status"] == "finished")
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            found.notes.append(f"Left out: {name}: {one_line(error, 100)}")
-            continue
+    tables: list[pandas.DataFrame] = []
+
+    def part(name: str, folder: Path, number: int) -> Section:
+        rows = read_table(folder / RESULTS)
+        losses = mean_losses(rows)
+        best = winner(losses)
+        tokens = rows["tokens"][rows["status"] == "finished"].astype(int).max()
         inside = (folder / CELLS).resolve()
-        own = [run for run in runs.table.to_dict("records") if Path(run["folder"]).resolve().parent == inside]
+        own = [run for run in runs.rows() if Path(run["folder"]).resolve().parent == inside]
         told = f"{tokens:,} tokens"
         if own:
             told = f"{own[0]['model']}, {tokens / own[0]['parameters']:.3g} tokens per parameter"
-        part = Section(f"{name}: {told}")
-        part.answers.append(f"Best: lr {best[0]:g}, batch {best[1]}, validation loss {losses[best]:.4f}.")
+        lr, batch_size = best
+        answers = [f"Best: lr {lr:g}, batch {batch_size}, validation loss {losses.loc[best]:.4f}."]
         if edge := at_the_edge(losses, best):
-            part.answers.append(f"{edge}.")
+            answers.append(f"{edge}.")
         caption = f"Last validation loss by learning rate and batch, {told}"
-        figure = f"grid-search-{len(found.parts) + 1}"
-        part.figures.append(heat_map(figure, caption, as_frame(losses), best, told))
-        found.parts.append(part)
-        table += [{"grid": name, **{column: row.get(column) for column in COLUMNS}} for row in rows]
-    if table:
-        found.tables.append(Table("grid_searches", "All cells and seeds", pandas.DataFrame(table)))
-    return found
+        figure = heat_map(f"grid-search-{number}", caption, losses, best, told)
+        tables.append(rows.reindex(columns=COLUMNS).assign(grid=name)[["grid", *COLUMNS]])
+        return Section(f"{name}: {told}", answers=answers, figures=[figure])
+
+    add_parts(found, runs.results[RESULTS], part)
+    if tables:
+        found.tables.append(Table("grid_searches", "All cells and seeds", pandas.concat(tables)))
+    return found if runs.results[RESULTS] else None

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -129,6 +129,16 @@ def settings(run: StudyRun) -> dict[str, Any]:
     """What decides a run's numbers: its identity, and what it reads on after."""
     after = weights_sha256(run.data_after) if run.data_after else None
     return run.spec.identity() | ({"reads_on_after": after} if after else {})
+
+
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], columns: Sequence[str]) -> pandas.DataFrame:
+    """A row a run that has factors: these, some columns of its outcome, and its name; a loss that is none is NaN."""
+    rows = [
+        {**run.factors, **{name: getattr(outcomes[run.name], name) for name in columns}, "run": run.name}
+        for run in runs
+        if run.factors
+    ]
+    return pandas.DataFrame(rows).astype({"first_val_loss": float, "val_loss": float})
 
 
 def val_losses(run: StudyRun) -> pandas.Series:

@@ -8,9 +8,8 @@ and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds,
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from statistics import fmean, linear_regression
-from typing import Any
+from collections.abc import Sequence
+from statistics import linear_regression
 
 import numpy as np
 import pandas
@@ -19,6 +18,8 @@ from litgpt_warmstart.report.layers import layer_name
 
 MAX_SLOPE = 0.4
 """A slope above it is growth."""
+WAY = ["parametrization", "shrink"]
+"""Columns that tell a way to start training."""
 
 
 def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
@@ -28,20 +29,15 @@ def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
         A row for each layer and way: the mean over seeds of the least-squares slope of log L1 against log width, NaN
         where an L1 is not finite; its standard error, NaN for one seed; and the verdict.
     """
-    curves: dict[tuple[str, str], dict[int, list[dict]]] = {}
-    for row in at_the_end(coordinates):
-        curves.setdefault((row["module"], way_of(row)), {}).setdefault(row["seed"], []).append(row)
     found = []
-    for seeds in curves.values():
-        slopes = [fit_slope([r["width"] for r in rows], [r["l1"] for r in rows]) for rows in seeds.values()]
-        first = next(iter(seeds.values()))[0]
-        row = {name: first[name] for name in ("module", "parametrization", "shrink")} | {"slope": fmean(slopes)}
-        row["standard_error"] = float(np.std(slopes, ddof=1)) / len(slopes) ** 0.5 if len(slopes) > 1 else math.nan
-        found.append(row | {"verdict": verdict(row["slope"])})
-    return pandas.DataFrame(found)
+    for (module, *way), rows in at_the_end(coordinates).groupby(["module", *WAY], sort=False, dropna=False):
+        slopes = pandas.Series([fit_slope(seed["width"], seed["l1"]) for _, seed in rows.groupby("seed", sort=False)])
+        slope, error = slopes.mean(skipna=False), slopes.sem(skipna=False)
+        found.append((module, *way, slope, error, verdict(slope)))
+    return pandas.DataFrame(found, columns=["module", *WAY, "slope", "standard_error", "verdict"])
 
 
-def fit_slope(widths: Sequence[float], values: Sequence[float]) -> float:
+def fit_slope(widths: Sequence[float] | pandas.Series, values: Sequence[float] | pandas.Series) -> float:
     """Least-squares slope of log value against log width: 0 for a layer that is off (0 at every width), NaN where a
     value is not finite or a layer is off at some widths only."""
     if not any(values):
@@ -56,31 +52,33 @@ def verdict(slope: float) -> str:
     return "diverges" if math.isnan(slope) else "grows" if slope > MAX_SLOPE else "ok"
 
 
-def worst(verdicts: Sequence[str]) -> str:
+def worst(verdicts: Sequence[str] | pandas.Series) -> str:
     """The verdict on a way: that on its worst layer."""
     return next(verdict for verdict in ("diverges", "grows", "ok") if verdict in set(verdicts))
 
 
-def at_the_end(coordinates: pandas.DataFrame) -> list[dict]:
+def at_the_end(coordinates: pandas.DataFrame) -> pandas.DataFrame:
     """The rows of the last step."""
-    rows = coordinates.to_dict("records")
-    last = max(row["t"] for row in rows)
-    return [row for row in rows if row["t"] == last]
+    return coordinates[coordinates["t"] == coordinates["t"].max()]
 
 
-def way_of(row: Mapping[Any, Any]) -> str:
-    """The way of a row in a few words, for tables and pictures."""
-    return {"sp": "SP", "mup": "muP"}.get(row["parametrization"]) or f"shrink {float(row['shrink']):g}"
+def way_name(parametrization: str, shrink: float | str) -> str:
+    """A way to start training in a few words, for tables and pictures."""
+    return {"sp": "SP", "mup": "muP"}.get(parametrization) or f"shrink {float(shrink):g}"
+
+
+def named(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows of coordinates or slopes with the names of their layer and their way, as tables and pictures have them."""
+    layers = [layer_name(module, "activation") or module for module in rows["module"]]
+    return rows.assign(layer=layers, way=[way_name(*way) for way in zip(*(rows[name] for name in WAY), strict=True)])
 
 
 def table(slopes: pandas.DataFrame) -> pandas.DataFrame:
     """Slopes as text, a row for each layer and a column for each way, with a star where activations grow."""
-    cells: dict[str, dict[str, str]] = {}
-    verdicts: dict[str, list[str]] = {}
-    for row in slopes.to_dict("records"):
-        star = " " if row["verdict"] == "ok" else "*"
-        layer = layer_name(row["module"], "activation") or row["module"]
-        cells.setdefault(layer, {})[way_of(row)] = f"{float(row['slope']):+.2f}{star}"
-        verdicts.setdefault(way_of(row), []).append(row["verdict"])
-    cells["verdict"] = {way: f"{worst(found)} " for way, found in verdicts.items()}
-    return pandas.DataFrame({"layer": layer, **ways} for layer, ways in cells.items())
+    rows = named(slopes)
+    stars = rows["verdict"].map(lambda verdict: " " if verdict == "ok" else "*")
+    rows["cell"] = rows["slope"].astype(float).map("{:+.2f}".format) + stars
+    cells = rows.pivot(index="layer", columns="way", values="cell")
+    cells = cells.reindex(index=rows["layer"].unique(), columns=rows["way"].unique())
+    cells.loc["verdict"] = rows.groupby("way")["verdict"].agg(worst) + " "
+    return cells.rename_axis(columns=None).reset_index()

@@ -5,6 +5,7 @@ import math
 import os
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from hypothesis import given
@@ -15,7 +16,7 @@ from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.ablations import by_arm, expand, labels, table
+from litgpt_warmstart.study.ablations import expand, labels, table
 from tests.conftest import assert_same_weights
 
 DEFAULTS = dict(base="5M", target="22M")
@@ -33,6 +34,13 @@ def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled()
     none = [(arm.growth.perturb, arm.growth.gains, arm.growth.from_scratch) for arm in arms if not arm.growth.shrink]
     assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
     assert len(arms) == 2 + 4
+
+
+def test_an_arms_folder_is_named_as_in_the_first_landing():
+    options = dict(shrink=0.2, perturb=0.5, alignment="blocks", gains="reset", tokens_per_param=30, weight_decay=0.1)
+    scratch, arm = expand([options | dict(schedule="wsd")], DEFAULTS)
+    assert arm.name == "5M-22M-shrink-0.2-perturb-0.5-blocks-reset-tokens_per_param-30-wsd-weight_decay-0.1"
+    assert scratch.name == "5M-22M-scratch-tokens_per_param-30-wsd-weight_decay-0.1"
 
 
 def test_what_two_arms_share_is_run_once():
@@ -94,7 +102,7 @@ def told(*seeds: tuple) -> str:
         for arm, first, status, last, beside, reached in seeds
     ]  # fmt: skip
     names = labels(list(dict.fromkeys(seed[0] for seed in seeds)))[1]
-    return table(by_arm(names, rows)).to_string()
+    return table(pandas.DataFrame(rows), names).to_string()
 
 
 def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
@@ -197,7 +205,7 @@ def test_schedules_with_options_stand_beside_constant(ablate, tmp_path):
     ablate(arms=[dict(schedule=["constant", "warmup", "wsd"])], seeds=1, train=train)
     told = {row["schedule"]: read_header(tmp_path / "study" / "runs" / row["run"] / "final").record.training["schedule"]
             for row in read(tmp_path / "study")}  # fmt: skip
-    assert {name: (s["warmup_steps"], len(s["cooldowns"])) for name, s in told.items()} == {
+    assert {name: (s.get("warmup_steps", 0), len(s.get("cooldowns", ()))) for name, s in told.items()} == {
         "constant": (0, 0), "warmup": (2, 0), "wsd": (2, 1)
     }  # fmt: skip
 

@@ -5,13 +5,14 @@ import math
 import shutil
 from types import SimpleNamespace
 
+import pandas
 import pytest
 import yaml
 
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.grid_search import at_the_edge, cells, results, table, winner
+from litgpt_warmstart.study.grid_search import at_the_edge, mean_losses, results, table, winner
 from litgpt_warmstart.study.outcomes import OUTCOME, Outcome, StudyRun
 
 
@@ -24,15 +25,15 @@ def test_a_cell_is_the_mean_over_seeds_and_diverged_if_one_seed_is_not_finite_or
     spec = SimpleNamespace(config=SimpleNamespace(padded_vocab_size=512))
     runs = [StudyRun(f"{f['lr']}-{f['seed']}", spec, f) for f in factors]
     ended = [outcome(8, 5), outcome(8, 6), outcome(8, 8.5), outcome(8, 4), outcome(8, 9, "diverged"), outcome(8, 3)]
-    losses = cells(results(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
-    assert losses[0.1, 4] == 5.5 and math.isnan(losses[1.0, 4]) and math.isnan(losses[10.0, 4])
+    losses = mean_losses(results(runs, {run.name: o for run, o in zip(runs, ended, strict=True)}))
+    assert losses.loc[0.1, 4] == 5.5 and math.isnan(losses.loc[1.0, 4]) and math.isnan(losses.loc[10.0, 4])
     assert winner(losses) == (0.1, 4)
     text = table(losses, (0.1, 4)).to_string()
     assert "5.5000 <" in text and text.count("diverged") == 2
 
 
 def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
-    losses = {(1.0, 4): 3.0, (2.0, 4): 2.0, (3.0, 4): 2.5}
+    losses = pandas.DataFrame({4: [3.0, 2.0, 2.5]}, [1.0, 2.0, 3.0])
     assert at_the_edge(losses, winner(losses)) is None
     assert "1 is the smallest of --lrs" in at_the_edge(losses, (1.0, 4))
 
