@@ -1,10 +1,14 @@
 """What the commands of studies share: lists as typed, and options that a single run has but a study has not."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.method.parametrization import ParametrizationName
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 
 T = TypeVar("T")
 
@@ -36,6 +40,17 @@ def as_list(
     if not elements:
         raise UserError(f"{option} is empty: give at least one value")
     return list(dict.fromkeys(elements)) if once else elements
+
+
+def from_scratch(run: RunArgs, parametrization: ParametrizationName = "mup") -> Callable[..., RunSpec]:
+    """What resolves runs from scratch, given target, folder and changes to what the user asked for."""
+
+    def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
+        own = dict(target=target, parametrization=parametrization, initial_checkpoint_dir=None)
+        args = replace(run, resume="auto", **changes)
+        return resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, own)
+
+    return make
 
 
 def check_comparable(eval: EvalArgs, train: TrainArgs, budget: str, remedy: str) -> None:

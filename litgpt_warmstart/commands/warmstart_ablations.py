@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.commands.study import as_list, check_comparable
+from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.schedule import ScheduleName
-from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
@@ -64,11 +63,6 @@ def setup(
     from litgpt_warmstart.study.folder import check_out_dir
     from litgpt_warmstart.study.runner import conduct
 
-    def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
-        own = dict(target=target, parametrization="mup", initial_checkpoint_dir=None)
-        args = replace(run, resume="auto", eval=eval, **changes)
-        return resolve("warmstart_scratch", target, None, None, "mup", out_dir, args, own)
-
     seed_list = as_list(seeds, int, "--seeds")
     check_seeds("seeds", *seed_list)
     check_comparable(eval, train, "", "give --tokens_per_param")
@@ -80,4 +74,5 @@ def setup(
     expanded = ablations.expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
     bases = dict(seed=base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule)
     check_out_dir(out_dir)
+    make = from_scratch(replace(run, eval=eval))
     conduct(ablations.plan(make, expanded, seed_list, bases, train, optimizer, out_dir, name), study)

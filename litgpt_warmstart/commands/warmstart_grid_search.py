@@ -3,14 +3,12 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from litgpt_warmstart.commands.study import as_list, check_comparable
+from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
@@ -48,11 +46,6 @@ def setup(
     from litgpt_warmstart.study.folder import check_out_dir
     from litgpt_warmstart.study.runner import conduct
 
-    def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
-        own = dict(target=target, parametrization=parametrization, initial_checkpoint_dir=None)
-        args = replace(run, resume="auto", eval=eval, **changes)
-        return resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, own)
-
     lr_list = as_list(lrs, float, "--lrs")
     batch_list = as_list(batch_sizes, int, "--batch_sizes")
     seed_list = as_list(seeds, int, "--seeds")
@@ -66,4 +59,5 @@ def setup(
         raise UserError("--target is missing: give the scale to tune at, e.g. 5M")
     check_out_dir(out_dir)
     targets = as_list(target, str, "--target")
+    make = from_scratch(replace(run, eval=eval), parametrization)
     conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir), study)

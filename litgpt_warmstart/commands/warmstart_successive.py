@@ -2,15 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from litgpt_warmstart.commands.study import as_list, check_comparable
+from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.resolve import read_base, resolve_models
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
@@ -72,10 +71,5 @@ def setup(
         mup_base = str(start.path)
     if start and start.record and start.record.latest_data and run.data is None:
         run = replace(run, data=recorded_data(start.record.latest_data))
-
-    def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
-        own = dict(target=target, parametrization="mup", initial_checkpoint_dir=None)
-        args = replace(run, mup_base=mup_base or names[0], resume="auto", eval=eval, **changes)
-        return resolve("warmstart_scratch", target, None, None, "mup", out_dir, args, own)
-
+    make = from_scratch(replace(run, mup_base=mup_base or names[0], eval=eval))
     conduct(successive.plan(make, names, start, growth, shares, max_flops, scratch, train, out_dir), study)

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ from litgpt_warmstart.run.optimizer import named
 from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import as_text, check_results
-from litgpt_warmstart.study.outcomes import Outcome, StudyRun, val_losses, warmstarted
+from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, val_losses, warmstarted
 from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 
@@ -164,32 +165,23 @@ class Source:
     """The run that trains it."""
 
 
-@dataclass(frozen=True)
-class Ablations:
-    """Arms over seeds, in one folder."""
-
-    out_dir: Path
-    runs: Sequence[StudyRun]
-    """Those that train bases first."""
-    arms: Sequence[Arm]
-    name: str
-    """Of the table and the picture."""
-
-    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Write the table and the picture, and print what came of each arm."""
-        rows = results(self.runs, outcomes)
-        write_csv(self.out_dir / f"{self.name}.csv", rows)
-        shared, names = labels(self.arms)
-        losses = {
-            name: {
-                "before the first step": seeds["first_val_loss"].dropna().tolist(),
-                "at the end": seeds["val_loss"][seeds["status"] == "finished"].tolist(),
-            }
-            for name, seeds in by_arm(rows, names)
+def conclude(
+    runs: Sequence[StudyRun], arms: Sequence[Arm], out_dir: Path, name: str, outcomes: Mapping[str, Outcome]
+) -> None:
+    """Write the table and the picture, and print what came of each arm."""
+    rows = results(runs, outcomes)
+    write_csv(out_dir / f"{name}.csv", rows)
+    shared, names = labels(arms)
+    losses = {
+        arm: {
+            "before the first step": seeds["first_val_loss"].dropna().tolist(),
+            "at the end": seeds["val_loss"][seeds["status"] == "finished"].tolist(),
         }
-        write_whole(self.out_dir / f"{self.name}.png", dots("ablations", "", losses, shared).png)
-        print(f"\n{shared}\n\n{as_text(table(rows, names))}")
-        print(f"Wrote {self.name}.csv and {self.name}.png to {str(self.out_dir)!r}")
+        for arm, seeds in by_arm(rows, names)
+    }
+    write_whole(out_dir / f"{name}.png", dots("ablations", "", losses, shared).png)
+    print(f"\n{shared}\n\n{as_text(table(rows, names))}")
+    print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
 
 
 def plan(
@@ -201,7 +193,7 @@ def plan(
     optimizer: str | dict,
     out_dir: Path,
     name: str,
-) -> Ablations:
+) -> Study:
     """All arms over seeds, after the bases that are trained first; see ``warmstart_ablations`` for the arguments.
 
     Args:
@@ -257,7 +249,7 @@ def plan(
         f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
     )
-    return Ablations(out_dir, runs, arms, name)
+    return Study(out_dir, runs, partial(conclude, runs, arms, out_dir, name))
 
 
 def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
@@ -292,12 +284,12 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
     return rows.assign(run=own)
 
 
-def from_scratch(rows: pandas.DataFrame) -> pandas.Series:
+def from_scratch(rows: pandas.DataFrame) -> Any:
     """Which of these rows are of runs from scratch."""
     return (rows["shrink"] == 0) & (rows["perturb"] == 1)
 
 
-def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, pandas.DataFrame]]:
+def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, Any]]:
     """Each arm's name and its rows, a seed each."""
     groups = rows.groupby(list(DEFAULTS), sort=False)
     return [(name, seeds) for name, (_, seeds) in zip(names, groups, strict=True)]
@@ -305,7 +297,7 @@ def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, pand
 
 def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
     """Losses and tokens of each arm as text: means and standard deviations over seeds."""
-    told = []
+    told: list[tuple[str, ...]] = []
     for name, seeds in by_arm(rows, names):
         finished = seeds[seeds["status"] == "finished"]
         beside = finished[finished["scratch_status"] == "finished"]

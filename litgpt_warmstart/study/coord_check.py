@@ -265,7 +265,7 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
 
 def picture(coordinates: pandas.DataFrame, title: str, name: str = "coordinates") -> Figure:
     """Mean |activation| against width at the last step, a panel for each way, a mean over seeds."""
-    means = named(at_the_end(coordinates)).groupby(["way", "layer", "width"], sort=False)["l1"].mean()
+    means: Any = named(at_the_end(coordinates)).groupby(["way", "layer", "width"], sort=False)["l1"].mean()
     series: dict[str, dict[str, pandas.Series]] = {}
     for (way, layer), values in means.groupby(level=["way", "layer"], sort=False):
         series.setdefault(way, {})[layer] = values.droplevel(["way", "layer"])
@@ -298,7 +298,7 @@ def section(runs: Runs) -> Section | None:
 def _part(name: str, folder: Path, number: int) -> Section:
     coordinates = read_table(folder / RESULTS).astype({"t": int, "width": int, "l1": float})
     slopes = read_table(folder / SLOPES)
-    title = setting(read_yaml(folder / HYPERPARAMETERS), coordinates["t"].max())
+    title = setting(read_yaml(folder / HYPERPARAMETERS), int(max(coordinates["t"])))
     slope_table = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))
     return Section(name, title, figures=[picture(coordinates, title, f"coordinates-{number}")], tables=[slope_table])
 

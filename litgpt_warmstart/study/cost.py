@@ -76,40 +76,26 @@ def start_afresh() -> None:
 
 def told_costs(found: Sequence[Cost]) -> str:
     """Costs in lines, and their sum."""
-    rows = []
-    for cost in found:
-        timed = cost.measurement
-        rows.append(
-            {
-                "model": cost.model,
-                "parameters": f"{cost.parameters:,}",
-                "batch": str(cost.batch_size),
-                "runs": cost.runs,
-                "finished": cost.finished,
-                "tokens": f"{cost.tokens:,}",
-                "Hoffmann FLOPs": f"{cost.hoffmann_flops:.3g}",
-                "tokens/s": f"{timed.tokens_per_sec:,.0f}" if timed else "-",
-                "time": duration(cost.seconds) if timed else "-",
-            }
-        )
     timed = [cost.measurement for cost in found if cost.measurement]
-    whole = {name: sum(getattr(cost, name) for cost in found) for name in ("runs", "finished", "tokens")}
-    rows.append(
-        whole
-        | {
-            "model": "in all",
-            "tokens": f"{whole['tokens']:,}",
-            "Hoffmann FLOPs": f"{sum(cost.hoffmann_flops for cost in found):.3g}",
-            "time": duration(sum(cost.seconds for cost in found)) if timed else "-",
-        }
-    )
-    lines = [
-        as_text(pandas.DataFrame(rows).fillna("")),
-        "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count.",
-    ]
+    sums = {name: sum(getattr(cost, name) for cost in found) for name in ("runs", "finished", "tokens")}
+    sums |= {"hoffmann_flops": sum(cost.hoffmann_flops for cost in found), "seconds": sum(c.seconds for c in found)}
+    rows = [{**vars(cost), "seconds": cost.seconds} for cost in found] + [{**sums, "model": "in all"}]
+    speeds = [f"{c.measurement.tokens_per_sec:,.0f}" if c.measurement else "-" for c in found]
+    table = {
+        "model": [row["model"] for row in rows],
+        "parameters": [*(f"{cost.parameters:,}" for cost in found), ""],
+        "batch": [*(str(cost.batch_size) for cost in found), ""],
+        "runs": [row["runs"] for row in rows],
+        "finished": [row["finished"] for row in rows],
+        "tokens": [f"{row['tokens']:,}" for row in rows],
+        "Hoffmann FLOPs": [f"{row['hoffmann_flops']:.3g}" for row in rows],
+        "tokens/s": [*speeds, ""],
+        "time": [duration(row["seconds"]) if row.get("measurement", timed) else "-" for row in rows],
+    }
+    told = "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count."
     if timed:
-        lines[1] += (
+        told += (
             f" Time is that of the runs one after another on {timed[0].device}, {timed[0].precision}; validation and"
             " saving are not in it."
         )
-    return "\n".join(lines)
+    return f"{as_text(pandas.DataFrame(table))}\n{told}"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas
 from litgpt.config import Config
@@ -21,7 +22,7 @@ from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import add_parts, as_text, check_results, read_table
-from litgpt_warmstart.study.outcomes import Outcome, StudyRun
+from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun
 from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 RESULTS, PICTURE = "grid_search.csv", "grid_search.png"
@@ -51,24 +52,6 @@ class Grid:
         return self.runs[0].spec.config
 
 
-@dataclass(frozen=True)
-class GridSearch:
-    """A grid for each of several scales."""
-
-    out_dir: Path
-    grids: Sequence[Grid]
-
-    @property
-    def runs(self) -> list[StudyRun]:
-        """Of all grids."""
-        return [run for grid in self.grids for run in grid.runs]
-
-    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Write each grid's table, picture and winner, and print them."""
-        for grid in self.grids:
-            _conclude(grid, outcomes)
-
-
 def plan(
     make: Callable[..., RunSpec],
     targets: Sequence[str],
@@ -77,7 +60,7 @@ def plan(
     seeds: Sequence[int],
     train: TrainArgs,
     out_dir: Path,
-) -> GridSearch:
+) -> Study:
     """A grid for each target, several of them in folders of their own; see ``warmstart_grid_search`` for the arguments.
 
     Args:
@@ -108,7 +91,12 @@ def plan(
             f"Grid search at {single.config.name}: {len(lrs)} learning rates x {len(batch_sizes)} batch sizes x"
             f" {len(seeds)} seeds, {budget:,} tokens each"
         )
-    return GridSearch(out_dir, grids)
+
+    def conclude_all(outcomes: Mapping[str, Outcome]) -> None:
+        for grid in grids:
+            conclude(grid, outcomes)
+
+    return Study(out_dir, [run for grid in grids for run in grid.runs], conclude_all)
 
 
 def equal_budget(single: RunSpec, batch_sizes: Sequence[int]) -> int:
@@ -149,7 +137,7 @@ def mean_losses(rows: pandas.DataFrame) -> pandas.DataFrame:
     Args:
         rows: As :func:`results` makes them, or as text.
     """
-    typed = rows.astype({"lr": float, "batch_size": int, "val_loss": float})
+    typed: Any = rows.astype({"lr": float, "batch_size": int, "val_loss": float})
     typed["val_loss"] = typed["val_loss"].where(rows["status"] == "finished")
     return typed.groupby(["lr", "batch_size"])["val_loss"].agg(lambda seeds: seeds.mean(skipna=False)).unstack()
 
@@ -160,7 +148,7 @@ def winner(losses: pandas.DataFrame) -> Cell:
     Raises:
         UserError: All diverged.
     """
-    good = losses.stack().dropna()
+    good: Any = losses.stack().dropna()
     if good.empty:
         raise UserError("every cell of the grid diverged: give smaller learning rates in --lrs")
     return good.idxmin()
@@ -220,7 +208,8 @@ def write_winner(grid: Grid, losses: pandas.DataFrame, best: Cell) -> None:
         replace(record, training={**record.training, "grid_search": searched}).save(partial / RECORD)
 
 
-def _conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
+def conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
+    """Write a grid's table, picture and winner, and print them."""
     rows = results(grid.runs, outcomes)
     write_csv(grid.folder / RESULTS, rows)
     losses = mean_losses(rows)
@@ -259,7 +248,7 @@ def section(runs: Runs) -> Section | None:
     tables: list[pandas.DataFrame] = []
 
     def part(name: str, folder: Path, number: int) -> Section:
-        rows = read_table(folder / RESULTS)
+        rows: Any = read_table(folder / RESULTS)
         losses = mean_losses(rows)
         best = winner(losses)
         tokens = rows["tokens"][rows["status"] == "finished"].astype(int).max()

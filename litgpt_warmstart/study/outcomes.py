@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,18 @@ class Outcome:
         if self.status != "finished":
             return f"{self.status}: {self.reason}"
         return f"validation loss {self.val_loss:.4f}" if self.val_loss is not None else "finished"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A list of runs, and what is made of them."""
+
+    out_dir: Path
+    """Where its results go."""
+    runs: Sequence[StudyRun]
+    """With different names and folders, each after those that it needs."""
+    conclude: Callable[[Mapping[str, Outcome]], None]
+    """Writes and prints what came of the runs, given their outcomes by name."""
 
 
 def write_outcome(run: StudyRun, status: Status, reason: str | None = None) -> Outcome:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, prepare_data
@@ -22,25 +21,7 @@ from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.study import StudyArgs
 from litgpt_warmstart.study.cost import costs, start_afresh, told_costs
 from litgpt_warmstart.study.folder import study_folder
-from litgpt_warmstart.study.outcomes import Outcome, StudyRun, read_outcome, write_outcome
-
-
-class Study(Protocol):
-    """A list of runs, and what is made of them."""
-
-    @property
-    def out_dir(self) -> Path:
-        """Where its results go."""
-        ...
-
-    @property
-    def runs(self) -> Sequence[StudyRun]:
-        """With different names and folders, each after those that it needs."""
-        ...
-
-    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Write and print what came of the runs, given their outcomes by name."""
-        ...
+from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, read_outcome, write_outcome
 
 
 def conduct(study: Study, args: StudyArgs) -> None:

@@ -10,6 +10,7 @@ and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds,
 import math
 from collections.abc import Sequence
 from statistics import linear_regression
+from typing import Any
 
 import numpy as np
 import pandas
@@ -30,7 +31,8 @@ def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
         where an L1 is not finite; its standard error, NaN for one seed; and the verdict.
     """
     found = []
-    for (module, *way), rows in at_the_end(coordinates).groupby(["module", *WAY], sort=False, dropna=False):
+    layers: Any = at_the_end(coordinates).groupby(["module", *WAY], sort=False, dropna=False)
+    for (module, *way), rows in layers:
         slopes = pandas.Series([fit_slope(seed["width"], seed["l1"]) for _, seed in rows.groupby("seed", sort=False)])
         slope, error = slopes.mean(skipna=False), slopes.sem(skipna=False)
         found.append((module, *way, slope, error, verdict(slope)))
@@ -57,7 +59,7 @@ def worst(verdicts: Sequence[str] | pandas.Series) -> str:
     return next(verdict for verdict in ("diverges", "grows", "ok") if verdict in set(verdicts))
 
 
-def at_the_end(coordinates: pandas.DataFrame) -> pandas.DataFrame:
+def at_the_end(coordinates: Any) -> pandas.DataFrame:
     """The rows of the last step."""
     return coordinates[coordinates["t"] == coordinates["t"].max()]
 

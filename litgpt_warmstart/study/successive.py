@@ -5,6 +5,7 @@ Figures 6 and 11 of arXiv 2411.07340. Compute is counted as Hoffmann et al. do, 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,32 +26,34 @@ from litgpt_warmstart.run.plan import base_figures
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import as_text, check_results
-from litgpt_warmstart.study.outcomes import Outcome, StudyRun, warmstarted
+from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, warmstarted
 
 TABLE, PICTURE = "successive.csv", "successive.png"
 SCRATCH = "scratch"
+METRICS = ["step", "tokens", "loss", "val_loss", "learning_rate"]
+COLUMNS = ("step", "tokens", "lineage_tokens", "lineage_flops", "loss", "val_loss", "learning_rate")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The curve of a run, counted from the beginning of its lineage as far as that is known."""
+    """A run, counted from the beginning of its lineage as far as that is known."""
 
     name: str
     record: Record
-    tokens: int
-    """Of its lineage, at its last step."""
     flops_before: float
     """Of its lineage, at its first step, by Hoffmann et al.'s count."""
     flops: float
     """At its last one."""
+    tokens: int
+    """Of its lineage, at its last step."""
     known: bool
     """Whether every checkpoint of the lineage has told."""
-    rows: list[dict[str, Any]]
-    """metrics.csv's, with ``lineage_tokens`` and ``lineage_flops``; none for a base whose file is not at hand."""
+    rows: pandas.DataFrame
+    """metrics.csv's, with :data:`COLUMNS`; none for a base whose file is not at hand."""
 
-    def curve(self, column: str) -> pandas.Series:
+    def curve(self, column: str) -> Any:
         """A column by Hoffmann FLOPs of the lineage."""
-        return pandas.Series({row["lineage_flops"]: row[column] for row in self.rows if column in row}, dtype=float)
+        return self.rows.set_index("lineage_flops")[column].dropna()
 
     @property
     def val_losses(self) -> list[float]:
@@ -58,37 +61,28 @@ class Stage:
         return self.curve("val_loss").tolist()
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The stages in their order, and the last one from scratch beside them."""
-
-    out_dir: Path
-    runs: Sequence[StudyRun]
-    start: Header | None
-    """The checkpoint that the first stage grows from."""
-
-    def conclude(self, outcomes: Mapping[str, Outcome]) -> None:
-        """Write the table and the picture, and print how the chain ended beside the run from scratch."""
-        grown = [run for run in self.runs if run.name != SCRATCH]
-        for run in grown:
-            if outcomes[run.name].status != "finished":
-                raise UserError(f"{run.name} {outcomes[run.name].in_words}")
-        stages = []
-        if self.start and self.start.record and self.start.record.training:
-            stages.append(stage("base", self.start.path))
-        for run in grown:
-            stages.append(stage(run.name, run.spec.out_dir / "final", stages[-1] if stages else None))
-        chain = stages[-1]
-        if SCRATCH in outcomes and outcomes[SCRATCH].status == "finished":
-            stages.append(stage(SCRATCH, self.out_dir / SCRATCH / "final"))
-        write_csv(self.out_dir / TABLE, results(stages))
-        write_whole(self.out_dir / PICTURE, picture(stages).png)
-        print(f"\n{as_text(table(stages))}")
-        if stages[-1] is not chain:
-            print(f"\n{verdict(chain, stages[-1])}")
-        elif SCRATCH in outcomes:
-            print("\nThe run from scratch diverged.")
-        print(f"Wrote {TABLE} and {PICTURE} to {str(self.out_dir)!r}")
+def conclude(runs: Sequence[StudyRun], start: Header | None, out_dir: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Write the table and the picture, and print how the chain ended beside the run from scratch."""
+    grown = [run for run in runs if run.name != SCRATCH]
+    for run in grown:
+        if outcomes[run.name].status != "finished":
+            raise UserError(f"{run.name} {outcomes[run.name].in_words}")
+    stages = [stage("base", start.path)] if start and start.record and start.record.training else []
+    for run in grown:
+        stages.append(stage(run.name, run.spec.out_dir / "final", stages[-1] if stages else None))
+    chain = stages[-1]
+    if SCRATCH in outcomes and outcomes[SCRATCH].status == "finished":
+        stages.append(stage(SCRATCH, out_dir / SCRATCH / "final"))
+    write_csv(
+        out_dir / TABLE, pandas.concat([each.rows.assign(stage=each.name) for each in stages])[["stage", *COLUMNS]]
+    )
+    write_whole(out_dir / PICTURE, picture(stages).png)
+    print(f"\n{as_text(table(stages))}")
+    if stages[-1] is not chain:
+        print(f"\n{verdict(chain, stages[-1])}")
+    elif SCRATCH in outcomes:
+        print("\nThe run from scratch diverged.")
+    print(f"Wrote {TABLE} and {PICTURE} to {str(out_dir)!r}")
 
 
 def plan(
@@ -101,7 +95,7 @@ def plan(
     scratch: bool,
     train: TrainArgs,
     out_dir: Path,
-) -> Chain:
+) -> Study:
     """The runs of a chain, and of the last scale from scratch; see ``warmstart_successive`` for the arguments.
 
     Args:
@@ -133,7 +127,7 @@ def plan(
         spec = from_scratch(scales[-1], SCRATCH, int(flops / flops_per_token(specs[-1])))
         runs.append(StudyRun(SCRATCH, spec, data_after=start.path if start else None))
     print(f"Successive warmstart {' -> '.join(scales)}: {len(runs)} runs in {str(out_dir)!r}")
-    return Chain(out_dir, runs, start)
+    return Study(out_dir, runs, partial(conclude, runs, start, out_dir))
 
 
 def check_order(configs: Sequence[Config], growth: Growth) -> None:
@@ -192,19 +186,12 @@ def stage(name: str, checkpoint_dir: Path, previous: Stage | None = None) -> Sta
     tokens, flops = (previous.tokens, previous.flops) if previous else (0, 0.0)
     if whole.tokens is not None and whole.hoffmann_flops is not None:
         tokens, flops = whole.tokens - record.tokens, whole.hoffmann_flops - record.tokens * per_token
-    rows = []
-    for row in read_metrics(checkpoint_dir.parent / FILE_NAME):
-        if row["step"] <= record.step_count:
-            own = int(row["tokens"])
-            rows.append({**row, "lineage_tokens": tokens + own, "lineage_flops": flops + own * per_token})
-    return Stage(name, record, tokens + record.tokens, flops, flops + record.tokens * per_token, known, rows)
-
-
-def results(stages: Sequence[Stage]) -> pandas.DataFrame:
-    """Each stage's rows of metrics, with tokens and FLOPs of the whole lineage."""
-    columns = ["stage", "step", "tokens", "lineage_tokens", "lineage_flops", "loss", "val_loss", "learning_rate"]
-    rows = [{"stage": stage.name, **row} for stage in stages for row in stage.rows]
-    return pandas.DataFrame(rows, columns=columns).astype({"step": int, "tokens": int})
+    rows = pandas.DataFrame(read_metrics(checkpoint_dir.parent / FILE_NAME), columns=METRICS)
+    rows = rows[rows["step"] <= record.step_count].astype({"step": int, "tokens": int})
+    rows = rows.assign(lineage_tokens=tokens + rows["tokens"], lineage_flops=flops + rows["tokens"] * per_token)
+    return Stage(
+        name, record, flops, flops + record.tokens * per_token, tokens + record.tokens, known, rows[list(COLUMNS)]
+    )
 
 
 def table(stages: Sequence[Stage]) -> pandas.DataFrame:
