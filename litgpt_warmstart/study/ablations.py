@@ -59,14 +59,8 @@ class Arm:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Arm":
-        """The arm with these options, as YAML has them; what is left out is as by default.
-
-        Raises:
-            UserError: One has a value that it cannot have.
-        """
-        typed: dict[str, Any] = {}
-        for name, value in options.items():
-            typed[name] = float(value) if isinstance(DEFAULTS[name], float) else str(value)
+        """The arm with these options, as YAML has them; what is left out is as by default."""
+        typed: dict[str, Any] = {name: type(DEFAULTS[name])(value) for name, value in options.items()}
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
         if not growth.shrink:  # nothing is left of the base to align, and no gain
             growth = Growth(shrink=0.0, perturb=growth.perturb)
@@ -153,18 +147,6 @@ def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     return ", ".join(shared), [", ".join(parts) for parts in own]
 
 
-@dataclass(frozen=True)
-class Source:
-    """What arms grow from, trained already or by a run of this study."""
-
-    path: Path
-    config: Config
-    tuned_at: str
-    """Where its learning rate was tuned, as ``--mup_base`` takes it."""
-    after: tuple[str, ...] = ()
-    """The run that trains it."""
-
-
 def conclude(
     runs: Sequence[StudyRun], arms: Sequence[Arm], out_dir: Path, name: str, outcomes: Mapping[str, Outcome]
 ) -> None:
@@ -200,9 +182,6 @@ def plan(
         make: Resolves a run from scratch, with changes to what the user asked for.
         arms: Runs from scratch are among them.
         bases: ``seed``, ``tokens_per_param`` and ``schedule`` of bases that are trained.
-
-    Raises:
-        UserError: A run cannot be, or something of a user's stands where results go.
     """
     check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
 
@@ -219,32 +198,33 @@ def plan(
         )
 
     runs: list[StudyRun] = []
-    sources: dict[str, Source] = {}
+    sources: dict[str, tuple[Path, Config, str]] = {}  # checkpoint, model, and where its learning rate was tuned
     for model in dict.fromkeys(arm.base for arm in arms):
         if extend_checkpoint_dir(Path(model)).is_dir():
             header = read_base(Path(model))
-            sources[model] = Source(header.path, header.config, str(header.path))
+            sources[model] = header.path, header.config, str(header.path)
             continue
         folder = f"base-{short_name(model)}"
         arm = Arm(model, model, tokens_per_param=bases["tokens_per_param"], schedule=bases["schedule"])
         spec = from_scratch(arm, folder, bases["seed"], model)
-        sources[model] = Source(spec.out_dir / "final", spec.config, model, (folder,))
+        sources[model] = spec.out_dir / "final", spec.config, model
         runs.append(StudyRun(folder, spec))
     trained = ""
     if runs:
         budget = f"{bases['tokens_per_param']:g} tokens per parameter"
         trained = f"; bases are trained on {budget} (--base_tokens_per_param)"
     for arm, seed in itertools.product(arms, seeds):
-        source = sources[arm.base]
+        source, config, tuned_at = sources[arm.base]
         folder = f"{arm.name}-seed-{seed}"
-        spec = from_scratch(arm, folder, seed, source.tuned_at)
-        check_growable(source.config, spec.config)
-        resolve_alignment(source.config, spec.config, arm.growth.alignment)
+        spec = from_scratch(arm, folder, seed, tuned_at)
+        check_growable(config, spec.config)
+        resolve_alignment(config, spec.config, arm.growth.alignment)
         if arm.growth.from_scratch:  # its --config file reads on after the base, too
-            spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source.path)})
+            spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source)})
         else:
-            spec = warmstarted(spec, source.path, arm.growth)
-        runs.append(StudyRun(folder, spec, arm.options | {"seed": seed}, source.after, source.path))
+            spec = warmstarted(spec, source, arm.growth)
+        after = tuple(run.name for run in runs if run.spec.out_dir / "final" == source)
+        runs.append(StudyRun(folder, spec, arm.options | {"seed": seed}, after, source))
     print(
         f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
@@ -253,11 +233,7 @@ def plan(
 
 
 def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
-    """The optimizer with an arm's weight decay; as it is for 0, its default here.
-
-    Raises:
-        UserError: The optimizer brings one of its own.
-    """
+    """The optimizer with an arm's weight decay; as it is for 0, its default here. A UserError if it has its own."""
     path, init_args = named(optimizer)
     if "weight_decay" in init_args:
         raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")

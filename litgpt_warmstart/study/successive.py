@@ -73,9 +73,8 @@ def conclude(runs: Sequence[StudyRun], start: Header | None, out_dir: Path, outc
     chain = stages[-1]
     if SCRATCH in outcomes and outcomes[SCRATCH].status == "finished":
         stages.append(stage(SCRATCH, out_dir / SCRATCH / "final"))
-    write_csv(
-        out_dir / TABLE, pandas.concat([each.rows.assign(stage=each.name) for each in stages])[["stage", *COLUMNS]]
-    )
+    rows: Any = pandas.concat([each.rows.assign(stage=each.name) for each in stages])
+    write_csv(out_dir / TABLE, rows[["stage", *COLUMNS]])
     write_whole(out_dir / PICTURE, picture(stages).png)
     print(f"\n{as_text(table(stages))}")
     if stages[-1] is not chain:
@@ -186,7 +185,7 @@ def stage(name: str, checkpoint_dir: Path, previous: Stage | None = None) -> Sta
     tokens, flops = (previous.tokens, previous.flops) if previous else (0, 0.0)
     if whole.tokens is not None and whole.hoffmann_flops is not None:
         tokens, flops = whole.tokens - record.tokens, whole.hoffmann_flops - record.tokens * per_token
-    rows = pandas.DataFrame(read_metrics(checkpoint_dir.parent / FILE_NAME), columns=METRICS)
+    rows: Any = pandas.DataFrame(read_metrics(checkpoint_dir.parent / FILE_NAME), columns=METRICS)
     rows = rows[rows["step"] <= record.step_count].astype({"step": int, "tokens": int})
     rows = rows.assign(lineage_tokens=tokens + rows["tokens"], lineage_flops=flops + rows["tokens"] * per_token)
     return Stage(
