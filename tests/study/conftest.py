@@ -18,7 +18,7 @@ def make_spec(tiny, stdlib_path, tmp_path):
         own = dict(target=tiny[16], parametrization="mup", initial_checkpoint_dir=None)
         args = RunArgs(
             lr=lr, seed=seed, train=train, data=data, precision="32-true", compile=False, logger_name="csv",
-            eval=EvalArgs(max_iters=4), resume="auto", **changes,
+            eval=EvalArgs(interval=100, max_iters=4), resume="auto", **changes,
         )  # fmt: skip
         return resolve("warmstart_scratch", tiny[16], None, None, "mup", tmp_path / "runs" / folder, args, own)
 

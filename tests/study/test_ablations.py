@@ -135,31 +135,39 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     assert "-; 1 diverged; 1 skipped" in text
 
 
-@pytest.fixture
-def ablate(tiny, stdlib_path, tmp_path):
-    def run(**changes: object) -> None:
+ARMS = [dict(shrink=[0.4]), dict(weight_decay=0.1, schedule="wsd")]
+EVAL = EvalArgs(interval=100, max_iters=4)
+
+
+@pytest.fixture(scope="module")
+def ablate(tiny, stdlib_path, tmp_path_factory):
+    """Carries out ARMS over two seeds, or what is changed of that, in one folder, which it gives."""
+
+    def run(**changes: object) -> Path:
         settings = dict(
-            base=tiny[16], target=tiny[48], seeds="1,2",
-            arms=[dict(shrink=[0.4]), dict(weight_decay=0.1, schedule="wsd")],
-            base_tokens_per_param=0.01, tokens_per_param=0.01, out_dir=tmp_path / "study", lr=0.02,
-            train=TrainArgs(global_batch_size=8, micro_batch_size=4), data=StdlibText(stdlib_path), precision="32-true",
-            compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+            base=tiny[16], target=tiny[48], seeds="1,2", arms=ARMS, base_tokens_per_param=0.01, tokens_per_param=0.01,
+            out_dir=tmp_path_factory.getbasetemp() / "ablations", lr=0.02, data=StdlibText(stdlib_path),
+            train=TrainArgs(global_batch_size=8, micro_batch_size=4, lr_warmup_steps=2, cooldown_steps=2),
+            precision="32-true", compile=False, logger_name="csv", eval=EVAL,
         )  # fmt: skip
         warmstart_ablations.setup(**(settings | changes))
+        return Path(str((settings | changes)["out_dir"]))
 
     return run
 
 
-def read(folder: Path) -> list[dict]:
-    with (folder / "ablations.csv").open() as file:
+@pytest.fixture(scope="module")
+def study(ablate) -> Path:
+    return ablate()
+
+
+def read(folder: Path, name: str = "ablations") -> list[dict]:
+    with (folder / f"{name}.csv").open() as file:
         return list(csv.DictReader(file))
 
 
-def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(
-    ablate, tiny, stdlib_path, tmp_path, capsys
-):
-    ablate()
-    rows, study = read(tmp_path / "study"), tmp_path / "study"
+def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(study):
+    rows = read(study)
     assert len(rows) == 4 * 2 and {row["status"] for row in rows} == {"finished"}
     runs = {(float(row["shrink"]), row["schedule"], row["seed"]): row for row in rows}
     for row in rows:
@@ -172,39 +180,44 @@ def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(
     assert records[0.4, "wsd", "2"].training["schedule"]["name"] == "wsd"
     assert records[0.4, "constant", "1"].growth.seed == 1
     assert (study / "ablations.png").stat().st_size > 10_000
-    # The scratch arm is the run that warmstart_scratch makes.
+
+
+def test_the_scratch_arm_is_the_run_that_warmstart_scratch_makes(study, tiny, stdlib_path, tmp_path):
+    (own,) = (row["run"] for row in read(study)
+              if (row["shrink"], row["schedule"], row["seed"]) == ("0.0", "constant", "2"))  # fmt: skip
     warmstart_scratch.setup(
         target=tiny[48], mup_base=str(study / "runs" / "base-neox-16" / "final"), seed=2, tokens_per_param=0.01,
-        out_dir=tmp_path / "alone", precision="32-true", compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+        out_dir=tmp_path, precision="32-true", compile=False, logger_name="csv", eval=EVAL,
         train=TrainArgs(global_batch_size=8, micro_batch_size=4), data=StdlibText(stdlib_path),
     )  # fmt: skip
-    assert_same_weights(tmp_path / "alone/final", study / "runs" / runs[0.0, "constant", "2"]["run"] / "final")
+    assert_same_weights(tmp_path / "final", study / "runs" / own / "final")
 
     # And its own --config file makes it again, on the same batches.
-    given = yaml.safe_load((tmp_path / "alone/final/hyperparameters.yaml").read_text())
-    written = study / "runs" / runs[0.0, "constant", "2"]["run"] / "final" / "hyperparameters.yaml"
+    given = yaml.safe_load((tmp_path / "final/hyperparameters.yaml").read_text())
+    written = study / "runs" / own / "final" / "hyperparameters.yaml"
     assert {k for k, v in yaml.safe_load(written.read_text()).items() if v != given[k]} <= {"out_dir", "tokenizer_dir"}
 
-    capsys.readouterr()
-    ablate(seeds=[1, 2], arms=[dict(shrink=[0.4, 1.0])])
+
+def test_a_finished_study_goes_on_with_more_arms(study, ablate, capsys):
+    ablate(seeds=[1, 2], arms=[dict(shrink=[0.4, 1.0])], name="more")
     out = capsys.readouterr().out
     assert "5 of 7 runs have ended before" in out and "shrink 1 " in out
 
 
 def test_a_base_may_be_a_checkpoint(ablate, base, tmp_path, monkeypatch):
-    ablate(base=str(base), seeds=3, arms=[dict(shrink=0.4)], lr=None)
-    record = read_header(tmp_path / "study" / "runs" / read(tmp_path / "study")[1]["run"] / "final").record
+    given = dict(out_dir=tmp_path, arms=[dict(shrink=0.4)], lr=None)
+    ablate(base=str(base), seeds=3, **given)
+    record = read_header(tmp_path / "runs" / read(tmp_path)[1]["run"] / "final").record
     assert record.lineage[0].path == str(base) and record.base_lr == 0.02
     monkeypatch.chdir(base.parent.parent)
-    ablate(base=os.path.relpath(base), seeds=[3, 4], arms=[dict(shrink=0.4)], lr=None)  # the same one
-    assert len(read(tmp_path / "study")) == 4
+    ablate(base=os.path.relpath(base), seeds=[3, 4], **given)  # the same one
+    assert len(read(tmp_path)) == 4
 
 
-def test_schedules_with_options_stand_beside_constant(ablate, tmp_path):
-    train = TrainArgs(global_batch_size=8, micro_batch_size=4, lr_warmup_steps=2, cooldown_steps=2)
-    ablate(arms=[dict(schedule=["constant", "warmup", "wsd"])], seeds=1, train=train)
-    told = {row["schedule"]: read_header(tmp_path / "study" / "runs" / row["run"] / "final").record.training["schedule"]
-            for row in read(tmp_path / "study")}  # fmt: skip
+def test_schedules_with_options_stand_beside_constant(study, ablate):
+    ablate(arms=[dict(schedule=["constant", "warmup"])], seeds=1, name="schedules")
+    told = {row["schedule"]: read_header(study / "runs" / row["run"] / "final").record.training["schedule"]
+            for row in (*read(study), *read(study, "schedules"))}  # fmt: skip
     assert {name: (s.get("warmup_steps", 0), len(s.get("cooldowns", ()))) for name, s in told.items()} == {
         "constant": (0, 0), "warmup": (2, 0), "wsd": (2, 1)
     }  # fmt: skip
@@ -224,6 +237,6 @@ def test_schedules_with_options_stand_beside_constant(ablate, tmp_path):
 )
 def test_what_a_study_cannot_do_is_one_line(ablate, tmp_path, capsys, changes, told):
     with pytest.raises(SystemExit) as stopped:
-        ablate(**(dict(tokens_per_param=1.0, base_tokens_per_param=1.0) | changes))
+        ablate(**(dict(out_dir=tmp_path, tokens_per_param=1.0, base_tokens_per_param=1.0) | changes))
     err = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 1 and len(err) == 1 and told in err[0]

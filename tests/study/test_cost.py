@@ -14,7 +14,7 @@ from litgpt_warmstart.study.runner import carry_out
 @pytest.fixture
 def settings(stdlib_path, tmp_path):
     return dict(out_dir=tmp_path / "study", data=StdlibText(stdlib_path), precision="32-true", compile=False, lr=0.02,
-                logger_name="csv", eval=EvalArgs(max_iters=4))  # fmt: skip
+                logger_name="csv", eval=EvalArgs(interval=100, max_iters=4))  # fmt: skip
 
 
 def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):

@@ -46,7 +46,7 @@ def search(tiny, stdlib_path, tmp_path):
         settings = dict(
             target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1, out_dir=tmp_path / "grid",
             train=TrainArgs(max_tokens=1700, micro_batch_size=2), data=StdlibText(stdlib_path), precision="32-true",
-            compile=False, logger_name="csv", eval=EvalArgs(max_iters=4),
+            compile=False, logger_name="csv", eval=EvalArgs(interval=100, max_iters=4),
         )  # fmt: skip
         warmstart_grid_search.setup(**(settings | changes))
 

@@ -166,7 +166,7 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
     pytest.importorskip("ray")
 
     def runs(where: str) -> list[StudyRun]:
-        first = StudyRun("first", make_spec(f"{where}-first", max_steps=80, save_interval=5))
+        first = StudyRun("first", make_spec(f"{where}-first", max_steps=40, save_interval=5))
         grown = make_spec(f"{where}-second")
         source = first.spec.out_dir / "final"
         second = StudyRun(
