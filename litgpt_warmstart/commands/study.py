@@ -24,9 +24,6 @@ def as_list(
         option: For messages.
         once: Leave out repeated ones.
         words: For messages, what elements are. Default: values of that kind.
-
-    Raises:
-        UserError: There is none, or one is of another kind.
     """
     if isinstance(value, str):
         parts: Sequence[object] = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]

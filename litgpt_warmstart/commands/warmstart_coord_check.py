@@ -70,8 +70,9 @@ def setup(
     """
     from litgpt_warmstart.study import coord_check
 
-    for option, value in (("steps", steps), ("num_seeds", num_seeds), ("batch_size", batch_size)):
-        _check_positive(option, value)
+    for option, value in dict(steps=steps, num_seeds=num_seeds, batch_size=batch_size, block_size=block_size).items():
+        if value is not None and value < 1:
+            raise UserError(f"--{option} must be above 0, got {value}")
     if num_seeds > MOST_SEEDS:
         raise UserError(f"--num_seeds {num_seeds:,} is above {MOST_SEEDS:,}")
     check_seeds("seed", seed, seed + num_seeds - 1)
@@ -84,14 +85,11 @@ def setup(
     ways = coord_check.ways(asked, growths, start is not None)
     if widths is not None and scales is not None:
         raise UserError("--widths and --scales exclude each other: leave one out")
-    configs = coord_check.models(
-        config,
-        as_list(widths, int, "--widths") if widths is not None else None,
-        as_list(scales, str, "--scales") if scales is not None else None,
-    )
+    width_list = as_list(widths, int, "--widths") if widths is not None else None
+    scale_list = as_list(scales, str, "--scales") if scales is not None else None
+    configs = coord_check.models(config, width_list, scale_list)
     longest = min(each.block_size for each in configs)
     block_size = min(DEFAULT_BLOCK_SIZE, longest) if block_size is None else block_size
-    _check_positive("block_size", block_size)
     if block_size > longest:
         raise UserError(f"--block_size {block_size} is above the models' {longest}")
 
@@ -111,16 +109,10 @@ def setup(
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: SP and muP alone")
     arguments = dict(
-        base=start and str(start.path), target=target, widths=None if scales else [each.n_embd for each in configs],
-        scales=as_list(scales, str, "--scales") if scales else None,
-        parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
+        base=start and str(start.path), target=target, widths=None if scale_list else [each.n_embd for each in configs],
+        scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
         **growth.options | {"shrink": [each.shrink for each in growths]}, lr=spec.base_lr, steps=steps,
         num_seeds=num_seeds, seed=seed, data=spec.hyperparameters["data"], batch_size=batch_size,
         block_size=block_size, tokenizer_dir=spec.hyperparameters["tokenizer_dir"], out_dir=str(spec.out_dir),
     )  # fmt: skip
     coord_check.conduct(check, spec, arguments)
-
-
-def _check_positive(option: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"--{option} must be above 0, got {value}")

@@ -102,9 +102,6 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
     Args:
         arms: Options of an :class:`Arm` with a value or a list of values; those left out have their default.
         defaults: For options that an arm leaves out; lists, too.
-
-    Raises:
-        UserError: An unknown option, or a value that it cannot have.
     """
     expanded: dict[Arm, None] = {}
     for arm in arms:

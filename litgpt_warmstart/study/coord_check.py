@@ -79,11 +79,7 @@ class CoordCheck:
 
 
 def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool) -> tuple[Way, ...]:
-    """The ways with these names, all that can be where none are given; SP and muP first, then each growth.
-
-    Raises:
-        UserError: One is unknown, or needs a base.
-    """
+    """The ways with these names, all that can be where none are given; SP and muP first, then each growth."""
     known = get_args(WayName)
     names = names or (known if based else known[:2])
     for name in names:
@@ -99,9 +95,6 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
     """The models with these widths or, by name or config file, of these scales, narrowest first.
 
     Without both they have :data:`DEFAULT_MULTIPLES` of the width of ``config``, which each of them must be grown from.
-
-    Raises:
-        UserError: Fewer than two, not in order, or one that the narrowest cannot grow into.
     """
     option, given, configs = "widths", list(widths or (config.n_embd * multiple for multiple in DEFAULT_MULTIPLES)), []
     if scales is not None:
@@ -124,11 +117,7 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
 
 
 def widened(config: Config, n_embd: int) -> Config:
-    """The same model with another n_embd: as many more heads and MLP channels, each head as large as before.
-
-    Raises:
-        UserError: Heads or channels would not come out whole.
-    """
+    """The same model with another n_embd: as many more heads and MLP channels, each head as large as before."""
     counts = {name: getattr(config, name) for name in ("n_head", "n_query_groups", "intermediate_size")}
     step = config.n_embd // math.gcd(config.n_embd, *counts.values())
     if n_embd % step or n_embd <= 0:
@@ -141,12 +130,7 @@ def widened(config: Config, n_embd: int) -> Config:
 
 
 def plan(check: CoordCheck, start: Header | None) -> CoordCheck:
-    """The check with the source of its warmstarts, which can be grown.
-
-    Raises:
-        UserError: Attention's rows do not fit into a model, or a perturbation would repeat the numbers that the base
-            was initialized with.
-    """
+    """The check with the source of its warmstarts, which can be grown."""
     growths = [way.growth for way in check.ways if way.growth]
     if not growths or start is None:
         return check
@@ -229,9 +213,6 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
         A row for each layer, width, forward pass ``t`` (from 1, which is before the first update), seed and way, with
         ``l1``, the mean absolute output over batch, tokens and channels. The first columns are named as
         ``mup.coord_check.plot_coord_data`` takes them.
-
-    Raises:
-        UserError: The GPU's memory does not hold a width.
     """
     frames = []
     for way in check.ways:

@@ -42,9 +42,6 @@ def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
     Args:
         runs: Those that have an outcome take nothing.
         measured: Whether to build each model and time a few steps of it.
-
-    Raises:
-        UserError: A model does not fit into the device's memory.
     """
     groups: dict[tuple[int, int, str, int], list[StudyRun]] = {}
     for run in runs:

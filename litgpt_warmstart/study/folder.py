@@ -44,11 +44,7 @@ def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
 
 @contextmanager
 def study_folder(out_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a study's folder; one that was made for nothing goes again.
-
-    Raises:
-        UserError: One is there already, or the folder cannot be written.
-    """
+    """Keep other processes out of a study's folder; one that was made for nothing goes again."""
     check_writable(out_dir)
     made = not out_dir.exists()
     try:
@@ -65,12 +61,7 @@ def study_folder(out_dir: Path) -> Iterator[None]:
 
 
 def read_table(path: Path) -> pandas.DataFrame:
-    """A study's results, every cell as text.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is no such table.
-    """
+    """A study's results, every cell as text."""
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("a row has more or fewer columns than the others")

@@ -4,7 +4,8 @@ import itertools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +37,6 @@ Cell = tuple[float, int]
 """A learning rate and a batch size."""
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The cells of one scale, over seeds."""
-
-    folder: Path
-    budget: int
-    """Tokens that each run is trained on."""
-    runs: Sequence[StudyRun]
-    """Each with factors ``lr``, ``batch_size`` and ``seed``."""
-
-    @property
-    def config(self) -> Config:
-        """The scale's."""
-        return self.runs[0].spec.config
-
-
 def plan(
     make: Callable[..., RunSpec],
     targets: Sequence[str],
@@ -65,12 +50,8 @@ def plan(
 
     Args:
         make: Resolves a run from scratch, with changes to what the user asked for.
-
-    Raises:
-        UserError: A run cannot be, no budget has whole steps of every batch size, or something of a user's stands where
-            results go.
     """
-    grids = []
+    grids: list[Study] = []
     for target in targets:
         scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
         folder = out_dir / scale
@@ -86,7 +67,7 @@ def plan(
             name = f"lr-{lr!r}-batch-{batch_size}-seed-{seed}"
             spec = cell(name, lr, seed, global_batch_size=batch_size, max_tokens=budget)
             runs.append(StudyRun(scale + name, spec, dict(lr=lr, batch_size=batch_size, seed=seed)))
-        grids.append(Grid(folder, budget, runs))
+        grids.append(Study(folder, runs, partial(conclude, folder, runs, budget)))
         print(
             f"Grid search at {single.config.name}: {len(lrs)} learning rates x {len(batch_sizes)} batch sizes x"
             f" {len(seeds)} seeds, {budget:,} tokens each"
@@ -94,21 +75,13 @@ def plan(
 
     def conclude_all(outcomes: Mapping[str, Outcome]) -> None:
         for grid in grids:
-            conclude(grid, outcomes)
+            grid.conclude(outcomes)
 
     return Study(out_dir, [run for grid in grids for run in grid.runs], conclude_all)
 
 
 def equal_budget(single: RunSpec, batch_sizes: Sequence[int]) -> int:
-    """The largest budget, in tokens, that is whole steps of every batch size.
-
-    Args:
-        single: The run in steps of one sequence.
-        batch_sizes: Sequences per step.
-
-    Raises:
-        UserError: There is none within the run's.
-    """
+    """The largest budget in tokens, within that of a run in steps of one sequence, of whole steps of every size."""
     step = math.lcm(*batch_sizes) * single.block_size
     tokens = single.max_steps * single.block_size
     if tokens < step:
@@ -143,11 +116,7 @@ def mean_losses(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def winner(losses: pandas.DataFrame) -> Cell:
-    """The cell with the lowest mean validation loss.
-
-    Raises:
-        UserError: All diverged.
-    """
+    """The cell with the lowest mean validation loss."""
     good: Any = losses.stack().dropna()
     if good.empty:
         raise UserError("every cell of the grid diverged: give smaller learning rates in --lrs")
@@ -186,12 +155,12 @@ def better_before(val_loss: float, tokens: int, folder: Path) -> str | None:
     )
 
 
-def write_winner(grid: Grid, losses: pandas.DataFrame, best: Cell) -> None:
+def write_winner(folder: Path, runs: Sequence[StudyRun], losses: pandas.DataFrame, best: Cell) -> None:
     """Copy the winner's checkpoint to ``best``/, its record telling of the grid.
 
     Of several seeds the first one's: the best one's loss would be better than what its settings promise.
     """
-    seeds = [run for run in grid.runs if (run.factors["lr"], run.factors["batch_size"]) == best]
+    seeds = [run for run in runs if (run.factors["lr"], run.factors["batch_size"]) == best]
     source = seeds[0].spec.out_dir / "final"
     record = Record.load(source / RECORD)
     searched = {
@@ -201,24 +170,25 @@ def write_winner(grid: Grid, losses: pandas.DataFrame, best: Cell) -> None:
         "val_loss": float(losses.loc[best]),
         "run": seeds[0].name,
     }
-    with atomic_folder(grid.folder / BEST, foreign_entries) as partial:
+    with atomic_folder(folder / BEST, foreign_entries) as partial:
         for name in FILES:
             if (source / name).is_file():
                 shutil.copy(source / name, partial)
         replace(record, training={**record.training, "grid_search": searched}).save(partial / RECORD)
 
 
-def conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
+def conclude(folder: Path, runs: Sequence[StudyRun], budget: int, outcomes: Mapping[str, Outcome]) -> None:
     """Write a grid's table, picture and winner, and print them."""
-    rows = results(grid.runs, outcomes)
-    write_csv(grid.folder / RESULTS, rows)
+    rows = results(runs, outcomes)
+    write_csv(folder / RESULTS, rows)
     losses = mean_losses(rows)
     best = winner(losses)
-    kept = better_before(float(losses.loc[best]), grid.budget, grid.folder)
+    kept = better_before(float(losses.loc[best]), budget, folder)
     if not kept:
-        write_winner(grid, losses, best)
-    title = f"{grid.config.name}, {grid.budget:,} tokens"
-    write_whole(grid.folder / PICTURE, heat_map("grid-search", "", losses, best, title).png)
+        write_winner(folder, runs, losses, best)
+    config = runs[0].spec.config
+    title = f"{config.name}, {budget:,} tokens"
+    write_whole(folder / PICTURE, heat_map("grid-search", "", losses, best, title).png)
     print(f"\nValidation loss, {title}, mean of {rows['seed'].nunique()} seeds (< is the best)\n")
     print(as_text(table(losses, best)))
     for line in (at_the_edge(losses, best), kept):
@@ -227,8 +197,8 @@ def conclude(grid: Grid, outcomes: Mapping[str, Outcome]) -> None:
     written = f"{RESULTS} and {PICTURE}" if kept else f"{RESULTS}, {PICTURE}, {BEST}/"
     lr, batch_size = best
     print(
-        f"\nBest: lr {lr:g}, batch {batch_size}. Wrote {written} to {str(grid.folder)!r}."
-        f"\nGrow it: litgpt warmstart --base {grid.folder / BEST} --target {wider(grid.config)}"
+        f"\nBest: lr {lr:g}, batch {batch_size}. Wrote {written} to {str(folder)!r}."
+        f"\nGrow it: litgpt warmstart --base {folder / BEST} --target {wider(config)}"
     )
 
 

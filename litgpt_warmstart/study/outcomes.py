@@ -104,11 +104,7 @@ def write_outcome(run: StudyRun, status: Status, reason: str | None = None) -> O
 
 
 def read_outcome(run: StudyRun) -> Outcome | None:
-    """The outcome of a run that has ended; None for one that has not.
-
-    Raises:
-        UserError: Its folder holds a run with other settings; names the first one.
-    """
+    """The outcome of a run that has ended; None for one that has not."""
     path = run.spec.out_dir / OUTCOME
     if not path.is_file():
         return None

@@ -38,18 +38,7 @@ def carry_out(
 ) -> dict[str, Outcome]:
     """Carry out runs in an order that respects ``after``; finished ones are read, not run again.
 
-    Args:
-        runs: With different names and folders, each after the ones that it names.
-        args: By which executor.
-        say: Takes a line of progress.
-
-    Returns:
-        Outcomes by name, in the order of ``runs``.
-
-    Raises:
-        UserError: An option without its executor, a folder that holds another run, or a run that cannot start; what
-            has ended before stays ended.
-        SystemExit: Stopped by a signal, after saving; the same call goes on.
+    The outcomes come by name, in the order of ``runs``; ``say`` takes a line of progress.
     """
     if args.executor == "here" and (args.ray_address, args.cpus_per_run, args.gpus_per_run) != (None, None, None):
         raise UserError("--ray_address, --cpus_per_run and --gpus_per_run are for --executor ray: pass that too")
@@ -122,12 +111,7 @@ def check_data(runs: Sequence[StudyRun]) -> None:
 def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:
     """Carry out a run in this process, from its last checkpoint if it has one, and write its outcome.
 
-    Args:
-        run: The run.
-        before: Outcomes of the runs that it comes after, in their order.
-
-    Raises:
-        UserError: It cannot start.
+    ``before`` are the outcomes of the runs that it comes after, in their order.
     """
     for name, outcome in zip(run.after, before, strict=True):
         if outcome.status != "finished":

@@ -99,9 +99,6 @@ def plan(
 
     Args:
         make: Resolves a run from scratch, with changes to what the user asked for.
-
-    Raises:
-        UserError: A run cannot be, scales are not in order, or something of a user's stands where results go.
     """
     check_results(out_dir / TABLE, ("stage", "step"), PICTURE)
 
@@ -152,16 +149,7 @@ def run_flops(spec: RunSpec) -> float:
 
 
 def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: float | None) -> list[int]:
-    """Tokens of each stage for its share of the compute.
-
-    Args:
-        specs: The stages at their own budgets.
-        shares: Of the compute, one for each stage, adding up to 1.
-        max_flops: The whole compute, Hoffmann et al.'s count. None for what the stages' own budgets come to.
-
-    Raises:
-        UserError: Another number of shares than of stages, one that is not above 0, or another sum.
-    """
+    """Tokens of each stage for its share of the compute, by default of what the stages' own budgets come to."""
     if len(shares) != len(specs):
         raise UserError(f"--compute_split has {len(shares)} shares for {len(specs)} stages: give one for each")
     if not (all(share > 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):  # NaN is neither
