@@ -33,8 +33,9 @@ def check(base) -> CoordCheck:
 
 @pytest.fixture(scope="module")
 def batch(stdlib_path) -> torch.Tensor:
-    """Blocks of real text, shape (4, 65)."""
-    return torch.from_numpy(np.array(StdlibText(stdlib_path).tokens("train")[: 4 * 65])).long().view(4, 65)
+    """Blocks of real text, shape (8, 33), from several documents: in one, few of the vocabulary's tokens occur."""
+    tokens = np.array(StdlibText(stdlib_path).tokens("train")[:80_000])
+    return torch.from_numpy(tokens).long().view(8, 10_000)[:, :33]
 
 
 @pytest.fixture(scope="module")
