@@ -19,11 +19,9 @@ def as_list(
     """The elements of an option's value, ``1,2,3`` as typed, or a list as YAML has it.
 
     Args:
-        value: A string with commas, a number, or a list.
         kind: Makes an element, and raises ValueError or TypeError for what is none.
-        option: For messages.
         once: Leave out repeated ones.
-        words: For messages, what elements are. Default: values of that kind.
+        words: What elements are in messages. Default: values of that kind.
     """
     if isinstance(value, str):
         parts: Sequence[object] = [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
@@ -53,11 +51,7 @@ def from_scratch(run: RunArgs, parametrization: ParametrizationName = "mup") -> 
 def check_comparable(eval: EvalArgs, train: TrainArgs, budget: str, remedy: str) -> None:
     """Raise a UserError for options that would make a study's runs unequal, or leave out what it compares.
 
-    Args:
-        eval: As typed.
-        train: As typed.
-        budget: The one option of ``train`` that may give the runs' budget; "" for none.
-        remedy: What to give instead of the others.
+    Of the options that give a budget only ``budget`` is taken; ``remedy`` says what to give instead of the others.
     """
     for name in ("initial_validation", "final_validation"):
         if not getattr(eval, name):

@@ -99,9 +99,7 @@ def short_name(model: str) -> str:
 def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Arm]:
     """All combinations of the lists in each of ``arms``, and the runs from scratch beside them, each once.
 
-    Args:
-        arms: Options of an :class:`Arm` with a value or a list of values; those left out have their default.
-        defaults: For options that an arm leaves out; lists, too.
+    Each of ``arms`` and ``defaults``, for what an arm leaves out, has options with a value or a list of values.
     """
     expanded: dict[Arm, None] = {}
     for arm in arms:
@@ -173,12 +171,9 @@ def plan(
     out_dir: Path,
     name: str,
 ) -> Study:
-    """All arms over seeds, after the bases that are trained first; see ``warmstart_ablations`` for the arguments.
+    """All arms over seeds, runs from scratch among them, after the bases that are trained first.
 
-    Args:
-        make: Resolves a run from scratch, with changes to what the user asked for.
-        arms: Runs from scratch are among them.
-        bases: ``seed``, ``tokens_per_param`` and ``schedule`` of bases that are trained.
+    ``make`` resolves a run; ``bases`` are seed, tokens_per_param and schedule of bases that are trained.
     """
     check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
 

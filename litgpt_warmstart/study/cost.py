@@ -37,11 +37,9 @@ class Cost:
 
 
 def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
-    """What runs take, for each model and batch size, the smallest first.
+    """What runs that have no outcome yet take, for each model and batch size, the smallest first.
 
-    Args:
-        runs: Those that have an outcome take nothing.
-        measured: Whether to build each model and time a few steps of it.
+    Where ``measured``, each model is built, and a few steps of it are timed.
     """
     groups: dict[tuple[int, int, str, int], list[StudyRun]] = {}
     for run in runs:

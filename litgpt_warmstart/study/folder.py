@@ -25,10 +25,7 @@ def check_out_dir(out_dir: Path) -> None:
 def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
     """Raise a UserError where a study would write its results over something that is not an earlier study's.
 
-    Args:
-        table: The CSV file of the results; an earlier study's begins with ``columns``.
-        columns: Its first ones.
-        beside: Names of what is written beside it, after it.
+    An earlier study's CSV file begins with ``columns``; what is named in ``beside`` is written beside it, after it.
     """
     if os.path.lexists(table):
         text = table.read_text(encoding="utf-8", errors="replace") if table.is_file() else ""
@@ -71,13 +68,9 @@ def read_table(path: Path) -> pandas.DataFrame:
 def add_parts(
     section: Section, folders: Sequence[Path], part: Callable[[str, Path, int], Section], damaged: str = ""
 ) -> None:
-    """Put a part into a section for each folder of a study, and a note for one whose files cannot be read.
+    """Put a part into a section for each folder of a study, made of its name, itself and the part's number.
 
-    Args:
-        section: The study's.
-        folders: Those that hold results.
-        part: Makes a folder's, given its name, itself, and the part's number.
-        damaged: What to say before the reason.
+    One whose files cannot be read has a note instead, which says ``damaged`` before the reason.
     """
     for name, folder in zip(display_names(folders), folders, strict=True):
         try:

@@ -46,11 +46,7 @@ def plan(
     train: TrainArgs,
     out_dir: Path,
 ) -> Study:
-    """A grid for each target, several of them in folders of their own; see ``warmstart_grid_search`` for the arguments.
-
-    Args:
-        make: Resolves a run from scratch, with changes to what the user asked for.
-    """
+    """A grid for each target, several of them in folders of their own, of runs that ``make`` resolves."""
     grids: list[Study] = []
     for target in targets:
         scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
@@ -105,11 +101,7 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
 
 
 def mean_losses(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Mean validation loss over seeds by learning rate (rows) and batch size (columns), NaN where one diverged.
-
-    Args:
-        rows: As :func:`results` makes them, or as text.
-    """
+    """Mean validation loss over seeds by learning rate (rows) and batch size (columns), NaN where one diverged."""
     typed: Any = rows.astype({"lr": float, "batch_size": int, "val_loss": float})
     typed["val_loss"] = typed["val_loss"].where(rows["status"] == "finished")
     return typed.groupby(["lr", "batch_size"])["val_loss"].agg(lambda seeds: seeds.mean(skipna=False)).unstack()

@@ -95,11 +95,7 @@ def plan(
     train: TrainArgs,
     out_dir: Path,
 ) -> Study:
-    """The runs of a chain, and of the last scale from scratch; see ``warmstart_successive`` for the arguments.
-
-    Args:
-        make: Resolves a run from scratch, with changes to what the user asked for.
-    """
+    """The runs of a chain, which ``make`` resolves, and of the last scale from scratch."""
     check_results(out_dir / TABLE, ("stage", "step"), PICTURE)
 
     def from_scratch(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
