@@ -3,6 +3,9 @@
 import csv
 import math
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
+from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study.grid_search import at_the_edge, mean_losses, results, table, winner
@@ -38,19 +42,35 @@ def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
     assert "1 is the smallest of --lrs" in at_the_edge(losses, (1.0, 4))
 
 
-@pytest.fixture
-def search(tiny, stdlib_path, tmp_path):
-    def run(**changes: object) -> None:
-        from litgpt_warmstart.data import StdlibText
+@pytest.fixture(scope="module")
+def search(tiny, stdlib_path, tmp_path_factory):
+    """Carries out a grid of six cells, or what is changed of that."""
 
+    def run(**changes: object) -> None:
         settings = dict(
-            target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1, out_dir=tmp_path / "grid",
-            train=TrainArgs(max_tokens=1700, micro_batch_size=2), data=StdlibText(stdlib_path), precision="32-true",
-            compile=False, logger_name="csv", eval=EvalArgs(interval=100, max_iters=4),
+            target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1,
+            out_dir=tmp_path_factory.mktemp("search") / "grid", train=TrainArgs(max_tokens=1700, micro_batch_size=2),
+            data=StdlibText(stdlib_path), precision="32-true", compile=False, logger_name="csv",
+            eval=EvalArgs(interval=100, max_iters=4),
         )  # fmt: skip
         warmstart_grid_search.setup(**(settings | changes))
 
     return run
+
+
+@pytest.fixture(scope="module")
+def searched(search, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of the six cells, and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("searched") / "grid", StringIO()
+    with redirect_stdout(printed):
+        search(out_dir=folder)
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def grid(searched, tmp_path) -> Path:
+    """A copy of that folder."""
+    return shutil.copytree(searched[0], tmp_path / "grid")
 
 
 def read(folder) -> list[dict]:
@@ -58,38 +78,37 @@ def read(folder) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_a_grid_trains_every_cell_on_the_same_tokens_and_warmstart_reads_its_winner(search, tiny, tmp_path, capsys):
-    search()
-    rows = read(tmp_path / "grid")
+def test_a_grid_trains_every_cell_on_the_same_tokens_and_warmstart_reads_its_winner(searched, tiny, tmp_path):
+    grid, printed = searched
+    rows = read(grid)
     assert len(rows) == 6
     finished = [row for row in rows if row["status"] == "finished"]
     assert {row["tokens"] for row in finished} == {"1536"}  # 1,700 in whole steps of 2 and of 4 x 64
     assert {row["lr"] for row in rows if row["status"] == "diverged"} == {"1000000.0"}
     best = min(finished, key=lambda row: float(row["val_loss"]))
-    record = read_header(tmp_path / "grid" / "best").record
+    record = read_header(grid / "best").record
     assert (record.base_lr, record.global_batch_size) == (float(best["lr"]), int(best["batch_size"]))
     assert record.training["grid_search"]["run"] == best["run"]
-    assert (tmp_path / "grid" / "grid_search.png").stat().st_size > 10_000
-    assert f"Best: lr {float(best['lr']):g}, batch {best['batch_size']}" in capsys.readouterr().out
+    assert (grid / "grid_search.png").stat().st_size > 10_000
+    assert f"Best: lr {float(best['lr']):g}, batch {best['batch_size']}" in printed
     warmstart.setup(
-        base=tmp_path / "grid" / "best", target=tiny[48], out_dir=tmp_path / "warm", compile=False, logger_name="csv",
+        base=grid / "best", target=tiny[48], out_dir=tmp_path / "warm", compile=False, logger_name="csv",
         precision="32-true", train=TrainArgs(max_steps=1), eval=EvalArgs(max_iters=2),
     )  # fmt: skip
     grown = yaml.safe_load((tmp_path / "warm" / "final" / "warmstart.yaml").read_text())
     assert grown["base_lr"] == record.base_lr and grown["global_batch_size"] == record.global_batch_size
 
 
-def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(search, tmp_path, capsys):
-    search(lrs=[0.01, 0.03])
-    rows, runs = read(tmp_path / "grid"), tmp_path / "grid" / "cells"
+def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(search, grid, capsys):
+    rows, runs = read(grid), grid / "cells"
     kept = {path: path.stat().st_mtime_ns for path in runs.glob(f"*/{OUTCOME}")}
     shutil.rmtree(runs / "lr-0.03-batch-2-seed-1")
-    search(lrs=[0.01, 0.03])
+    search(lrs=[0.01, 0.03], out_dir=grid)
     out = capsys.readouterr().out
     assert "3 of 4 runs have ended before" in out and "[3/4] lr-0.03-batch-2-seed-1" in out
     changed = [path.parent.name for path, when in kept.items() if path.stat().st_mtime_ns != when]
     assert changed == ["lr-0.03-batch-2-seed-1"]
-    assert [row["val_loss"] for row in read(tmp_path / "grid")] == [row["val_loss"] for row in rows]
+    assert [row["val_loss"] for row in read(grid)] == [row["val_loss"] for row in rows if row["lr"] != "1000000.0"]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +137,12 @@ def test_what_a_grid_cannot_do_is_one_line(search, capsys, changes, told):
     assert err[0].startswith("litgpt warmstart_grid_search: error: ")
 
 
-def test_a_better_winner_of_an_earlier_grid_is_kept(search, tmp_path, capsys):
-    search(lrs=0.03, batch_sizes=4)
-    search(lrs=1e-5, batch_sizes=4)
-    assert "best/ keeps lr 0.03, batch 4 of an earlier grid here" in capsys.readouterr().out
-    assert read_header(tmp_path / "grid" / "best").record.base_lr == 0.03
+def test_a_better_winner_of_an_earlier_grid_is_kept(search, grid, capsys):
+    before = read_header(grid / "best").record
+    search(lrs=1e-5, batch_sizes=4, out_dir=grid)
+    kept = f"best/ keeps lr {before.base_lr:g}, batch {before.global_batch_size} of an earlier grid here"
+    assert kept in capsys.readouterr().out
+    assert read_header(grid / "best").record == before
 
 
 def test_the_folder_of_a_run_is_refused(search, base, capsys):
