@@ -1,7 +1,6 @@
 """litgpt warmstart_ablations: arms over growth and training, over seeds, beside the runs from scratch."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from litgpt_warmstart.commands.study import as_list, check_comparable, from_scra
 from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.schedule import ScheduleName
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
+from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
@@ -28,7 +27,6 @@ def setup(
     name: str = "ablations",
     out_dir: Path = Path("out/warmstart_ablations"),
     train: TrainArgs = TrainArgs(),
-    eval: EvalArgs = EvalArgs(),
     optimizer: str | dict = "AdamW",
     schedule: ScheduleName = "constant",
     study: StudyArgs = StudyArgs(),
@@ -54,7 +52,6 @@ def setup(
             finished runs, need different ones.
         out_dir: Directory for the runs, the table and the picture.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
         schedule: Of bases, and of targets where an arm says nothing else; each takes of ``train`` what it has a use
             for.
@@ -65,7 +62,7 @@ def setup(
 
     seed_list = as_list(seeds, int, "--seeds")
     check_seeds("seeds", *seed_list)
-    check_comparable(eval, train, "", "give --tokens_per_param")
+    check_comparable(run.eval, train, "", "give --tokens_per_param")
     if not 0 < base_tokens_per_param < math.inf:
         raise UserError(f"--base_tokens_per_param must be above 0, got {base_tokens_per_param}")
     if Path(name).name != name:
@@ -74,5 +71,5 @@ def setup(
     expanded = ablations.expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
     bases = dict(seed=base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule)
     check_out_dir(out_dir)
-    make = from_scratch(replace(run, eval=eval))
+    make = from_scratch(run)
     conduct(ablations.plan(make, expanded, seed_list, bases, train, optimizer, out_dir, name), study)

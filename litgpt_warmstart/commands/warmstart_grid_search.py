@@ -1,14 +1,13 @@
 """litgpt warmstart_grid_search: tune learning rate and batch size where runs are cheap."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
+from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
@@ -22,7 +21,6 @@ def setup(
     parametrization: ParametrizationName = "mup",
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
-    eval: EvalArgs = EvalArgs(),
     study: StudyArgs = StudyArgs(),
     run: RunArgs = RunArgs(),
 ) -> None:
@@ -40,7 +38,6 @@ def setup(
         parametrization: ``mup`` or ``sp``; the same at the scale itself.
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
     """
     from litgpt_warmstart.study import grid_search
     from litgpt_warmstart.study.folder import check_out_dir
@@ -54,10 +51,10 @@ def setup(
         raise UserError("--lrs and --batch_sizes must be above 0")
     if train.global_batch_size is not None:
         raise UserError("--train.global_batch_size is not for a study of several runs: give --batch_sizes")
-    check_comparable(eval, train, "max_tokens", "give --train.max_tokens, the same for every cell")
+    check_comparable(run.eval, train, "max_tokens", "give --train.max_tokens, the same for every cell")
     if target is None:
         raise UserError("--target is missing: give the scale to tune at, e.g. 5M")
     check_out_dir(out_dir)
     targets = as_list(target, str, "--target")
-    make = from_scratch(replace(run, eval=eval), parametrization)
+    make = from_scratch(run, parametrization)
     conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir), study)

@@ -9,7 +9,7 @@ from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve_models
-from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
+from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
@@ -25,7 +25,6 @@ def setup(
     mup_base: str | None = None,
     out_dir: Path = Path("out/warmstart_successive"),
     train: TrainArgs = TrainArgs(),
-    eval: EvalArgs = EvalArgs(),
     study: StudyArgs = StudyArgs(),
     run: RunArgs = RunArgs(),
 ) -> None:
@@ -46,7 +45,6 @@ def setup(
         mup_base: Where the learning rate was tuned. Default: the base's own, else the first scale.
         out_dir: Directory for the runs, successive.csv and successive.png.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
-        eval: Evaluation-related arguments. See ``litgpt_warmstart.run.spec.EvalArgs`` for details.
     """
     from litgpt_warmstart.study import successive
     from litgpt_warmstart.study.folder import check_out_dir
@@ -58,7 +56,7 @@ def setup(
     start = read_base(base) if base is not None else None
     if len(names) + bool(start) < 2:
         raise UserError(f"--scales {names[0]} is a chain of one: give at least two scales, or a --base")
-    check_comparable(eval, train, "", "give --tokens_per_param, or --max_flops")
+    check_comparable(run.eval, train, "", "give --tokens_per_param, or --max_flops")
     shares = None
     if compute_split is not None:
         shares = as_list(compute_split, float, "--compute_split", once=False, words="numbers")
@@ -71,5 +69,5 @@ def setup(
         mup_base = str(start.path)
     if start and start.record and start.record.latest_data and run.data is None:
         run = replace(run, data=recorded_data(start.record.latest_data))
-    make = from_scratch(replace(run, mup_base=mup_base or names[0], eval=eval))
+    make = from_scratch(replace(run, mup_base=mup_base or names[0]))
     conduct(successive.plan(make, names, start, growth, shares, max_flops, scratch, train, out_dir), study)
