@@ -22,20 +22,15 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Keep other processes out of a folder; the system releases the lock when this one ends, however it ends.
+    """Keep other processes out of a folder that exists; the system releases the lock however this one ends.
 
     Where the file system has no such locks, nothing is kept out.
 
-    Args:
-        folder: It exists.
-        busy: What to tell if another process holds it.
-
     Raises:
-        UserError: Another process holds it, or the lock file is a link.
+        UserError: Another process holds it, which ``busy`` tells, or the lock file is a link.
         OSError: The lock file cannot be opened.
     """
     lock = FileLock(folder / LOCK, fallback_to_soft=False, preserve_lock_file=True)
-    held = True
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -45,12 +40,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
             raise UserError(f"{str(folder / LOCK)!r} is a link, which is not followed: remove it") from None
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        held = False
     try:
         yield
     finally:
-        if held:
-            lock.release()
+        lock.release()  # which does nothing where it is not held
 
 
 def file_sha256(path: Path) -> str:
@@ -191,13 +184,9 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a kill or a loss of power leaves it as it was or as it should be.
+    """Write a file, text as UTF-8, so that a kill or a loss of power leaves it as it was or as it should be.
 
     A link at ``path`` is replaced, and its target left alone.
-
-    Args:
-        path: The file.
-        content: Its bytes, or its text, which is written as UTF-8.
     """
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)

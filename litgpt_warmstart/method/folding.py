@@ -91,12 +91,9 @@ class Folding:
 
 
 def attention_scores_scalar(config: Config, mup_base: Config, scores: float = 1.0) -> float:
-    """What scores are divided by the root of: for muP head_size instead of its root, equal to it at the muP base.
+    """What scores are divided by the root of, where they are divided by the power ``scores`` of head_size.
 
-    Args:
-        config: The model.
-        mup_base: The model's muP base.
-        scores: The power of head_size that scores are divided by.
+    For muP that is 1 instead of 1/2, equal to LitGPT's at the muP base.
     """
     head_size, base_head_size = Sizes.of(config).head_size, Sizes.of(mup_base).head_size
     return (mup_base.attention_scores_scalar or base_head_size) * (head_size / base_head_size) ** (2 * scores)

@@ -54,11 +54,7 @@ class NextTokenLoss(nn.Module):
         self._compiled_exp_and_sum: ExpAndSum | None = None
 
     def compiled(self, mode: str | None = None) -> nn.Module:
-        """This module under torch.compile. The chunked loss stays outside; its elementwise part is compiled alone.
-
-        Args:
-            mode: torch.compile's.
-        """
+        """This module under torch.compile. The chunked loss stays outside; its elementwise part is compiled alone."""
         self._compiled_exp_and_sum = torch.compile(exp_and_sum)
         compiled: Any = torch.compile(self, mode=mode)  # torch declares a function
         return compiled
@@ -80,13 +76,7 @@ class NextTokenLoss(nn.Module):
 
 
 def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
-    """Why a way cannot be taken here; None if it can.
-
-    Args:
-        impl: The way.
-        config: The model.
-        precision: Fabric's, such as ``bf16-mixed``.
-    """
+    """Why a way cannot be taken for a model in one of Fabric's precisions; None if it can."""
     if impl != "full" and config.final_logit_softcapping is not None:
         return f"{config.name} caps its logits, which only full does"
     if impl == "chunked" and precision.startswith("16"):
@@ -132,16 +122,12 @@ def choose(
 
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu_has_bf16()
+    return torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
 
 
 def _memory(device: torch.device) -> int:
     """Bytes that are free."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def chunk_size(tokens: int, classes: int, device: str) -> int:

@@ -94,12 +94,7 @@ def mup_config(config: Config, mup_base: Config, parametrization: str = "mup") -
 
 
 def folding(config: Config, mup_base: Config, parametrization: str = "mup") -> Folding:
-    """What a model's forward pass does beside LitGPT's under a muP base.
-
-    Args:
-        config: The model.
-        mup_base: Config of the model whose learning rate was tuned.
-    """
+    """What a model's forward pass does beside LitGPT's under a muP base."""
     return Folding(mup_config(config, mup_base, parametrization), width_mult(config, mup_base, parametrization))
 
 
@@ -243,17 +238,13 @@ def build_optimizer(
     for name, parameter in model.named_parameters():
         _, divisor = divisors(model, name, parametrization)
         groups.setdefault((infshape_of(parameter).ninf() == 2, divisor), []).append(parameter)
-    matrices_first = sorted(groups, key=lambda key: not key[0])
     decay = arguments.get("weight_decay", 0.0)
-    described = [
-        {
-            "params": groups[key],
-            "lr": base_lr / key[1],
-            "lr_scale": base_lr / key[1] / base_lr,
-            "weight_decay": decay * key[1],
-        }
-        for key in matrices_first
-    ]
+    described = []
+    for is_matrix, divisor in sorted(groups, key=lambda key: not key[0]):  # matrices first
+        lr = base_lr / divisor
+        described.append(
+            dict(params=groups[is_matrix, divisor], lr=lr, lr_scale=lr / base_lr, weight_decay=decay * divisor)
+        )
     return cls(described, **arguments, lr=base_lr)
 
 

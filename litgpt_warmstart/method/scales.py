@@ -4,6 +4,7 @@ All five are LitGPT's pythia block (GPT-NeoX: parallel residual, LayerNorm, bias
 with 6 layers, block size 1024 and GPT-2's 50,257 tokens padded to 50,304. Only the width differs.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -89,8 +90,7 @@ def find_scale(name: str) -> Scale | None:
 
 def short_name(name: str) -> str:
     """A scale's name as Table 1 has it; others as they are."""
-    scale = find_scale(name)
-    return scale.short_name if scale else name
+    return scale.short_name if (scale := find_scale(name)) else name
 
 
 def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size: int | None = None) -> Config:
@@ -109,12 +109,8 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
     if padded_vocab_size is not None:
         vocabulary = dict(padded_vocab_size=padded_vocab_size, vocab_size=vocab_size or padded_vocab_size)
     scale = find_scale(target)
-    try:
-        config = Config.from_name(scale.name if scale else target, **vocabulary)
-    except ValueError:
-        config = None
-    if config is not None:
-        return config
+    with suppress(ValueError):
+        return Config.from_name(scale.name if scale else target, **vocabulary)
     path = Path(target)
     if path.is_dir():
         path = path / "model_config.yaml"

@@ -14,6 +14,7 @@ import math
 import platform
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,11 +69,7 @@ class Header:
 
     @property
     def tokenizer(self) -> TokenizerFiles | None:
-        """The folder's tokenizer, read; None where it has none.
-
-        Raises:
-            UserError: It is damaged.
-        """
+        """The folder's tokenizer, read; None where it has none. Raises a UserError where it is damaged."""
         return read_tokenizer_files(self.path, self.record and self.record.tokenizer_sha256)
 
     @property
@@ -88,11 +85,7 @@ class Header:
         return self.trained_under if self.record.format_version > 2 else without_attention(self.trained_under)
 
     def check_files(self) -> None:
-        """Compare the folder's files with what the record says of them; a file that was deleted is not missed.
-
-        Raises:
-            UserError: One has changed since it was saved.
-        """
+        """Raise a UserError where a file has changed since it was saved; one that was deleted is not missed."""
         if self.record:
             _check_files(self.path, self.record)
 
@@ -105,11 +98,7 @@ class Checkpoint(Header):
     """By LitGPT name, as trained: nothing is folded in. Memory-mapped where nothing was."""
 
     def weights_under(self, other: Folding) -> dict[str, torch.Tensor]:
-        """The weights for training on under another muP base: the same logits, whichever base they were trained under.
-
-        Args:
-            other: The same model's, with the ``attention_scores_scalar`` and the width_mult of that base.
-        """
+        """The weights for training on under another folding, as of another muP base: the same logits."""
         return {name: self.trained_under.under(other, name, weight) for name, weight in self.weights.items()}
 
     def ancestors(self) -> tuple[Ancestor, ...]:
@@ -132,7 +121,7 @@ class Checkpoint(Header):
 
 
 def _check_files(folder: Path, record: Record) -> None:
-    """Raise a UserError where a file is not the one that the record has the SHA-256 of."""
+    """See :meth:`Header.check_files`."""
     for name, sha256 in record.sha256.items():
         path = folder / name
         if name in DECISIVE and path.is_file() and file_sha256(path) != sha256:
@@ -189,11 +178,7 @@ def weights_sha256(path: Path) -> str | None:
 
 
 def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
-    """Read a checkpoint folder: config, record, and the weights as they were trained.
-
-    Args:
-        path: The folder.
-        what: What the folder is to the user, for messages.
+    """Read a checkpoint folder: config, record, and the weights as they were trained; see :func:`read_header`.
 
     Raises:
         UserError: As :func:`read_header`; or a file has changed since it was saved, the weights are cut off, carry
@@ -206,10 +191,8 @@ def read_checkpoint(path: Path, what: str = "base") -> Checkpoint:
         if not torch.isfinite(weight).all():
             raise UserError(f"{what} {str(path / WEIGHTS)!r} holds NaN or Inf in {name}: take an earlier checkpoint")
     state = load_tensors(path / STATE) if (path / STATE).is_file() else {}
-    weights = {}
-    for name, weight in folded.items():
-        kept = state.get(name)
-        weights[name] = header.folded.unfold(name, weight, kept if isinstance(kept, torch.Tensor) else None)
+    kept = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+    weights = {name: header.folded.unfold(name, weight, kept.get(name)) for name, weight in folded.items()}
     return Checkpoint(header.path, header.config, header.record, weights)
 
 
@@ -282,12 +265,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Versions of Python and of the packages whose code decides a run."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "litgpt-warmstart": "not installed"}  # run from a source tree
     for package in ("litgpt-warmstart", "litgpt", "lightning", "mup", "torch"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree
-            found[package] = "not installed"
     return found
 
 

@@ -64,6 +64,8 @@ class Family:
 
     def in_the_way(self, config: Config) -> list[str]:
         """What the config has that transformers' class has not, in words; empty where it can hold the model."""
+        if set(config.rope_adjustments or ()) == _ROPE_ADJUSTMENTS:  # Llama 3's slower rotation: all can do it
+            config = replace(config, rope_adjustments=None)
         found = [f"{name} {getattr(config, name)!r}" for name, value in self.wanted.items()
                  if getattr(config, name) != value]  # fmt: skip
         if self.whole_heads and config.n_head * Sizes.of(config).head_size != config.n_embd:
@@ -117,18 +119,11 @@ FAMILIES = (
 """In the order in which they are tried: a phi-3 has the fields of a Llama, and is known by its name."""
 
 
-def _without_rope_adjustments(config: Config) -> Config:
-    """The config, less what every Llama can do: Llama 3's slower rotation."""
-    adjusted = config.rope_adjustments
-    return replace(config, rope_adjustments=None) if adjusted and set(adjusted) == _ROPE_ADJUSTMENTS else config
-
-
 def find_family(config: Config) -> Family | None:
     """The family whose class in transformers computes the same; None where there is none."""
-    fields, name = _without_rope_adjustments(config), config.name.lower()
     for family in FAMILIES:
-        known = family.model_type != "phi3" or name.startswith(family.converted_by)
-        if known and not family.in_the_way(fields):
+        known = family.model_type != "phi3" or config.name.lower().startswith(family.converted_by)
+        if known and not family.in_the_way(config):
             return family
     return None
 
@@ -141,8 +136,7 @@ def known_family(config: Config, remedy: str = "") -> Family:
     """
     if family := find_family(config):
         return family
-    fields = _without_rope_adjustments(config)
-    nearest = min((family.in_the_way(fields) for family in FAMILIES), key=len)
+    nearest = min((family.in_the_way(config) for family in FAMILIES), key=len)
     raise UserError(f"{config.name!r} has {', '.join(nearest)}, which no model of transformers known here has{remedy}")
 
 
@@ -161,15 +155,12 @@ def litgpt_name(config: Config) -> str:
 
 
 def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: str = "float32") -> dict[str, Any]:
-    """transformers' config.json of a plain LitGPT checkpoint.
+    """transformers' config.json of a plain LitGPT checkpoint; see :func:`known_family` for what it raises.
 
     Args:
         config: The model, without an ``attention_scores_scalar``.
         tokenizer: Tells which ids begin and end a text.
         dtype: Of the weights.
-
-    Raises:
-        UserError: No class of transformers computes the same; names what is in the way.
     """
     family = known_family(config)
     rope: dict[str, Any] = dict(rope_theta=config.rope_base)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
@@ -49,9 +49,8 @@ def check_free(out_dir: Path) -> None:
     for path in (older_folder(final), partial_folder(final), out_dir / LOGS):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise _not_ours(path)
-    for name in (*NAMES, MANIFEST):
-        if (out_dir / name).is_dir():
-            raise _not_ours(out_dir / name)
+    if (out_dir / MANIFEST).is_dir():
+        raise _not_ours(out_dir / MANIFEST)
 
 
 def check_file(path: Path) -> None:
@@ -105,14 +104,12 @@ def claim(out_dir: Path, files: Iterable[str], log_dir: str | None) -> None:
         files: Names in it.
         log_dir: Where its logger writes files; elsewhere than under logs/ they are nobody's to remove.
     """
-    folders = _log_folders(out_dir)
-    if log_dir is not None and Path(log_dir).is_relative_to(out_dir):
-        folders.append(Path(log_dir))
-    logs = {folder.relative_to(out_dir).as_posix() for folder in folders}
+    folders = [*_log_folders(out_dir), *([Path(log_dir)] if log_dir else [])]
+    logs = {folder.relative_to(out_dir).as_posix() for folder in folders if folder.is_relative_to(out_dir)}
     before = _manifest(out_dir)
     named = {*files, *(before.files if before else ())}
-    manifest = _Manifest(sorted(named), sorted(filter(_LOG_FOLDER.fullmatch, logs)))
-    write_whole(out_dir / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+    manifest = {"files": sorted(named), "logs": sorted(filter(_LOG_FOLDER.fullmatch, logs))}
+    write_whole(out_dir / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def remove_run(out_dir: Path) -> None:
@@ -158,7 +155,7 @@ def _owned_files(out_dir: Path) -> list[str]:
     """The files among :data:`NAMES` that are a run's."""
     manifest = _manifest(out_dir)
     named = manifest.files if manifest else []
-    there = [name for name in NAMES if os.path.lexists(out_dir / name)]
+    there = [name for name in NAMES if os.path.lexists(out_dir / name) and not (out_dir / name).is_dir()]
     return [name for name in there if name in named or _looks_owned(out_dir / name)]
 
 
