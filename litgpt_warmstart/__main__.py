@@ -6,18 +6,14 @@ import traceback
 import warnings
 from pathlib import Path
 
-from litgpt_warmstart.errors import stdout_is_gone
-
 
 def main() -> None:
-    """Parse the command line and run a command; Ctrl-C while it starts, or ``| head``, ends it quietly."""
+    """Parse the command line and run a command; Ctrl-C while it starts ends it quietly."""
     try:
         _main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one, while the first ends it
         raise SystemExit(130) from None
-    finally:
-        stdout_is_gone()
 
 
 def _main() -> None:

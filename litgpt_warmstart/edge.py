@@ -148,7 +148,7 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, dict):
         changed = _changed(f"{option}.", value)
         return {**value, **changed} if changed else value
-    if type(value) in (list, tuple):  # no named tuple, which takes other arguments
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # no named tuple, which takes other arguments
         inners = type(value)(checked_value(option, inner) for inner in value)
         return value if all(map(operator.is_, inners, value)) else inners
     path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))

@@ -110,7 +110,8 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
         vocabulary = dict(padded_vocab_size=padded_vocab_size, vocab_size=vocab_size or padded_vocab_size)
     scale = find_scale(target)
     with suppress(ValueError):
-        return Config.from_name(scale.name if scale else target, **vocabulary)
+        config: Any = Config.from_name(scale.name if scale else target, **vocabulary)
+        return config
     path = Path(target)
     if path.is_dir():
         path = path / "model_config.yaml"

@@ -99,7 +99,7 @@ def recorded_optimizer(content: Any) -> ChosenOptimizer:
     init_args = dict(init_args) if isinstance(init_args, Mapping) else {}
     init_args.pop("lr", None)
     module_name, _, name = path.rpartition(".")
-    cls = getattr(sys.modules.get(module_name or "torch.optim"), name, None)
+    cls: Any = getattr(sys.modules.get(module_name or "torch.optim"), name, None)
     known = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
     return _chosen(path, cls, init_args) if known else ChosenOptimizer(path, init_args)
 
