@@ -88,11 +88,8 @@ def flat(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[...,
 
     A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
     jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
-    command itself has a parameter for, or says in its docstring, goes before a field's.
-
-    Args:
-        groups: Names of the parameters.
-        without: Fields that are the command's to decide, and no options of it.
+    command itself has a parameter for, or says in its docstring, goes before a field's. Fields ``without`` which the
+    command decides are no options of it.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,11 +126,7 @@ def flat(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[...,
 
 
 def checked_value(option: str, value: Any) -> Any:
-    """An argument, with ``~`` of its paths expanded.
-
-    Args:
-        option: Its name, with dots where it stands in a group.
-        value: What was given.
+    """An argument, with ``~`` of its paths expanded; its option has dots where it stands in a group.
 
     Raises:
         UserError: It is empty (among a DataModule's arguments, a path), a number that is not finite or too large, or a

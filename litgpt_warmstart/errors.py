@@ -59,8 +59,7 @@ STDOUT_IS_GONE = "standard output cannot be written: nobody reads it any more, o
 def told_in_one_line(command: str) -> Iterator[None]:
     """Print what a user did wrong, or ended, as one line on standard error, and exit with status 1; 130 for Ctrl-C.
 
-    Args:
-        command: The command's name as typed, for the start of the line.
+    The line begins with the command's name.
     """
     try:
         yield

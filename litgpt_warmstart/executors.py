@@ -42,14 +42,11 @@ def carry_out_in_processes(number: int, tasks: Iterable[Task], ended: Callable[[
 
     The processes are forked before the first task is taken: they have what is in memory, and import nothing.
 
-    Args:
-        number: Of processes.
-        tasks: Taken as they come, while others are carried out.
-        ended: Called with a task's name and result, as each ends.
+    Tasks are taken as they come, while others are carried out; ``ended`` is called with each one's name and result.
+    What one raises is raised; the processes are killed then, as they are after Ctrl-C.
 
     Raises:
         UserError: A process was killed.
-        Exception: What a task raised. The processes are killed then, as they are after Ctrl-C.
     """
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(number, multiprocessing.get_context("fork"), _begin_process, (os.getpid(),))
@@ -107,9 +104,6 @@ class Cluster:
             results: Of tasks that have ended before, by name.
             ended: Called with a task's name and result, as each ends.
 
-        Returns:
-            Results by name.
-
         Raises:
             UserError: What a task raised, or its worker was lost too often. The tasks that have begun save and end.
         """
@@ -157,12 +151,7 @@ def work_in_a_worker(
 ) -> Any | UserError:
     """The result of a task's work, or what a user can mend: an error that is raised would be retried.
 
-    Args:
-        work: The task's.
-        folder: Where the driver stands: relative paths start there.
-        command_line: The driver's, for records.
-        cores: Threads of torch.
-        before: Results of the tasks that it comes after.
+    Relative paths start in the driver's folder, and records tell its command line.
     """
     if mended := next((result for result in before if isinstance(result, UserError)), None):
         return mended
@@ -195,8 +184,20 @@ def ray_cluster(address: str | None, cpus: int = 1, gpus: float | None = 0.0) ->
     """
     ray = _connected(address)
     try:
-        gpus = _gpus_of(ray) if gpus is None else gpus
-        _check_room(ray, cpus, gpus)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = float(any(node.get("GPU", 0) > 0 for node in nodes))
+            if gpus and not torch.cuda.is_available():
+                raise UserError(
+                    "the Ray cluster has GPUs and this machine none, by which precision and the like were chosen: pass"
+                    " --gpus_per_run and --precision"
+                )
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):  # Ray would wait
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+            raise UserError(
+                f"no node of the Ray cluster has {cpus} cores and {gpus:g} GPUs (the largest:"
+                f" {largest.get('CPU', 0):g} and {largest.get('GPU', 0):g}): lower --cpus_per_run or --gpus_per_run"
+            )
         yield Cluster(ray, cpus, gpus)
     finally:
         ray.shutdown()
@@ -222,25 +223,3 @@ def _connected(address: str | None) -> Any:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"Ray does not start ({one_line(error, 200)}): check --ray_address, here {address}") from error
     return ray
-
-
-def _gpus_of(ray: Any) -> float:
-    """One GPU on a cluster that has any, else none; a UserError where this machine, which chose for both, has none."""
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    if has_gpus and not torch.cuda.is_available():
-        raise UserError(
-            "the Ray cluster has GPUs and this machine none, by which precision and the like were chosen: pass"
-            " --gpus_per_run and --precision"
-        )
-    return float(has_gpus)
-
-
-def _check_room(ray: Any, cpus: int, gpus: float) -> None:
-    """Raise a UserError where no node could ever take a task: Ray would wait for ever."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-        raise UserError(
-            f"no node of the Ray cluster has {cpus} cores and {gpus:g} GPUs (the largest: {largest.get('CPU', 0):g} and"
-            f" {largest.get('GPU', 0):g}): lower --cpus_per_run or --gpus_per_run"
-        )

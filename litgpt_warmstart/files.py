@@ -72,15 +72,8 @@ def others(folder: Path, names: Collection[str]) -> list[str]:
 def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) -> Iterator[Path]:
     """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
 
-    What is foreign is never deleted: an older folder with such an entry, a file or a link goes aside, under a name that
-    is told.
-
-    Args:
-        path: The folder.
-        foreign: Names what in an older folder is not of such a folder; by default everything is.
-
-    Yields:
-        A hidden folder beside ``path``, renamed to it at the end and removed after an error.
+    What is ``foreign``, by default everything, is never deleted: an older folder with such an entry, a file or a link
+    goes aside, under a name that is told. What is filled is a hidden folder beside ``path``, removed after an error.
     """
     path = Path(os.path.abspath(path))
     partial, older = partial_folder(path), older_folder(path)

@@ -12,9 +12,6 @@ def register(litgpt_main: Any) -> None:
     """Add our commands to LitGPT's table and our scales to its configs. Doing so twice changes nothing.
 
     LitGPT's own parser lists them and describes them; to run one, our parser takes over, whose errors are one line.
-
-    Args:
-        litgpt_main: The module ``litgpt.__main__``, executed.
     """
     import litgpt.parser_config
 

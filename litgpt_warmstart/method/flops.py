@@ -28,10 +28,6 @@ def matmul_flops_per_token(config: Config, block_size: int) -> int:
     Six per matmul weight, and for the two attention products (scores, values) six per pair of positions and channel.
     The causal half of the scores is counted too, as the measurement does. For the utilization of a device; the compute
     axis of a figure takes :func:`hoffmann_flops_per_token`.
-
-    Args:
-        config: The model.
-        block_size: Tokens per sequence in training.
     """
     attention = 2 * config.n_layer * block_size * config.n_head * Sizes.of(config).head_size
     return 6 * (matmul_parameters(config) + attention)
@@ -44,10 +40,6 @@ def hoffmann_flops_per_token(config: Config, block_size: int) -> int:
     layer the projections, scores, softmax (three per score), values and the MLP, and the logits. Backward counts twice
     forward. Query groups and gated MLPs, which the appendix does not have, count by their own matrices. Not for the
     utilization of a device, which looks the embedding up: that takes :func:`matmul_flops_per_token`.
-
-    Args:
-        config: The model.
-        block_size: Tokens per sequence in training.
     """
     embedding = 2 * Sizes.of(config).padded_vocab_size * config.n_embd
     softmax = 3 * config.n_layer * config.n_head * block_size

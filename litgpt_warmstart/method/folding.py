@@ -30,11 +30,7 @@ class Folding:
     """What its logits are divided by while training."""
 
     def part(self, name: str) -> tuple[slice, float] | None:
-        """Which rows of a parameter carry a factor, and what they are divided by; None for any other parameter.
-
-        Args:
-            name: The parameter's name in a LitGPT state dict.
-        """
+        """Which rows of a parameter carry a factor, and what they are divided by; None for any other parameter."""
         if name == READOUT:
             return slice(None), self.width_mult
         config, sizes = self.config, Sizes.of(self.config)
@@ -63,10 +59,7 @@ class Folding:
     def unfold(self, name: str, folded: torch.Tensor, rows_as_trained: torch.Tensor | None = None) -> torch.Tensor:
         """A parameter of a plain LitGPT checkpoint -> as it was trained.
 
-        Args:
-            name: The parameter's name.
-            folded: As :meth:`fold` made it.
-            rows_as_trained: Taken where they are what was folded, since multiplying does not bring every bit back.
+        ``rows_as_trained`` are taken where they are what was folded: multiplying does not bring every bit back.
         """
         part = self.part(name)
         if part is None or part[1] == 1:

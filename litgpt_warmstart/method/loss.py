@@ -41,11 +41,7 @@ SMALL_LOGIT = 40.0
 class NextTokenLoss(nn.Module):
     """Mean cross entropy of a GPT's next-token predictions.
 
-    One module, so that ``torch.compile`` sees the output layer and the loss together.
-
-    Args:
-        gpt: The bare model; it keeps its parameters.
-        impl: How; a possible one (see :func:`why_not`).
+    One module, so that ``torch.compile`` sees the output layer and the loss together; the parameters stay the GPT's.
     """
 
     def __init__(self, gpt: MuGPT, impl: LossImpl = "full") -> None:
@@ -93,7 +89,7 @@ def choose(
         asked: ``--loss_impl``.
         config: The model.
         precision: Fabric's, such as ``bf16-mixed``.
-        device: Where it is.
+        device: Where the model is.
         tokens: Those of a micro-batch.
         before: What the run that is resumed took; ``auto`` stays with it.
 
@@ -143,11 +139,7 @@ ExpAndSum = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def exp_and_sum(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Overwrite logits by exp(logits - maximum of the row), of fp32 precision up to the last rounding.
 
-    Args:
-        logits: Shape (C, padded_vocab_size).
-
-    Returns:
-        Each row's maximum and its sum of exponentials, fp32, shape (C, 1) each.
+    (C, padded_vocab_size) -> each row's maximum and its sum of exponentials, fp32, (C, 1) each.
     """
     x = logits.float()  # itself where it is fp32
     maximum = x.amax(1, keepdim=True)

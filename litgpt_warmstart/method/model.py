@@ -13,10 +13,7 @@ class Readout(MuReadout):
     """mup's readout that keeps its multiplier as a plain number.
 
     :class:`mup.MuReadout` reads ``weight.infshape`` at every call, which deepcopy, ``load_state_dict(assign=True)`` and
-    FSDP lose. Here the shapes are needed only while the optimizer is built.
-
-    Args:
-        width_mult: n_embd over the muP base's n_embd; the input is divided by it.
+    FSDP lose. Here the shapes are needed only while the optimizer is built. The input is divided by ``width_mult``.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool, width_mult: float) -> None:
@@ -52,13 +49,8 @@ class MuGPT(GPT):
     def readout_input(self, input_ids: torch.Tensor) -> torch.Tensor:
         """All but the last matrix product: ``F.linear(readout_input, lm_head.weight, lm_head.bias)`` are the logits.
 
-        For losses that never hold all logits. The forward pass is the inherited one; the readout hands its input on.
-
-        Args:
-            input_ids: Tokens, int64, shape (B, T).
-
-        Returns:
-            Shape (B, T, n_embd), divided by width_mult.
+        For losses that never hold all logits. The forward pass is the inherited one; the readout hands its input on:
+        int64 tokens (B, T) -> (B, T, n_embd), divided by width_mult.
         """
         self.lm_head.gives_input = True
         try:

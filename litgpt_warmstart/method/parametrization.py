@@ -102,10 +102,6 @@ def set_base_shapes(model: GPT, mup_base: Config) -> None:
     """Give every parameter of a bare MuGPT its ``infshape``; weights are left alone.
 
     Apply it again after anything that replaces parameters (deepcopy, ``load_state_dict(assign=True)``).
-
-    Args:
-        model: The bare model, not compiled or wrapped.
-        mup_base: Config of the model whose learning rate was tuned.
     """
     # Any model that differs from the base in each width dimension tells mup which dimensions grow.
     grow = ("n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size")

@@ -159,10 +159,6 @@ OTHER_TYPES = {
 def checked_config(content: object, where: str) -> Config:
     """Make a LitGPT config of what a file holds, every field of the type that LitGPT declares, and of a possible size.
 
-    Args:
-        content: What was read; anything.
-        where: The file, for messages.
-
     Raises:
         UserError: It is no mapping, has a key or a value that a config has not, or its sizes contradict one another.
     """

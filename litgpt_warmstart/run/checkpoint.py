@@ -134,11 +134,7 @@ def _check_files(folder: Path, record: Record) -> None:
 
 
 def read_header(path: Path, what: str = "base") -> Header:
-    """Read a checkpoint folder's config and record.
-
-    Args:
-        path: The folder.
-        what: What the folder is to the user, for messages.
+    """Read a checkpoint folder's config and record; ``what`` it is to the user goes into messages.
 
     Raises:
         UserError: The folder is missing, no checkpoint, or one of the two files is damaged or may not be read.

@@ -24,12 +24,7 @@ MARK = ".warmstart_export"
 
 
 def export(source: Path, out_dir: Path, format: Format) -> str:
-    """Write a checkpoint folder for other tools, whole or not at all.
-
-    Args:
-        source: A LitGPT checkpoint folder, ours or stock.
-        out_dir: The folder.
-        format: ``transformers``: config.json, model.safetensors; ``litgpt``: a plain LitGPT checkpoint.
+    """Write a LitGPT checkpoint folder, ours or stock, for other tools, whole or not at all.
 
     Returns:
         transformers' class that loads it, or LitGPT's.

@@ -155,13 +155,7 @@ def litgpt_name(config: Config) -> str:
 
 
 def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: str = "float32") -> dict[str, Any]:
-    """transformers' config.json of a plain LitGPT checkpoint; see :func:`known_family` for what it raises.
-
-    Args:
-        config: The model, without an ``attention_scores_scalar``.
-        tokenizer: Tells which ids begin and end a text.
-        dtype: Of the weights.
-    """
+    """transformers' config.json of a plain LitGPT checkpoint of weights of a dtype; raises as :func:`known_family`."""
     family = known_family(config)
     rope: dict[str, Any] = dict(rope_theta=config.rope_base)
     if adjusted := config.rope_adjustments:

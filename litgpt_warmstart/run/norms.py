@@ -152,12 +152,7 @@ def _row_norms(x: torch.Tensor) -> torch.Tensor:
 
 
 def _logit_norms(x: torch.Tensor, head: nn.Linear) -> torch.Tensor:
-    """:func:`_row_norms` of the logits, of which some tokens' exist at a time: all may not fit beside the training.
-
-    Args:
-        x: What the readout's weight is multiplied with, shape (B, T, n_embd).
-        head: The readout.
-    """
+    """:func:`_row_norms` of the logits of x (B, T, n_embd), a few tokens' at a time: all may not fit."""
     x, dtype = x.flatten(0, 1), head_dtype(head.weight)
     weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
     chunks = x.to(dtype).split(chunk_size(len(x), len(weight), x.device.type))
