@@ -14,10 +14,10 @@ from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.page import Section
 from litgpt_warmstart.report.write import write_report
 from litgpt_warmstart.run.spec import TrainArgs
-from litgpt_warmstart.study import kinds
+from litgpt_warmstart.study import coord_check, grid_search
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
 
-KINDS = kinds()
+KINDS = (coord_check, grid_search)
 
 
 class Page(HTMLParser):
