@@ -196,20 +196,21 @@ def check_growable(source: Config, target: Config) -> None:
 
 def heads_reason(source: Config, target: Config) -> str | None:
     """Why attention heads cannot be kept one by one from source to target; None if they can."""
-    for what, old, new in (
-        ("head_size", Sizes.of(source).head_size, Sizes.of(target).head_size),
-        ("query groups", Sizes.of(source).n_query_groups, Sizes.of(target).n_query_groups),
-        ("queries per group", _queries_per_group(source), _queries_per_group(target)),
-        ("rotary channels", Sizes.of(source).rope_n_elem, Sizes.of(target).rope_n_elem),
+    old, new = Sizes.of(source), Sizes.of(target)
+    for what, before, after in (
+        ("head_size", old.head_size, new.head_size),
+        ("query groups", old.n_query_groups, new.n_query_groups),
+        ("queries per group", old.queries_per_group, new.queries_per_group),
+        ("rotary channels", old.rope_n_elem, new.rope_n_elem),
     ):
-        if new < old:
-            return f"{what} {old} -> {new}"
+        if after < before:
+            return f"{what} {before} -> {after}"
     if source.rotary_percentage != target.rotary_percentage:
         return f"rotary_percentage {source.rotary_percentage} -> {target.rotary_percentage}"
     if source.rope_interleave or target.rope_interleave:
         return "interleaved rotary channels"
-    if Sizes.of(source).rope_n_elem % 2 or Sizes.of(target).rope_n_elem % 2:
-        return f"odd number of rotary channels {Sizes.of(source).rope_n_elem} -> {Sizes.of(target).rope_n_elem}"
+    if old.rope_n_elem % 2 or new.rope_n_elem % 2:
+        return f"odd number of rotary channels {old.rope_n_elem} -> {new.rope_n_elem}"
     return None
 
 
@@ -225,7 +226,7 @@ def resolve_alignment(source: Config, target: Config, alignment: Alignment) -> t
     for axis in rows:
         old, new = axis_size(axis, source), axis_size(axis, target)
         if alignment == "blocks" and axis == "qkv":
-            old, new = _kv_rows(source), _kv_rows(target)
+            old, new = Sizes.of(source).kv_rows, Sizes.of(target).kv_rows
         if old > new:
             raise UserError(
                 f"attention of base {source.name!r} does not fit into target {target.name!r} ({axis} has {old} rows,"
@@ -236,15 +237,15 @@ def resolve_alignment(source: Config, target: Config, alignment: Alignment) -> t
 
 def axis_size(axis: Axis, config: Config) -> int:
     """Length of an axis in a model of this config."""
-    per_head_norm = config.norm_qk_type == "default"
+    sizes, per_head_norm = Sizes.of(config), config.norm_qk_type == "default"
     return {
-        "vocab": config.padded_vocab_size,
-        "n_embd": config.n_embd,
-        "intermediate": config.intermediate_size,
-        "qkv": _q_rows(config) + 2 * _kv_rows(config),
-        "heads": _q_rows(config),
-        "norm_q": config.head_size if per_head_norm else _q_rows(config),
-        "norm_k": config.head_size if per_head_norm else _kv_rows(config),
+        "vocab": sizes.padded_vocab_size,
+        "n_embd": sizes.n_embd,
+        "intermediate": sizes.intermediate_size,
+        "qkv": sizes.q_rows + 2 * sizes.kv_rows,
+        "heads": sizes.q_rows,
+        "norm_q": sizes.head_size if per_head_norm else sizes.q_rows,
+        "norm_k": sizes.head_size if per_head_norm else sizes.kv_rows,
     }[axis]
 
 
@@ -254,50 +255,46 @@ def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -
     Returns:
         Target positions, int64, shape ``(axis_size(axis, source),)``, all different.
     """
-    if axis == "qkv" and alignment != "literal":
-        q, kv = _q_rows(target), _kv_rows(target)
-        if alignment == "blocks":
-            rows_q, rows_kv = torch.arange(_q_rows(source)), torch.arange(_kv_rows(source))
-            return torch.cat((rows_q, q + rows_kv, q + kv + rows_kv))
-        rotary, plain = _rotary_map(source, target), torch.arange(Sizes.of(source).head_size)
-        return torch.cat(
-            (
-                _query_map(source, target, rotary),
-                q + _group_map(source, target, rotary),
-                q + kv + _group_map(source, target, plain),
-            )
-        )
+    old, new = Sizes.of(source), Sizes.of(target)
+    rotary, plain = _rotary_map(old, new), torch.arange(old.head_size)
     if alignment == "heads":
+        queries = torch.arange(new.q_rows).view(new.n_query_groups, new.queries_per_group, new.head_size)
+        queries = queries[: old.n_query_groups, : old.queries_per_group]  # (groups, queries per group, channels)
+        groups = torch.arange(new.kv_rows).view(new.n_query_groups, new.head_size)[: old.n_query_groups]
+        if axis == "qkv":
+            q, k, v = queries[..., rotary], new.q_rows + groups[:, rotary], new.q_rows + new.kv_rows + groups[:, plain]
+            return torch.cat((q.flatten(), k.flatten(), v.flatten()))
         if axis == "heads":  # attn.proj reads the values' channels, which have no rotary pairs
-            return _query_map(source, target, torch.arange(Sizes.of(source).head_size))
+            return queries[..., plain].flatten()
         if axis in ("norm_q", "norm_k"):
-            rotary = _rotary_map(source, target)
             if source.norm_qk_type == "default":
                 return rotary
-            return (_query_map if axis == "norm_q" else _group_map)(source, target, rotary)
+            return (queries if axis == "norm_q" else groups)[..., rotary].flatten()
+    if axis == "qkv" and alignment == "blocks":
+        kv = torch.arange(old.kv_rows)
+        return torch.cat((torch.arange(old.q_rows), new.q_rows + kv, new.q_rows + new.kv_rows + kv))
     return torch.arange(axis_size(axis, source))
 
 
+def _rotary_map(source: Sizes, target: Sizes) -> torch.Tensor:
+    """r(j) of q and k channels, shape (head_size,): LitGPT rotates channel j < n/2 together with j + n/2."""
+    old, new, j = source.rope_n_elem, target.rope_n_elem, torch.arange(source.head_size)
+    second_half = (j >= old // 2) & (j < old)
+    return torch.where(second_half, j - old // 2 + new // 2, torch.where(j >= old, j - old + new, j))
+
+
 def grow_tensor(
-    name: str,
-    source: torch.Tensor,
-    initial: torch.Tensor,
-    source_config: Config,
-    target_config: Config,
-    growth: Growth,
+    name: str, source: torch.Tensor, initial: torch.Tensor, source_config: Config, target_config: Config, growth: Growth
 ) -> torch.Tensor:
     """Grow one parameter: ``initial + shrink * Pad0(source)``; a norm's gain by :func:`grown_gain`.
 
     Args:
         name: The parameter's name in a LitGPT state dict.
         source: Its value in the source, unfolded, of any floating type.
-        initial: The target's initialization, fp32, in the target's shape; it is overwritten.
+        initial: The target's initialization, fp32, in the target's shape; it is overwritten, and returned.
         source_config: The source's config.
         target_config: The target's config.
         growth: Its alignment is a possible one; shrink 0 leaves ``initial`` as it is.
-
-    Returns:
-        ``initial``, grown.
     """
     if growth.shrink == 0:
         return initial
@@ -358,37 +355,3 @@ def grow(
                 " belong to different models"
             )
         yield name, grow_tensor(name, source[name], tensor, source_config, target_config, growth)
-
-
-def _q_rows(config: Config) -> int:
-    return config.n_head * Sizes.of(config).head_size
-
-
-def _kv_rows(config: Config) -> int:
-    return Sizes.of(config).n_query_groups * Sizes.of(config).head_size
-
-
-def _queries_per_group(config: Config) -> int:
-    return config.n_head // Sizes.of(config).n_query_groups
-
-
-def _rotary_map(source: Config, target: Config) -> torch.Tensor:
-    """r(j) of q and k channels, shape (head_size,): LitGPT rotates channel j < n/2 together with j + n/2."""
-    n_s, n_t = Sizes.of(source).rope_n_elem, Sizes.of(target).rope_n_elem
-    j = torch.arange(Sizes.of(source).head_size)
-    second_half = (j >= n_s // 2) & (j < n_s)
-    return torch.where(second_half, j - n_s // 2 + n_t // 2, torch.where(j >= n_s, j - n_s + n_t, j))
-
-
-def _query_map(source: Config, target: Config, channels: torch.Tensor) -> torch.Tensor:
-    """(group, index in group, j) -> (the same group, the same index, channels[j]); shape (n_head * head_size,)."""
-    head = torch.arange(source.n_head)
-    group, index = head // _queries_per_group(source), head % _queries_per_group(source)
-    target_head = group * _queries_per_group(target) + index
-    return (target_head[:, None] * Sizes.of(target).head_size + channels).flatten()
-
-
-def _group_map(source: Config, target: Config, channels: torch.Tensor) -> torch.Tensor:
-    """(group, j) -> (the same group, channels[j]); shape (n_query_groups * head_size,)."""
-    group = torch.arange(Sizes.of(source).n_query_groups)
-    return (group[:, None] * Sizes.of(target).head_size + channels).flatten()

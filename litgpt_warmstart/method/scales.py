@@ -32,6 +32,21 @@ class Sizes(NamedTuple):
         """Those of a config."""
         return cls(*(getattr(config, name) for name in cls._fields))
 
+    @property
+    def queries_per_group(self) -> int:
+        """Heads that share keys and values."""
+        return self.n_head // self.n_query_groups
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of all queries in attn.qkv."""
+        return self.n_head * self.head_size
+
+    @property
+    def kv_rows(self) -> int:
+        """Rows of all keys in attn.qkv, and of all values."""
+        return self.n_query_groups * self.head_size
+
 
 @dataclass(frozen=True)
 class Scale:
