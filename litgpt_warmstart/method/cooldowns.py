@@ -33,12 +33,8 @@ def place_cooldowns(
 
     A cooldown's place depends on no later one, so a wsd-s run that is lengthened has its old ones where they were.
 
-    Args:
-        total_steps: Optimizer steps of the run, where the last cooldown ends.
-        warmup_steps: Optimizer steps before which none may begin.
-        steps: Length of each; None for ``fraction``.
-        fraction: Length over the steps since the end of the one before.
-        ends: Where those before the last end, increasing.
+    The last cooldown ends with the run, those before it at ``ends``, which increase; none begins within the warmup.
+    Each takes ``steps``, or without that a fraction of the steps since the end of the one before.
 
     Raises:
         UserError: One does not fit.

@@ -56,8 +56,10 @@ class ScheduleOptions:
         schedule = SCHEDULES[name]
         if self.min_lr is not None and not 0 <= self.min_lr <= 1:
             raise UserError(f"--train.min_lr is a ratio to the learning rate and must lie in [0, 1], got {self.min_lr}")
-        if self.lr_warmup_steps and self.lr_warmup_fraction:
-            raise UserError("--train.lr_warmup_steps and --train.lr_warmup_fraction exclude each other: choose one")
+        for what in ("lr_warmup", "cooldown"):
+            steps, fraction = f"{what}_steps", f"{what}_fraction"
+            if getattr(self, steps) and getattr(self, fraction):
+                raise UserError(f"--train.{steps} and --train.{fraction} exclude each other: choose one")
         if (self.lr_warmup_steps or 0) < 0 or not 0 <= (self.lr_warmup_fraction or 0) <= 1:
             raise UserError("--train.lr_warmup_steps must not be negative, --train.lr_warmup_fraction lie in [0, 1]")
         warms_up = bool(self.lr_warmup_steps or self.lr_warmup_fraction)
@@ -71,8 +73,6 @@ class ScheduleOptions:
                     f"--train.{option} has no meaning with --schedule {name}: leave it out, or use --schedule"
                     f" {' or '.join(takers)}"
                 )
-        if self.cooldown_steps and self.cooldown_fraction:
-            raise UserError("--train.cooldown_steps and --train.cooldown_fraction exclude each other: choose one")
         if self.cooldown_fraction is not None and self.cooldown_fraction > 1:
             raise UserError(f"--train.cooldown_fraction must lie in (0, 1], got {self.cooldown_fraction}")
         if self.power_b is not None and self.power_b >= 0:
@@ -129,15 +129,10 @@ class Schedule:
         Raises:
             UserError: Something does not fit into the run.
         """
-        return cls(**cls.settings(options, run))
-
-    @classmethod
-    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
-        """The fields of :meth:`of`; a schedule adds its own."""
         warmup = options.lr_warmup_steps or math.ceil((options.lr_warmup_fraction or 0) * run.total_steps)
         if warmup > run.total_steps:
             raise UserError(f"a warmup of {warmup:,} steps is longer than the run of {run.total_steps:,}: shorten it")
-        return dict(total_steps=run.total_steps, warmup_steps=warmup)
+        return cls(total_steps=run.total_steps, warmup_steps=warmup)
 
     def __call__(self, step: int) -> float:
         """The multiplier of the update that comes after ``step`` finished ones."""
@@ -212,9 +207,9 @@ class Cosine(Schedule):
     """Where the decay ends, as a ratio to ``base_lr``."""
 
     @classmethod
-    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
-        ratio = {} if options.min_lr is None else {"min_lr_ratio": options.min_lr}
-        return super().settings(options, run) | ratio
+    def of(cls, options: ScheduleOptions, run: RunFigures) -> Self:
+        schedule = super().of(options, run)
+        return schedule if options.min_lr is None else replace(schedule, min_lr_ratio=options.min_lr)
 
     def risen(self, share: float) -> float:
         return share
@@ -275,14 +270,14 @@ class Cooling(Schedule):
             raise UserError("a cooldown ends before it begins")
 
     @classmethod
-    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
-        shared = super().settings(options, run)
+    def of(cls, options: ScheduleOptions, run: RunFigures) -> Self:
+        schedule = super().of(options, run)
         ends = options.cooldown_ends if isinstance(options.cooldown_ends, list) else []
         fraction = options.cooldown_fraction or cls.default_fraction
-        placed = place_cooldowns(run.total_steps, shared["warmup_steps"], options.cooldown_steps, fraction, ends)
-        return shared | dict(
+        return replace(
+            schedule,
             min_lr_ratio=cls.default_min_lr if options.min_lr is None else options.min_lr,
-            cooldowns=placed,
+            cooldowns=place_cooldowns(run.total_steps, schedule.warmup_steps, options.cooldown_steps, fraction, ends),
             cooldown_shape=options.cooldown_shape or cls.default_shape,
         )
 
@@ -347,13 +342,11 @@ class Power(Cooling):
     power_b: float = -0.51
 
     @classmethod
-    def settings(cls, options: ScheduleOptions, run: RunFigures) -> dict[str, Any]:
+    def of(cls, options: ScheduleOptions, run: RunFigures) -> Self:
         asked = {"power_a": options.power_a, "power_b": options.power_b}
-        return (
-            super().settings(options, run)
-            | dict(base_lr=run.base_lr, global_batch_size=run.global_batch_size, tokens_per_step=run.tokens_per_step)
-            | {name: value for name, value in asked.items() if value is not None}
-        )
+        known = {name: getattr(run, name) for name in ("base_lr", "global_batch_size", "tokens_per_step")}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return replace(super().of(options, run), **known, **given)
 
     def plateau(self, step: int) -> float:
         """The paper's eta over ``base_lr``, which is its eta_max."""
