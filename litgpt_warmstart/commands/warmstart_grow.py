@@ -52,11 +52,10 @@ def setup(
         if not overwrite:
             raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
     start = read_base(base)
-    if out_dir.resolve() in (start.path.resolve(), *start.path.resolve().parents):
-        raise UserError(f"--out_dir {str(out_dir)!r} holds the base: choose another folder")
     config, tuned = resolve_models(target, start, growth, mup_base, None)
-    if tuned.header and out_dir.resolve() in (tuned.header.path.resolve(), *tuned.header.path.resolve().parents):
-        raise UserError(f"--out_dir {str(out_dir)!r} holds --mup_base: choose another folder")
+    for held, what in ((start, "the base"), (tuned.header, "--mup_base")):
+        if held and out_dir.resolve() in (held.path.resolve(), *held.path.resolve().parents):
+            raise UserError(f"--out_dir {str(out_dir)!r} holds {what}: choose another folder")
     if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
         raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
     check_seed(start, config, growth, seed)

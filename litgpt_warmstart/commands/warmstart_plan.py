@@ -1,10 +1,13 @@
 """litgpt warmstart_plan: what a warmstart will take, and whether growth that large pays, before it is begun."""
 
+from contextlib import suppress
 from dataclasses import asdict
+from json import dumps, loads
 from pathlib import Path
 
 from litgpt_warmstart.edge import checked, flat
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
@@ -46,30 +49,18 @@ def setup(
     plan = make_plan(spec, start, measure)
     print(plan.describe())
     if json is not None:
-        _write(Path(json), asdict(plan))
+        try:
+            Path(json).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(Path(json), dumps(asdict(plan), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write --json {str(json)!r}: {error.strerror}: choose another file") from error
 
 
 def _check_free(path: Path) -> None:
     """Raise a UserError for a file that a plan would replace and that is none."""
-    import json
-
     if not path.exists():
         return
-    try:
-        is_plan = {"base", "target", "steps", "parameter_growth"} <= set(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        is_plan = False
-    if not is_plan:
-        raise UserError(f"--json {str(path)!r} is there and holds no plan: choose another file")
-
-
-def _write(path: Path, content: dict) -> None:
-    import json
-
-    from litgpt_warmstart.files import write_whole
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write --json {str(path)!r}: {error.strerror}: choose another file") from error
+    with suppress(OSError, ValueError, TypeError):
+        if {"base", "target", "steps", "parameter_growth"} <= set(loads(path.read_text(encoding="utf-8"))):
+            return
+    raise UserError(f"--json {str(path)!r} is there and holds no plan: choose another file")

@@ -23,10 +23,7 @@ from litgpt_warmstart.run.spec import CompileMode, RunSpec
 def bare_model(config: Config, mup_base: Config, parametrization: str = "mup") -> MuGPT:
     """A MuGPT with base shapes on the current device, in the current precision; its weights are yet to come.
 
-    Args:
-        config: The model, with or without muP's attention scale.
-        mup_base: Config of the model whose learning rate was tuned.
-        parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
+    ``config`` is with or without muP's attention scale; ``mup_base`` is the model whose learning rate was tuned.
     """
     config = mup.mup_config(config, mup_base, parametrization)
     model = MuGPT(config, mup.width_mult(config, mup_base, parametrization))
@@ -42,7 +39,7 @@ def first_weights(
     source: Checkpoint | None = None,
     parametrization: str = "mup",
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that training starts from, tensor by tensor: grown from a source, or an initialization alone.
+    """The weights that training starts from, tensor by tensor, fp32 on the CPU, with their names.
 
     Args:
         model: Made by :func:`bare_model`; only its shapes are read.
@@ -51,9 +48,6 @@ def first_weights(
         growth: How the source becomes the model; None for an initialization.
         source: The checkpoint to grow from.
         parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
-
-    Yields:
-        Name and fp32 tensor on the CPU.
     """
     perturb = growth.perturb if growth else 1.0
     initial = mup.initial_weights(model, mup_base, seed, perturb, parametrization)
@@ -77,30 +71,41 @@ def build_model(
     return model
 
 
+def bare_loss(fabric: L.Fabric, spec: RunSpec, empty_init: bool = False) -> NextTokenLoss:
+    """A run's model and its loss, before Fabric sets them up; the weights, perhaps not even drawn, are yet to come."""
+    with fabric.init_module(empty_init=empty_init):
+        gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
+    gpt.max_seq_length = spec.block_size
+    return NextTokenLoss(gpt, spec.loss)
+
+
 def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None = None) -> State:
     """A run's model, loss and optimizer, set up by Fabric, before the first or the next step.
 
-    Args:
-        fabric: Gives device and precision.
-        spec: The run, with what the device decides.
-        start: What it starts from: grown where the specification says how, else as it is; None from scratch.
-        resumed: What it goes on from instead.
+    It starts from ``start``, grown where the specification says how, else as it is, or goes on from ``resumed``; from
+    scratch there is neither.
     """
-    with fabric.init_module(empty_init=True):
-        gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
-    gpt.max_seq_length = spec.block_size
+    eager = bare_loss(fabric, spec, empty_init=True)
+    gpt = eager.gpt
     mup.load_weights(gpt, _weights(gpt, spec, start, resumed))
-    loss: nn.Module = NextTokenLoss(gpt, spec.loss)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
-        loss = compiled(loss, spec.compile)
-    loss = fabric.setup(loss)
+    loss = fabric.setup(compiled(eager, spec.compile) if spec.compile else eager)
     # A fused step unscales gradients itself, too late for clipping.
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
     bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
     optimizer: Any = fabric.setup_optimizers(bare)
     lineage = resumed.record.lineage if resumed else start.ancestors() if start else ()
     return State(gpt, loss, optimizer, lineage, _grown(spec, start, resumed))
+
+
+def update_weights(fabric: L.Fabric, spec: RunSpec, state: State) -> None:
+    """Clip the gradients, take an optimizer step, and drop them."""
+    if spec.max_norm is not None:
+        # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
+        fabric.clip_gradients(state.gpt, state.optimizer, max_norm=spec.max_norm, error_if_nonfinite=False)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=not uses_cuda_graphs(spec.compile, fabric.device))
 
 
 def _weights(

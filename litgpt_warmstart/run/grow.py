@@ -52,15 +52,15 @@ def grow_folder(
     out_dir: Path,
     arguments: dict[str, Any],
 ) -> Record:
-    """Write the checkpoint folder that training would start from, tensor by tensor.
+    """Write the checkpoint folder that training would start from, tensor by tensor, whole or not at all.
 
     Args:
         source: What is grown.
         config: The target.
         growth: How.
         tuned: Gives learning rate and batch size, to be carried on.
-        seed: Seed of the perturbation.
-        out_dir: The folder, written whole or not at all.
+        seed: Of the perturbation.
+        out_dir: The folder.
         arguments: The command's arguments, for hyperparameters.yaml.
 
     Returns:

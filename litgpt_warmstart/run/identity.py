@@ -22,12 +22,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
-    """The identity of the run that made a checkpoint.
-
-    Args:
-        record: The checkpoint's. One of an older version does not tell the identity, which is made of what it says.
-        config: The checkpoint's.
-    """
+    """The identity of the run that made a checkpoint; of an older version's record, what can be told from it."""
     if record.identity:
         return record.identity
     training = record.training
@@ -63,10 +58,7 @@ def first_difference(
     What only one of them tells is of another version of this package or of LitGPT, or not known yet; but an optimizer
     has other arguments only where the user has given others, and no growth at all is not another version's.
 
-    Args:
-        before: An identity.
-        now: Another.
-        names: What to look at; all of it by default.
+    Only ``names`` are looked at, where they are given.
     """
     for name, value in now.items():
         other = before.get(name, value)

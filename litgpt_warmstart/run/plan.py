@@ -5,6 +5,7 @@ Nothing is downloaded, prepared or written.
 
 import itertools
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -78,32 +79,22 @@ class RunPlan:
             f" {_count(base.hoffmann_flops)}",
             f"Data: {self.data}",
         ]
-        state = f"Memory: {self.state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments"
+        memory = f"Memory: {self.state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments"
         if measured is None:
-            return "\n".join(
-                [*lines, f"{state}; activations are not in it, and time was not measured", *self._warned()]
-            )
-        if measured.peak_bytes is not None:
+            lines.append(f"{memory}; activations are not in it, and time was not measured")
+        else:
             whole = "resident, Python and libraries included" if measured.device.startswith("CPU") else "allocated"
-            state += f"; {measured.peak_bytes / 1e9:.2f} GB at the measured peak ({whole})"
-        compiling = f", and {duration(measured.compile_seconds)} to compile" if measured.compile else ""
-        return "\n".join(
-            [
-                *lines,
-                state,
+            compiling = f", and {duration(measured.compile_seconds)} to compile" if measured.compile else ""
+            lines += [
+                f"{memory}; {measured.peak_bytes / 1e9:.2f} GB at the measured peak ({whole})",
                 f"Time on {measured.device}, {measured.precision}: {duration(measured.run_seconds)} for"
                 f" {self.steps:,} steps of {duration(measured.step_seconds)}{compiling}; validation is not in it",
-                f"  {measured.micro_batches:,} micro-batches of"
-                f" {measured.micro_batch_size} at {duration(measured.micro_batch_seconds)}, update"
-                f" {duration(measured.update_seconds)}; {measured.tokens_per_sec:,.0f} tokens/s,"
-                f" {measured.matmul_flops_per_sec / 1e9:,.0f} matmul GFLOP/s",
+                f"  {measured.micro_batches:,} micro-batches of {measured.micro_batch_size} at"
+                f" {duration(measured.micro_batch_seconds)}, update {duration(measured.update_seconds)};"
+                f" {measured.tokens_per_sec:,.0f} tokens/s, {measured.matmul_flops_per_sec / 1e9:,.0f} matmul GFLOP/s",
                 f"  {measured.choices}",
-                *self._warned(),
             ]
-        )
-
-    def _warned(self) -> list[str]:
-        return [f"Warning: {warning}" for warning in self.warnings]
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
 
 
 def _count(number: int | None) -> str:
@@ -121,24 +112,20 @@ def duration(seconds: float) -> str:
 
 
 def make_plan(spec: RunSpec, base: checkpoint.Header, measured: bool = True) -> RunPlan:
-    """Plan a warmstart.
-
-    Args:
-        spec: The run.
-        base: What it grows from.
-        measured: Whether to build the target and time it.
+    """Plan a warmstart from a base; unless ``measured``, nothing is built and timed.
 
     Raises:
         UserError: The run cannot start, or does not fit into memory.
     """
-    parameters, steps, tokens = parameter_count(spec.config), spec.max_steps, spec.max_steps * spec.tokens_per_step
+    config, steps, tokens = spec.config, spec.max_steps, spec.max_steps * spec.tokens_per_step
+    parameters = parameter_count(config)
     target = ModelFigures(
-        spec.config.name,
-        spec.config.n_embd,
+        config.name,
+        config.n_embd,
         parameters,
         tokens,
-        tokens * matmul_flops_per_token(spec.config, spec.block_size),
-        tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
+        tokens * matmul_flops_per_token(config, spec.block_size),
+        tokens * hoffmann_flops_per_token(config, spec.block_size),
     )
     source = base_figures(base)
     data, tokens_left, warnings = tokens_left_in_data(spec)
@@ -176,19 +163,17 @@ def parameter_count(config: Config) -> int:
 
 def base_figures(base: checkpoint.Header) -> ModelFigures:
     """The base, with what it and all before it have spent by their own records."""
-    record = base.record
-    name, n_embd, parameters = base.config.name, base.config.n_embd, parameter_count(base.config)
+    record, config = base.record, base.config
+    parameters = parameter_count(config)
     if record is None or any(not ancestor.tokens for ancestor in record.lineage):  # one of them says nothing of itself
-        return ModelFigures(name, n_embd, parameters, None, None, None)
+        return ModelFigures(config.name, config.n_embd, parameters, None, None, None)
     spent = [(a.tokens, a.matmul_flops, a.hoffmann_flops) for a in record.lineage]
     if record.tokens:
-        own = record.hoffmann_flops or record.tokens * hoffmann_flops_per_token(
-            base.config, record.training["block_size"]
-        )
-        spent.append((record.tokens, record.matmul_flops, own))
+        own = record.tokens * hoffmann_flops_per_token(config, record.training["block_size"])
+        spent.append((record.tokens, record.matmul_flops, record.hoffmann_flops or own))
     tokens, matmul, hoffmann = (sum(column) for column in zip(*spent, strict=True)) if spent else (0, 0, 0)
     known = all(count for *_, count in spent)  # records of older versions have one count alone
-    return ModelFigures(name, n_embd, parameters, tokens, matmul, hoffmann if known else None)
+    return ModelFigures(config.name, config.n_embd, parameters, tokens, matmul, hoffmann if known else None)
 
 
 def growth_warning(factor: float, tokens_per_param: float, stages: tuple[Config, ...]) -> str:
@@ -225,21 +210,18 @@ def route(source: Config, target: Config) -> tuple[Config, ...]:
     sizes = {config.n_embd: parameter_count(config) for config in (source, *between, target)}
 
     def deviation(way: tuple[Config, ...]) -> tuple[float, float]:
-        off = [
-            abs(math.log(sizes[later.n_embd] / sizes[earlier.n_embd] / RELIABLE_GROWTH))
-            for earlier, later in itertools.pairwise(way)
-        ]
+        parameters = [sizes[config.n_embd] for config in way]
+        off = [abs(math.log(later / earlier / RELIABLE_GROWTH)) for earlier, later in itertools.pairwise(parameters)]
         return max(off), sum(off)
 
-    return min((way for way in ways if all(itertools.starmap(_growable, itertools.pairwise(way)))), key=deviation)
-
-
-def _growable(source: Config, target: Config) -> bool:
-    try:
-        check_growable(source, target)
-    except UserError:
+    def possible(way: tuple[Config, ...]) -> bool:
+        with suppress(UserError):
+            for earlier, later in itertools.pairwise(way):
+                check_growable(earlier, later)
+            return True
         return False
-    return True
+
+    return min(filter(possible, ways), key=deviation)
 
 
 def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:

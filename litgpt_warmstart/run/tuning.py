@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import sys
@@ -26,7 +27,7 @@ from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import matmul_flops_per_token
 from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
-from litgpt_warmstart.run.build import bare_model, build_state, uses_cuda_graphs
+from litgpt_warmstart.run.build import bare_loss, build_state, update_weights
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import default_micro_batch
@@ -40,21 +41,14 @@ TOLERANCE = 0.05
 WORTH = 50
 """A run is measured for if it is this many times as long as the trial."""
 
-
 ROUNDS, LEAST_SECONDS, MOST_SECONDS = 3, 2.0, 30.0
 """Optimizer steps that are timed: at least so many, and more for so long; fewer where one takes very long."""
 
 
 def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tuple[RunSpec, str]:
-    """The specification with what the device decides: compile, loss and micro-batch.
+    """The specification with what the device decides, and in words what was chosen and why.
 
-    Args:
-        fabric: Tells device and precision.
-        spec: The run.
-        before: The record of the checkpoint that it goes on from: what it had, it keeps.
-
-    Returns:
-        The specification, and what was chosen and why, in words.
+    What the checkpoint had that the run goes on from, whose record is ``before``, is kept.
     """
     if spec.compile and (reason := why_not_compile(fabric.device)):
         fabric.print(f"Training without torch.compile: {reason}")
@@ -69,7 +63,7 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
     if spec.find_micro_batch:
         size, found = past.get("micro_batch_size", 0), "as before"
         if not size or spec.global_batch_size % size:
-            size, found = find(fabric, spec, lambda: _trial(fabric, spec))
+            size, found = find(fabric, spec, lambda: bare_loss(fabric, spec))
     train = spec.hyperparameters.get("train", {}) | {"micro_batch_size": size}
     hyperparameters = {**spec.hyperparameters, "loss_impl": impl, "train": train}
     spec = replace(spec, micro_batch_size=size, hyperparameters=hyperparameters)
@@ -102,18 +96,12 @@ def find(fabric: L.Fabric, spec: RunSpec, make_loss: Callable[[], NextTokenLoss]
 
     Forward and backward run eagerly on random tokens, with gradients and room for Adam's moments in memory: compiling
     each size would take longer than all of this, and compiled they need less. Weights are left alone.
-
-    Args:
-        fabric: Tells device and precision.
-        spec: The run.
-        make_loss: Makes the bare module to try.
     """
-    batch = spec.global_batch_size
-    sizes = candidates(batch, LARGEST.get(fabric.device.type, LARGEST["cuda"]))
-    trial = (1 + REPEATS) * sum(sizes)
+    batch, largest = spec.global_batch_size, LARGEST[fabric.device.type]
+    sizes = candidates(batch, largest)
     if len(sizes) == 1:
-        return 1, f"no other size up to {LARGEST.get(fabric.device.type)} divides {batch}"
-    if spec.max_steps * batch < WORTH * trial:
+        return 1, f"no other size up to {largest} divides {batch}"
+    if spec.max_steps * batch < WORTH * (1 + REPEATS) * sum(sizes):
         return default_micro_batch(batch), "the run is too short to measure"
     key, known = _key(fabric, spec), _read_cache()
     before = known.get(key)
@@ -126,14 +114,6 @@ def find(fabric: L.Fabric, spec: RunSpec, make_loss: Callable[[], NextTokenLoss]
     _write_cache({**known, key: size})
     tried = ", ".join(f"{size}: {spec.block_size / s:,.0f}" for size, s in seconds.items())
     return size, f"tokens/s by size, eagerly: {tried}"
-
-
-def _trial(fabric: L.Fabric, spec: RunSpec) -> NextTokenLoss:
-    """A model to try, with any weights."""
-    with fabric.init_module():
-        gpt = bare_model(spec.config, spec.mup_base_config, spec.parametrization)
-    gpt.max_seq_length = spec.block_size
-    return NextTokenLoss(gpt, spec.loss)
 
 
 def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, sizes: list[int]) -> dict[int, float]:
@@ -204,11 +184,9 @@ def _read_cache() -> dict[str, int]:
 
 
 def _write_cache(sizes: dict[str, int]) -> None:
-    try:
+    with suppress(OSError, RuntimeError):  # no home folder, or none to write to: measured anew next time
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         write_whole(_cache_file(), json.dumps(sizes, indent=1))
-    except (OSError, RuntimeError):  # no home folder, or none to write to: measured anew next time
-        pass
 
 
 @dataclass(frozen=True)
@@ -235,8 +213,8 @@ class Measurement:
     """The whole run, compiling included."""
     tokens_per_sec: float
     matmul_flops_per_sec: float
-    peak_bytes: int | None
-    """CUDA: allocated at most. CPU: resident at most, Python and its libraries included. None where nothing tells."""
+    peak_bytes: int
+    """CUDA: allocated at most. CPU: resident at most, Python and its libraries included."""
 
 
 def measure(spec: RunSpec) -> Measurement:
@@ -250,7 +228,7 @@ def measure(spec: RunSpec) -> Measurement:
     fabric.launch()
     fabric.seed_everything(spec.seed, verbose=False)
     device = fabric.device
-    forget_peak_memory(device)
+    _forget_peak_memory(device)
     try:
         spec, choices = tuned(fabric, spec)
         state = build_state(fabric, spec, read_checkpoint(spec.source_dir) if spec.source_dir else None)
@@ -258,16 +236,12 @@ def measure(spec: RunSpec) -> Measurement:
         tokens = torch.randint(spec.config.vocab_size, (batch, block_size + 1)).to(device)  # (B, T + 1)
         input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         parametrization.set_learning_rate(state.optimizer, spec.base_lr, 0.0)  # the arithmetic of a step, no way to NaN
-        drop_gradients = not uses_cuda_graphs(spec.compile, device)
 
         def train_micro_batch() -> None:
             fabric.backward(state.loss(input_ids, targets) / accumulation)
 
         def update() -> None:
-            if spec.max_norm is not None:
-                fabric.clip_gradients(state.gpt, state.optimizer, max_norm=spec.max_norm, error_if_nonfinite=False)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=drop_gradients)
+            update_weights(fabric, spec, state)
 
         first_seconds = _timed(train_micro_batch, device)
         _timed(train_micro_batch, device)
@@ -280,35 +254,28 @@ def measure(spec: RunSpec) -> Measurement:
                 break
     except torch.OutOfMemoryError as error:
         raise out_of_memory(spec.micro_batch_size) from error
-    micro, update_median = statistics.median(micro_seconds), statistics.median(update_seconds)
-    step, compile_seconds = (
-        accumulation * micro + update_median,
-        max(0.0, first_seconds - micro) if spec.compile else 0.0,
-    )
-    tokens_per_sec = spec.tokens_per_step / step
+    micro, updating = statistics.median(micro_seconds), statistics.median(update_seconds)
+    step_seconds = accumulation * micro + updating
+    compile_seconds = max(0.0, first_seconds - micro) if spec.compile else 0.0
+    tokens_per_sec = spec.tokens_per_step / step_seconds
     return Measurement(
-        device=device_name(device),
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.backends.cpu.get_cpu_capability()}",
         precision=spec.precision,
         compile=spec.compile,
         choices=choices,
         micro_batch_size=batch,
         micro_batches=accumulation,
         micro_batch_seconds=micro,
-        update_seconds=update_median,
-        step_seconds=step,
+        update_seconds=updating,
+        step_seconds=step_seconds,
         compile_seconds=compile_seconds,
-        run_seconds=compile_seconds + spec.max_steps * step,
+        run_seconds=compile_seconds + spec.max_steps * step_seconds,
         tokens_per_sec=tokens_per_sec,
         matmul_flops_per_sec=tokens_per_sec * matmul_flops_per_token(spec.config, block_size),
-        peak_bytes=peak_memory(device),
+        peak_bytes=_peak_memory(device),
     )
-
-
-def device_name(device: torch.device) -> str:
-    """What decides a device's speed: a GPU's name, a CPU's vector instructions."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:
@@ -317,7 +284,7 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
     return _now(device) - start
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def _forget_peak_memory(device: torch.device) -> None:
     """Begin a new peak, where the system lets a process do so."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -326,15 +293,11 @@ def forget_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the peak since :func:`forget_peak_memory`: allocated on a GPU, resident on a CPU."""
+def _peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    try:
-        import resource
-    except ImportError:  # no POSIX
-        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
