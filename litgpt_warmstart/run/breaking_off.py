@@ -6,26 +6,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-import lightning as L
 import torch
 from tqdm import tqdm
 
-from litgpt_warmstart.data.plan import DataPlan
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.run import checkpoint, ownership
 from litgpt_warmstart.run.interrupt import StopRequest, deaf_to_children
-from litgpt_warmstart.run.metrics import RowFile
-from litgpt_warmstart.run.norms import Tracker
-from litgpt_warmstart.run.resume import State, resume_command, save
-from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.resume import OpenRun, resume_command, save
 from litgpt_warmstart.run.tuning import out_of_memory
 
 T = TypeVar("T")
 
 
-def end_early(
-    error: Exception, fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, stop: StopRequest
-) -> Path:
+def end_early(error: Exception, run: OpenRun) -> Path:
     """Save after the last whole step of a run that an error has ended, and raise; after a signal, only save.
 
     Returns:
@@ -37,26 +30,26 @@ def end_early(
         Exception: ``error`` itself, where it is none that is known.
     """
     if isinstance(error, torch.OutOfMemoryError):
-        raise out_of_memory(spec.micro_batch_size) from error
+        raise out_of_memory(run.spec.micro_batch_size) from error
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
-    if isinstance(error, Diverged) and stop:
-        raise told_and_stopped(error, stop) from error
+    if isinstance(error, Diverged) and run.stop:
+        raise told_and_stopped(error, run.stop) from error
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
         raise error
     try:
         with deaf_to_children():
-            saved, note = _save_once(fabric, spec, state, plan)
+            saved, note = _save_once(run)
     except Exception as failed:  # whatever it is, the first one is told
-        last, _ = checkpoint.newest_checkpoint(spec.out_dir)
-        saved, note = last, "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
-    if stop and saved and isinstance(error, BrokeOff | OSError):
+        saved, _ = checkpoint.newest_checkpoint(run.spec.out_dir)
+        note = "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
+    if run.stop and saved and isinstance(error, BrokeOff | OSError):
         return saved
     told = f"the last good checkpoint is {str(saved)!r}" if saved else "no checkpoint was saved: give the command again"
-    told += f"{note}. Go on with: {resume_command(spec)}" if saved else note
+    told += f"{note}. Go on with: {resume_command(run.spec)}" if saved else note
     if isinstance(error, UserError):
         raise UserError(f"{error}; {told}") from error
-    print(f"At step {state.step_count:,} an error of a kind that is not foreseen: {told}", file=sys.stderr)
+    print(f"At step {run.state.step_count:,} an error of a kind that is not foreseen: {told}", file=sys.stderr)
     raise error
 
 
@@ -67,41 +60,33 @@ def told_and_stopped(error: UserError, stop: StopRequest) -> SystemExit:
     return SystemExit(stop.exit_status)
 
 
-def _save_once(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan) -> tuple[Path | None, str]:
+def _save_once(run: OpenRun) -> tuple[Path | None, str]:
     """Save the last whole step unless that is done; nothing before the first, nor in the middle of one.
 
     Returns:
         The folder to go on from, and what to say besides.
     """
-    if not state.whole:
-        return checkpoint.newest_checkpoint(spec.out_dir)[0], ""
-    folder = step_folder(spec, state)
-    if state.step_count == 0:
+    if not run.state.whole:
+        return checkpoint.newest_checkpoint(run.spec.out_dir)[0], ""
+    if run.state.step_count == 0:
         return None, ""
-    if ownership.is_checkpoint(folder):
-        return folder, ""
-    made_anew = not spec.out_dir.is_dir()
-    return save(spec, state, plan, fabric, folder), ", in a folder made anew" if made_anew else ""
+    if ownership.is_checkpoint(run.step_folder):
+        return run.step_folder, ""
+    note = "" if run.spec.out_dir.is_dir() else ", in a folder made anew"
+    return save(run, run.step_folder), note
 
 
-def step_folder(spec: RunSpec, state: State) -> Path:
-    """Where the checkpoint of the last step goes while the run is not at its end."""
-    return spec.out_dir / f"step-{state.step_count:08d}"
-
-
-def save_whole(
-    spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path, rows: RowFile, tracker: Tracker
-) -> Path:
+def save_whole(run: OpenRun, folder: Path) -> Path:
     """Write a checkpoint folder, and have the rows that belong to it on disk.
 
     Raises:
         Diverged: A weight is not finite.
         BrokeOff: Something cannot be written.
     """
-    rows.flush_to_disk()
-    tracker.flush_to_disk()
+    run.rows.flush_to_disk()
+    run.tracker.flush_to_disk()
     try:
-        return save(spec, state, plan, fabric, folder)
+        return save(run, folder)
     except Diverged:
         raise
     except UserError as error:

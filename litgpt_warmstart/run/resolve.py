@@ -40,9 +40,16 @@ class Tuned:
         return self.header.record if self.header else None
 
     @property
-    def table_row(self) -> Scale | None:
-        """Table 1's row of the muP base; a checkpoint's settings are its own, whatever its name."""
-        return None if self.header else find_scale(self.config.name)
+    def settings(self) -> Record | Scale | None:
+        """What tells learning rate and batch size: a checkpoint's own record, whatever its name, else Table 1's row."""
+        return self.header.record if self.header else find_scale(self.config.name)
+
+
+OPTIONS_AS_TYPED = (
+    "log", "tokens_per_param", "resume", "overwrite", "track", "logger_name", "seed", "loss_impl", "compile"
+)  # fmt: skip
+TRAIN_OPTIONS_AS_TYPED = ("log_interval", "save_interval", "max_norm", "max_time")
+"""Of :class:`RunArgs` and its ``train``: what a specification has as the user has typed it."""
 
 
 def resolve(
@@ -95,7 +102,8 @@ def resolve(
     precision = args.precision or _default_precision()
     if precision == "16-mixed" and optimizer.init_args.get("fused"):
         raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
-    tokenizer_dir = _recorded_tokenizer(start or tuned.header)
+    named_by = start or tuned.header
+    tokenizer_dir = named_by.tokenizer_dir if named_by and named_by.tokenizer else None  # the one it was saved with
     if args.tokenizer_dir:
         tokenizer_dir = extend_checkpoint_dir(Path(args.tokenizer_dir))
     out_dir = init_out_dir(out_dir)
@@ -110,6 +118,8 @@ def resolve(
         optimizer=optimizer.plain,
         tokenizer_dir=tokenizer_dir,
     )
+    as_typed: dict[str, Any] = {name: getattr(args.train, name) for name in TRAIN_OPTIONS_AS_TYPED}
+    as_typed |= {name: getattr(args, name) for name in OPTIONS_AS_TYPED}
     return RunSpec(
         command=command,
         config=config,
@@ -126,27 +136,15 @@ def resolve(
         micro_batch_size=micro_batch_size,
         block_size=block_size,
         eval=Validation(interval, args.eval.max_iters, args.eval.initial_validation, args.eval.final_validation),
-        log=args.log,
-        log_interval=args.train.log_interval,
-        save_interval=args.train.save_interval,
-        max_norm=args.train.max_norm,
-        max_time=args.train.max_time,
         source_dir=start.path if start and growth else None,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
         mup_base_dir=tuned.header.path if tuned.header else None,
-        tokens_per_param=args.tokens_per_param,
         seen=record.data_uses if record else (),
-        resume=args.resume,
-        overwrite=args.overwrite,
-        track=args.track,
         tokenizer_dir=tokenizer_dir,
-        logger_name=args.logger_name,
-        seed=args.seed,
-        loss_impl=args.loss_impl,
         find_micro_batch=args.train.micro_batch_size is None,
-        compile=args.compile,
         hyperparameters={**own_arguments, "out_dir": str(out_dir), **filled_in.written()},
+        **as_typed,
     )
 
 
@@ -156,9 +154,8 @@ def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> fl
     Raises:
         UserError: It is known from nowhere, or is none.
     """
-    recorded = tuned.record.base_lr if tuned.record else None
-    row = tuned.table_row
-    base_lr = next((known for known in (lr, optimizer.lr, recorded, row and row.base_lr) if known is not None), None)
+    tuned_lr = tuned.settings.base_lr if tuned.settings else None
+    base_lr = next((known for known in (lr, optimizer.lr, tuned_lr) if known is not None), None)
     if base_lr is None:
         known = ", ".join(s.short_name for s in SCALES if s.base_lr)
         raise UserError(
@@ -172,9 +169,7 @@ def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> fl
 
 def _resolve_batch(train: TrainArgs, tuned: Tuned) -> tuple[int, int]:
     """Sequences of an optimizer step and of a micro-batch."""
-    recorded = tuned.record.global_batch_size if tuned.record else None
-    row = tuned.table_row
-    batch = train.global_batch_size or recorded or (row and row.global_batch_size)
+    batch = train.global_batch_size or (tuned.settings.global_batch_size if tuned.settings else None)
     if batch is None:
         raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
     return batch, train.micro_batch_size or default_micro_batch(batch)
@@ -198,11 +193,6 @@ def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_
             " --tokens_per_param or --train.max_tokens, or lower --train.global_batch_size"
         )
     return min(steps, args.train.max_steps or steps)
-
-
-def _recorded_tokenizer(header: Header | None) -> Path | None:
-    """The folder of the base's tokenizer, which must be the one that it was saved with."""
-    return header.tokenizer_dir if header and header.tokenizer else None
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:
@@ -259,6 +249,9 @@ def read_base(base: Path | str | None, option: str = "--base") -> Header:
     return header
 
 
+SHAPE = ("n_layer", "n_embd", "n_head", "head_size", "intermediate_size", "padded_vocab_size")
+
+
 def resolve_models(
     target: str | None, start: Header | None, growth: Growth | None, mup_base: str | None, data: DataModule | None
 ) -> tuple[Config, Tuned]:
@@ -285,7 +278,7 @@ def resolve_models(
     if start and growth:
         check_growable(start.config, config)
     elif start:
-        for name in ("n_layer", "n_embd", "n_head", "head_size", "intermediate_size", "padded_vocab_size"):
+        for name in SHAPE:
             has, asked = getattr(start.config, name), getattr(config, name)
             if has != asked:
                 raise UserError(
@@ -296,8 +289,10 @@ def resolve_models(
     if tuned is None and mup_base is not None:
         named = resolve_config(mup_base, **_vocabulary(config))
         tuned = Tuned(named)
-        if start and start.record and same_shapes(named, start.mup_base_config):
-            tuned = Tuned(start.mup_base_config, start)
+        if start and start.record:
+            was = start.mup_base_config
+            if all(getattr(named, name) == getattr(was, name) for name in (*SHAPE, "n_query_groups")):
+                tuned = Tuned(was, start)
     elif tuned is None:
         tuned = Tuned(start.mup_base_config, start) if start else Tuned(config)
     return config, tuned
@@ -322,12 +317,6 @@ def used_seed(start: Header, target: Config) -> int | None:
 
 def _vocabulary(config: Config) -> dict[str, int | None]:
     return dict(padded_vocab_size=config.padded_vocab_size, vocab_size=config.vocab_size)
-
-
-def same_shapes(a: Config, b: Config) -> bool:
-    """Whether two configs name the same muP base."""
-    names = ("n_layer", "n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size", "padded_vocab_size")
-    return all(getattr(a, name) == getattr(b, name) for name in names)
 
 
 def _read_tuned(mup_base: str | None) -> Tuned | None:

@@ -31,6 +31,8 @@ from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.schedule import Schedule, WsdS, recorded_schedule
 from litgpt_warmstart.run import checkpoint, norms, ownership
 from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
+from litgpt_warmstart.run.interrupt import StopRequest
+from litgpt_warmstart.run.metrics import MetricsFile
 from litgpt_warmstart.run.record import Ancestor, Record
 from litgpt_warmstart.run.spec import RunSpec
 
@@ -54,6 +56,29 @@ class State:
     """The loader's own word for its position after the last optimizer step."""
 
 
+@dataclass
+class OpenRun:
+    """A run whose folder is its own: all that training, telling and saving need."""
+
+    fabric: L.Fabric
+    spec: RunSpec
+    plan: DataPlan
+    state: State
+    rows: MetricsFile
+    tracker: norms.Tracker
+    stop: StopRequest
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on so far."""
+        return self.state.step_count * self.spec.tokens_per_step
+
+    @property
+    def step_folder(self) -> Path:
+        """Where the checkpoint of the last step goes while the run is not at its end."""
+        return self.spec.out_dir / f"step-{self.state.step_count:08d}"
+
+
 def find_resume_dir(spec: RunSpec) -> Path | None:
     """The checkpoint folder to go on from, or None to start.
 
@@ -62,6 +87,7 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
             something of a user's where the run would write, or there is nothing to resume.
     """
     check_writable(spec.out_dir)
+    out_dir = repr(str(spec.out_dir))
     found, unread = checkpoint.newest_checkpoint(spec.out_dir)
     if spec.resume and spec.track:
         ownership.check_file(spec.out_dir / norms.FILE_NAME)
@@ -70,26 +96,29 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
         if not (folder / checkpoint.STATE).is_file():
             raise UserError(f"--resume {str(spec.resume)!r} has no {checkpoint.STATE}: give a step-*/ folder of a run")
         if found and folder.resolve().parent != spec.out_dir.resolve():
-            raise UserError(
-                f"--resume {str(folder)!r} is no part of the run in {str(spec.out_dir)!r}: change --out_dir"
-            )
-        if not found:
-            ownership.check_free(spec.out_dir)
-        return folder
-    if spec.resume:
+            raise UserError(f"--resume {str(folder)!r} is no part of the run in {out_dir}: change --out_dir")
+    elif spec.resume:
+        folder = found
         if found is None and unread:
-            folder, reason = unread[-1]
-            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r} can be read, {folder.name}: {reason}")
+            damaged, reason = unread[-1]
+            raise UserError(f"--resume: no checkpoint in {out_dir} can be read, {damaged.name}: {reason}")
         if found is None and spec.resume is True:
-            raise UserError(f"--resume: no checkpoint in {str(spec.out_dir)!r}: pass --resume auto to start there")
-        if found is None:
-            ownership.check_free(spec.out_dir)
-        return found
-    for needed in (spec.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir):
-        if needed and needed.resolve() in (spec.out_dir.resolve(), *spec.out_dir.resolve().parents):
-            raise UserError(f"--out_dir {str(spec.out_dir)!r} is in {str(needed)!r}, which this run starts from:"
-                            " choose another")  # fmt: skip
-        if spec.overwrite and needed and spec.out_dir.resolve() in needed.resolve().parents:
+            raise UserError(f"--resume: no checkpoint in {out_dir}: pass --resume auto to start there")
+    else:
+        _check_startable(spec)
+        return None
+    if found is None:
+        ownership.check_free(spec.out_dir)
+    return folder
+
+
+def _check_startable(spec: RunSpec) -> None:
+    """Raise a UserError where a run that starts anew would write over something, or into what it starts from."""
+    out_dir, real = repr(str(spec.out_dir)), spec.out_dir.resolve()
+    for needed in filter(None, (spec.source_dir, spec.initial_checkpoint_dir, spec.mup_base_dir)):
+        if needed.resolve() in (real, *real.parents):
+            raise UserError(f"--out_dir {out_dir} is in {str(needed)!r}, which this run starts from: choose another")
+        if spec.overwrite and real in needed.resolve().parents:
             raise UserError(
                 f"--overwrite would delete {str(needed)!r}, which this run starts from: choose another --out_dir"
             )
@@ -98,19 +127,19 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
         ownership.check_replaceable(ownership.checkpoints(spec.out_dir))
     elif ownership.holds_run(spec.out_dir):
         raise UserError(
-            f"--out_dir {str(spec.out_dir)!r} already holds a run: pass --resume auto to go on, --overwrite true to"
-            " replace it, or another --out_dir"
+            f"--out_dir {out_dir} already holds a run: pass --resume auto to go on, --overwrite true to replace it, or"
+            " another --out_dir"
         )
-    return None
 
 
-def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: Path) -> Path:
+def save(run: OpenRun, folder: Path) -> Path:
     """Write a checkpoint folder with everything needed to go on.
 
     Raises:
         Diverged: A weight is not finite; what was saved before is left as it is.
         UserError: The folder cannot be written; what was saved before is left as it is.
     """
+    spec, state, device = run.spec, run.state, run.fabric.device
     for name, weight in state.gpt.named_parameters():
         if not torch.isfinite(weight).all():
             raise Diverged(
@@ -119,9 +148,8 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
             )
     if folder.name == "final":
         _keep_milestone(spec, state, folder)
-    plan.check.raise_if_bad(wait=folder.name == "final")
-    tokens = state.step_count * spec.tokens_per_step
-    written = Record(
+    run.plan.check.raise_if_bad(wait=folder.name == "final")
+    record = Record(
         command=spec.command,
         name=spec.config.name,
         parameters=num_parameters(state.gpt),
@@ -130,32 +158,40 @@ def save(spec: RunSpec, state: State, plan: DataPlan, fabric: L.Fabric, folder: 
         width_mult=parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization),
         base_lr=spec.base_lr,
         global_batch_size=spec.global_batch_size,
-        tokens=tokens,
+        tokens=run.tokens,
         step_count=state.step_count,
-        matmul_flops=tokens * matmul_flops_per_token(spec.config, spec.block_size),
-        hoffmann_flops=tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
-        data=plan.use(state.step_count),
+        matmul_flops=run.tokens * matmul_flops_per_token(spec.config, spec.block_size),
+        hoffmann_flops=run.tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
+        data=run.plan.use(state.step_count),
         growth=state.growth,
         lineage=state.lineage,
-        training=described_training(spec, fabric.device),
+        training={
+            "command_line": command_line(),
+            "schedule": spec.schedule.plain,
+            "optimizer": spec.optimizer.plain,
+            "max_norm": spec.max_norm,
+            "block_size": spec.block_size,
+            "micro_batch_size": spec.micro_batch_size,
+            "loss_impl": spec.loss_impl,
+            "max_tokens": spec.max_steps * spec.tokens_per_step,
+            "precision": spec.precision,
+            "seed": spec.seed,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
         identity=spec.identity(),
         versions=checkpoint.installed_versions(),
     )
+    training_state = {
+        "optimizer": state.optimizer.state_dict(),
+        "step_count": state.step_count,
+        "micro_batch_size": spec.micro_batch_size,
+        "precision": run.fabric.strategy.precision.state_dict(),
+        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        "train_dataloader": state.loader_state,
+    }
+    weights = state.gpt.state_dict().items()
     checkpoint.save_checkpoint(
-        folder,
-        state.gpt.state_dict().items(),
-        spec.config,
-        written,
-        spec.hyperparameters,
-        plan.tokenizer,
-        {
-            "optimizer": state.optimizer.state_dict(),
-            "step_count": state.step_count,
-            "micro_batch_size": spec.micro_batch_size,
-            "precision": fabric.strategy.precision.state_dict(),
-            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
-            "train_dataloader": state.loader_state,
-        },
+        folder, weights, spec.config, record, spec.hyperparameters, run.plan.tokenizer, training_state
     )
     return folder
 
@@ -186,23 +222,6 @@ def _keep_milestone(spec: RunSpec, state: State, final: Path) -> None:
             final.rename(kept)
 
 
-def described_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
-    """What decided the run's course, as plain values; a resumed run must agree (see :class:`Resumed`)."""
-    return {
-        "command_line": command_line(),
-        "schedule": spec.schedule.plain,
-        "optimizer": spec.optimizer.plain,
-        "max_norm": spec.max_norm,
-        "block_size": spec.block_size,
-        "micro_batch_size": spec.micro_batch_size,
-        "loss_impl": spec.loss_impl,
-        "max_tokens": spec.max_steps * spec.tokens_per_step,
-        "precision": spec.precision,
-        "seed": spec.seed,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-
-
 def _sha256(lineage: tuple[Ancestor, ...]) -> str | None:
     return lineage[-1].sha256[:12] if lineage else None
 
@@ -219,12 +238,12 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
     agreeing = [
         f for f in checkpoint.step_folders(path.parent) if (f / checkpoint.STATE).is_file() and int(f.name[5:]) <= step
     ]
-    ends, dropped = set(), set()
+    dropped, named = set(), ""
     if isinstance(now, WsdS) and isinstance(before, WsdS):
         ends = {end for _, end in now.cooldowns}
         dropped = {end for _, end in before.cooldowns if end <= step_count} - ends
+        named = ",".join(map(str, sorted((dropped | ends) - {now.total_steps})))
     if dropped:
-        named = ",".join(map(str, sorted((ends | dropped) - {now.total_steps})))
         remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
     elif agreeing:
         remedy = f"pass --resume {shlex.quote(str(agreeing[-1]))} to go on from where they agree, or another --out_dir"

@@ -1,6 +1,5 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -66,12 +65,10 @@ class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
             raise UserError("--train.epochs is not supported: a run reads each token once; set --train.max_tokens")
         if self.tie_embeddings:
             raise UserError("--train.tie_embeddings is not supported: muP scales the embedding and the readout apart")
-        for name in ("save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens",
-                     "max_steps", "max_time", "max_seq_length", "max_norm", "cooldown_steps", "cooldown_fraction",
-                     "power_a"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # nor NaN
-                raise UserError(f"--train.{name} must be above 0, got {value}")
+        _check_above_zero(
+            "train.", self, "save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens",
+            "max_steps", "max_time", "max_seq_length", "max_norm", "cooldown_steps", "cooldown_fraction", "power_a",
+        )  # fmt: skip
         self.check_schedule(schedule)
 
 
@@ -98,9 +95,14 @@ class EvalArgs(litgpt.args.EvalArgs):
             raise UserError("--eval.max_new_tokens is not supported: generate from the checkpoint instead")
         if self.evaluate_example != "first":
             raise UserError("--eval.evaluate_example is for finetuning: leave it out")
-        for name in ("interval", "max_iters"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise UserError(f"--eval.{name} must be above 0, got {getattr(self, name)}")
+        _check_above_zero("eval.", self, "interval", "max_iters")
+
+
+def _check_above_zero(group: str, args: object, *names: str) -> None:
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not value > 0:  # nor NaN
+            raise UserError(f"--{group}{name} must be above 0, got {value}")
 
 
 @dataclass
@@ -167,8 +169,7 @@ class RunArgs:
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        if not 0 < self.tokens_per_param < math.inf:
-            raise UserError(f"--tokens_per_param must be above 0, got {self.tokens_per_param}")
+        _check_above_zero("", self, "tokens_per_param")
         if self.track is not None and self.track <= 0:
             raise UserError(f"--track must be above 0, got {self.track}: leave it out to record nothing")
         if hasattr(self.data, "prompt_style"):
@@ -324,15 +325,4 @@ class RunSpec:
     @property
     def reading(self) -> Reading:
         """What the run asks of its data."""
-        return Reading(
-            data=self.data,
-            block_size=self.block_size,
-            micro_batch_size=self.micro_batch_size,
-            global_batch_size=self.global_batch_size,
-            max_steps=self.max_steps,
-            num_classes=self.num_classes,
-            seed=self.seed,
-            seen=self.seen,
-            tokenizer_dir=self.tokenizer_dir,
-            tokens_per_param=self.tokens_per_param,
-        )
+        return Reading(**{asked.name: getattr(self, asked.name) for asked in fields(Reading)})

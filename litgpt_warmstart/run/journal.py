@@ -1,0 +1,99 @@
+"""What a run tells while it trains, and the time that it takes."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from litgpt_warmstart.errors import Diverged
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
+from litgpt_warmstart.run.breaking_off import blaming, tell
+from litgpt_warmstart.run.resume import OpenRun, remedy
+
+
+class Journal:
+    """What a run tells while it trains: rows of metrics.csv and the logger's, a bar or else lines; and its time."""
+
+    def __init__(self, run: OpenRun) -> None:
+        spec, step = run.spec, run.state.step_count
+        self.run = run
+        self.started, self.validating_seconds = time.perf_counter(), 0.0
+        self.running_loss = torch.zeros((), device=run.fabric.device)
+        """Of the steps since the last row."""
+        self.logged_step, self.logged_at = step, self.seconds
+        self.steady_from: tuple[int, float] | None = None
+        """Step and time after the first one: what it takes, compiling, is no measure of the others."""
+        self.tell_interval = spec.log_interval * max(1, spec.max_steps // (20 * spec.log_interval))
+        self.bar = tqdm(
+            total=spec.max_steps * spec.tokens_per_step,
+            initial=run.tokens,
+            unit="tok",
+            unit_scale=True,
+            desc=spec.config.name,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, saving included, validation left out."""
+        return self.run.rows.seconds + time.perf_counter() - self.started - self.validating_seconds
+
+    def log(self, **values: float) -> None:
+        """Write a row of this step.
+
+        Raises:
+            Diverged: The loss is not finite; the last checkpoint is left as it is.
+        """
+        spec, step, tokens = self.run.spec, self.run.state.step_count, self.run.tokens
+        for value in values.values():
+            if not math.isfinite(value):
+                raise Diverged(f"training diverged: the loss is {value} at step {step}. {remedy(spec)}")
+        matmul_flops = tokens * matmul_flops_per_token(spec.config, spec.block_size)
+        hoffmann_flops = tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
+        flops = {"matmul_flops": matmul_flops, "hoffmann_flops": hoffmann_flops}
+        row = {"tokens": tokens, "seconds": self.seconds, **flops, **values}
+        self.run.rows.write(step=step, **row)
+        with blaming(f"the logger {spec.logger_name}"):
+            self.run.fabric.log_dict(row, step=step)
+
+    def add_step(self, learning_rate: float) -> None:
+        """Count an optimizer step, and tell of it and those before it where that is due."""
+        spec, step = self.run.spec, self.run.state.step_count
+        self.steady_from = self.steady_from or (step, time.perf_counter())
+        self.bar.update(spec.tokens_per_step)
+        if step % spec.log_interval and step != spec.max_steps:
+            return
+        loss = self.running_loss.item() / (step - self.logged_step)  # waits for the device
+        now = self.seconds
+        tokens_per_sec = (step - self.logged_step) * spec.tokens_per_step / (now - self.logged_at)
+        self.log(loss=loss, learning_rate=learning_rate, tokens_per_sec=tokens_per_sec)
+        self.bar.set_postfix_str(f"loss {loss:.3f}")
+        if self.bar.disable and step % self.tell_interval == 0:
+            left, (first_step, first_time) = "", self.steady_from
+            if step > first_step:
+                rate = (time.perf_counter() - first_time) / (step - first_step)
+                left = f" | {(spec.max_steps - step) * rate:,.0f} s left"
+            tell(f"step {step:>7,} of {spec.max_steps:,} | loss {loss:.4f} | {tokens_per_sec:,.0f} tokens/s{left}")
+        self.running_loss.zero_()
+        self.logged_step, self.logged_at = step, now
+
+    @contextmanager
+    def validating(self) -> Iterator[None]:
+        """Time that is not training's."""
+        self.running_loss.item()  # waits for the device: what it has queued is training's time
+        begun = time.perf_counter()
+        yield
+        self.validating_seconds += time.perf_counter() - begun
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Time that is training's, and not in its tokens/s."""
+        self.running_loss.item()
+        begun = self.seconds
+        yield
+        self.logged_at += self.seconds - begun
