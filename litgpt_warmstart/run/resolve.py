@@ -22,7 +22,7 @@ from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import Precision, RunArgs, RunSpec, TrainArgs, Validation
+from litgpt_warmstart.run.spec import Precision, RunArgs, RunSpec, TrainArgs
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Tuned:
 
 
 OPTIONS_AS_TYPED = (
-    "log", "tokens_per_param", "resume", "overwrite", "track", "logger_name", "seed", "loss_impl", "compile"
+    "eval", "log", "tokens_per_param", "resume", "overwrite", "track", "logger_name", "seed", "loss_impl", "compile"
 )  # fmt: skip
 TRAIN_OPTIONS_AS_TYPED = ("log_interval", "save_interval", "max_norm", "max_time")
 """Of :class:`RunArgs` and its ``train``: what a specification has as the user has typed it."""
@@ -92,13 +92,13 @@ def resolve(
 
     record = start.record if start and start.record else tuned.record
     data = args.data if args.data is not None else _recorded_data(record, start)
-    base_lr = resolve_lr(args.lr, optimizer, tuned)
+    base_lr = _resolve_lr(args.lr, optimizer, tuned)
     global_batch_size, micro_batch_size = _resolve_batch(args.train, tuned)
     block_size = args.train.max_seq_length or config.block_size
     if block_size > config.block_size:
         raise UserError(f"--train.max_seq_length {block_size} is above the model's {config.block_size}")
     max_steps = _resolve_steps(args, config, global_batch_size, block_size)
-    interval = args.eval.interval or math.ceil(max_steps / 10)
+    val_interval = args.eval.interval or math.ceil(max_steps / 10)
     precision = args.precision or _default_precision()
     if precision == "16-mixed" and optimizer.init_args.get("fused"):
         raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
@@ -114,7 +114,7 @@ def resolve(
         precision=precision,
         data=data,
         train=replace(args.train, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
-        eval=replace(args.eval, interval=interval),
+        eval=replace(args.eval, interval=val_interval),
         optimizer=optimizer.plain,
         tokenizer_dir=tokenizer_dir,
     )
@@ -135,7 +135,7 @@ def resolve(
         global_batch_size=global_batch_size,
         micro_batch_size=micro_batch_size,
         block_size=block_size,
-        eval=Validation(interval, args.eval.max_iters, args.eval.initial_validation, args.eval.final_validation),
+        val_interval=val_interval,
         source_dir=start.path if start and growth else None,
         growth=growth,
         initial_checkpoint_dir=start.path if start and not growth else None,
@@ -148,12 +148,8 @@ def resolve(
     )
 
 
-def resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> float:
-    """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base.
-
-    Raises:
-        UserError: It is known from nowhere, or is none.
-    """
+def _resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> float:
+    """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base."""
     tuned_lr = tuned.settings.base_lr if tuned.settings else None
     base_lr = next((known for known in (lr, optimizer.lr, tuned_lr) if known is not None), None)
     if base_lr is None:

@@ -191,18 +191,6 @@ class RunArgs:
 
 
 @dataclass(frozen=True)
-class Validation:
-    """When a run is validated, and on how much."""
-
-    interval: int
-    """Optimizer steps between two validations."""
-    max_iters: int
-    """Validation blocks, whatever the micro-batch."""
-    initial_validation: bool = True
-    final_validation: bool = True
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run; ``fit`` reads this and its state, nothing else."""
 
@@ -227,7 +215,10 @@ class RunSpec:
     """Sequences per forward and backward pass."""
     block_size: int
     """Tokens per sequence that count; a block stores one more."""
-    eval: Validation
+    val_interval: int
+    """Optimizer steps between two validations."""
+    eval: EvalArgs
+    """What else there is to say of validations, as typed."""
     log: LogArgs
     log_interval: int = 1
     """Optimizer steps between two rows of metrics."""
@@ -314,7 +305,7 @@ class RunSpec:
                 "train.max_norm": self.max_norm or NO_CLIPPING,
                 "tokens": self.max_steps * self.tokens_per_step,
                 "schedule": self.schedule.plain,
-                "eval": {"interval": self.eval.interval, "max_iters": self.eval.max_iters},
+                "eval": {"interval": self.val_interval, "max_iters": self.eval.max_iters},
                 "starts_from": weights_sha256(start) if start else None,
                 "data": class_path(data) if not ours else data.fingerprint if data.is_prepared else None,
                 "data.order_seed": (data.order_seed or ORDER_SEED) if ours else None,

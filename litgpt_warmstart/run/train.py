@@ -268,7 +268,7 @@ def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]
 def validate_if_due(run: OpenRun, journal: Journal) -> None:
     """Validate where this step is one of those at which the run is, and has not been yet."""
     fabric, spec, step = run.fabric, run.spec, run.state.step_count
-    due = step % spec.eval.interval == 0 if step else spec.eval.initial_validation
+    due = step % spec.val_interval == 0 if step else spec.eval.initial_validation
     if step == spec.max_steps:
         due = spec.eval.final_validation
     if not due or step in run.rows.validated:
