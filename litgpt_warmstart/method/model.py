@@ -3,6 +3,7 @@
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
+from litgpt.utils import num_parameters
 from mup import MuReadout
 
 from litgpt_warmstart.errors import UserError
@@ -57,6 +58,12 @@ class MuGPT(GPT):
             return self(input_ids)
         finally:
             self.lm_head.gives_input = False
+
+
+def parameter_count(config: Config) -> int:
+    """All parameters of a model."""
+    with torch.device("meta"):
+        return num_parameters(MuGPT(config))
 
 
 def check_supported(config: Config) -> None:

@@ -8,16 +8,14 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
 from litgpt.config import Config
-from litgpt.model import GPT
-from litgpt.utils import num_parameters
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, unread_blocks
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import check_growable
+from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run.spec import RunSpec
@@ -153,12 +151,6 @@ def make_plan(spec: RunSpec, base: checkpoint.Header, measured: bool = True) -> 
         warnings=tuple(warnings),
         route=tuple(short_name(config.name) for config in stages) if len(stages) > 2 else (),
     )
-
-
-def parameter_count(config: Config) -> int:
-    """All parameters of a model."""
-    with torch.device("meta"):
-        return num_parameters(GPT(config))
 
 
 def base_figures(base: checkpoint.Header) -> ModelFigures:

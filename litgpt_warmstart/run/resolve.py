@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.utils import extend_checkpoint_dir, init_out_dir, num_parameters
+from litgpt.utils import extend_checkpoint_dir, init_out_dir
 
 from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth, check_growable
-from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, ParametrizationName, mup_config
 from litgpt_warmstart.method.scales import SCALES, Scale, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
@@ -177,8 +177,7 @@ def default_micro_batch(global_batch_size: int) -> int:
 
 
 def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_size: int) -> int:
-    with torch.device("meta"):
-        parameters = num_parameters(MuGPT(config))
+    parameters = parameter_count(config)
     if args.tokens_per_param * parameters > LARGEST_INT:
         raise UserError("--tokens_per_param comes to more tokens than there are: lower it")
     tokens = args.train.max_tokens or int(args.tokens_per_param * parameters)

@@ -21,7 +21,6 @@ from litgpt_warmstart.data.plan import DataPlan, plan_data
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.files import locked, older_folder, put_back
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.growth import check_growable
 from litgpt_warmstart.run import checkpoint, metrics, norms, ownership
 from litgpt_warmstart.run.breaking_off import end_early, guarded, save_whole, tell, told_and_stopped
 from litgpt_warmstart.run.build import build_state, update_weights
@@ -77,7 +76,6 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     start = None
     if spec.source_dir:
         start = checkpoint.read_checkpoint(spec.source_dir)
-        check_growable(start.config, spec.config)
     elif spec.initial_checkpoint_dir:
         start = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
     plan = plan_data(spec.reading)
