@@ -234,19 +234,16 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
     step = before.first_difference(now, step_count)
     if step is None:
         return
+    saved = (f for f in checkpoint.step_folders(path.parent) if (f / checkpoint.STATE).is_file())
+    agreeing = [folder for folder in saved if int(folder.name[5:]) <= step]
     remedy = "pass the schedule that the run was started with, or another --out_dir"
-    agreeing = [
-        f for f in checkpoint.step_folders(path.parent) if (f / checkpoint.STATE).is_file() and int(f.name[5:]) <= step
-    ]
-    dropped, named = set(), ""
+    if agreeing:
+        remedy = f"pass --resume {shlex.quote(str(agreeing[-1]))} to go on from where they agree, or another --out_dir"
     if isinstance(now, WsdS) and isinstance(before, WsdS):
         ends = {end for _, end in now.cooldowns}
-        dropped = {end for _, end in before.cooldowns if end <= step_count} - ends
-        named = ",".join(map(str, sorted((dropped | ends) - {now.total_steps})))
-    if dropped:
-        remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
-    elif agreeing:
-        remedy = f"pass --resume {shlex.quote(str(agreeing[-1]))} to go on from where they agree, or another --out_dir"
+        if dropped := {end for _, end in before.cooldowns if end <= step_count} - ends:
+            named = ",".join(map(str, sorted((dropped | ends) - {now.total_steps})))
+            remedy = f"pass --train.cooldown_ends [{named}] to go on after its end"
     raise UserError(
         f"--resume: schedule was {before.words}, now {now.words}, with other learning rates from step {step:,} on:"
         f" {remedy}"
