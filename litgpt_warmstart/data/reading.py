@@ -24,7 +24,7 @@ class Reading:
     num_classes: int
     """Token ids that the model has a class for."""
     seed: int
-    """Decides the order of a DataModule that shuffles; no part in that of prepared blocks."""
+    """Of initialization and perturbation, and of the order of a DataModule that shuffles; not of prepared blocks'."""
     seen: tuple[DataUse, ...] = ()
     """What must not be read again, oldest first."""
     tokenizer_dir: Path | None = None

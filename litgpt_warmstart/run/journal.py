@@ -29,7 +29,7 @@ class Journal:
         """Step and time after the first one: what it takes, compiling, is no measure of the others."""
         self.tell_interval = spec.log_interval * max(1, spec.max_steps // (20 * spec.log_interval))
         self.bar = tqdm(
-            total=spec.max_steps * spec.tokens_per_step,
+            total=spec.max_tokens,
             initial=run.tokens,
             unit="tok",
             unit_scale=True,

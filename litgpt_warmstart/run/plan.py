@@ -115,7 +115,7 @@ def make_plan(spec: RunSpec, base: checkpoint.Header, measured: bool = True) -> 
     Raises:
         UserError: The run cannot start, or does not fit into memory.
     """
-    config, steps, tokens = spec.config, spec.max_steps, spec.max_steps * spec.tokens_per_step
+    config, steps, tokens = spec.config, spec.max_steps, spec.max_tokens
     parameters = parameter_count(config)
     target = ModelFigures(
         config.name,
@@ -228,9 +228,9 @@ def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
         return f"{name} is not prepared here, so what is left of it is not known; the run prepares it first", None, []
     told, left = f"{name} is prepared here", None
     try:
-        order, first = unread_blocks(spec.reading, data)
+        order, first = unread_blocks(spec, data)
         left = max(0, len(order) - first) * spec.block_size
         told = f"{name}: {left:,} of {len(order) * spec.block_size:,} tokens are left after what the lineage has read"
-        return told, left, plan_blocks(spec.reading).warnings
+        return told, left, plan_blocks(spec).warnings
     except UserError as error:
         return told, left, [f"the run would be refused: {error}"]

@@ -17,7 +17,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, ParametrizationName, mup_config
-from litgpt_warmstart.method.scales import SCALES, Scale, find_scale, resolve_config
+from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
@@ -135,6 +135,7 @@ def resolve(
         global_batch_size=global_batch_size,
         micro_batch_size=micro_batch_size,
         block_size=block_size,
+        num_classes=Sizes.of(config).padded_vocab_size,
         val_interval=val_interval,
         source_dir=start.path if start and growth else None,
         growth=growth,

@@ -173,7 +173,7 @@ def save(run: OpenRun, folder: Path) -> Path:
             "block_size": spec.block_size,
             "micro_batch_size": spec.micro_batch_size,
             "loss_impl": spec.loss_impl,
-            "max_tokens": spec.max_steps * spec.tokens_per_step,
+            "max_tokens": spec.max_tokens,
             "precision": spec.precision,
             "seed": spec.seed,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -13,7 +13,7 @@ from litgpt.types import LoggerChoice
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.ranges import ORDER_SEED
 from litgpt_warmstart.data.reading import Reading
-from litgpt_warmstart.data.use import DataUse, class_path, data_arguments, init_args
+from litgpt_warmstart.data.use import class_path, data_arguments, init_args
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
@@ -190,9 +190,9 @@ class RunArgs:
         }
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything that decides a run; ``fit`` reads this and its state, nothing else."""
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Reading):
+    """Everything that decides a run, what it reads first of all; ``fit`` reads this and its state, nothing else."""
 
     command: str
     """The command that makes the run, as typed: ``warmstart`` or ``warmstart_scratch``."""
@@ -203,18 +203,9 @@ class RunSpec:
     parametrization: ParametrizationName
     base_lr: float
     schedule: Schedule
-    data: DataModule
     optimizer: ChosenOptimizer
     precision: Precision
     out_dir: Path
-    max_steps: int
-    """Optimizer steps of the whole run: the token budget in whole steps."""
-    global_batch_size: int
-    """Sequences per optimizer step."""
-    micro_batch_size: int
-    """Sequences per forward and backward pass."""
-    block_size: int
-    """Tokens per sequence that count; a block stores one more."""
     val_interval: int
     """Optimizer steps between two validations."""
     eval: EvalArgs
@@ -235,17 +226,11 @@ class RunSpec:
     """Weights to start from as they are; excludes ``growth``."""
     mup_base_dir: Path | None = None
     """Checkpoint folder that tells where the learning rate was tuned; None for a scale or a config."""
-    tokens_per_param: float = 20.0
-    """What the budget is meant to be per parameter, for telling what would fit."""
-    seen: tuple[DataUse, ...] = ()
-    """What must not be read again, oldest first."""
     resume: bool | Literal["auto"] | Path = False
     overwrite: bool = False
     track: int | None = None
     """Optimizer steps between two recordings of norms; None records nothing."""
-    tokenizer_dir: Path | None = None
     logger_name: LoggerChoice = "tensorboard"
-    seed: int = 42
     loss_impl: LossChoice = "auto"
     """``auto`` until the device has been asked, see :mod:`litgpt_warmstart.run.tuning`."""
     find_micro_batch: bool = False
@@ -267,21 +252,11 @@ class RunSpec:
         return self.global_batch_size // self.micro_batch_size
 
     @property
-    def num_classes(self) -> int:
-        """Tokens that the model has a class for."""
-        return self.config.padded_vocab_size or self.config.vocab_size
-
-    @property
     def loss(self) -> LossImpl:
         """How the loss is taken."""
         if self.loss_impl == "auto":
             raise ValueError("the device has not been asked yet: see litgpt_warmstart.run.tuning.tuned")
         return self.loss_impl
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that count per optimizer step."""
-        return self.global_batch_size * self.block_size
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values, the most telling first: the one definition of what a run is.
@@ -303,7 +278,7 @@ class RunSpec:
                 "precision": self.precision,
                 "train.max_seq_length": self.block_size,
                 "train.max_norm": self.max_norm or NO_CLIPPING,
-                "tokens": self.max_steps * self.tokens_per_step,
+                "tokens": self.max_tokens,
                 "schedule": self.schedule.plain,
                 "eval": {"interval": self.val_interval, "max_iters": self.eval.max_iters},
                 "starts_from": weights_sha256(start) if start else None,
@@ -312,8 +287,3 @@ class RunSpec:
                 "data.init_args": None if ours else data_arguments(init_args(data)),
             }
         )
-
-    @property
-    def reading(self) -> Reading:
-        """What the run asks of its data."""
-        return Reading(**{asked.name: getattr(self, asked.name) for asked in fields(Reading)})

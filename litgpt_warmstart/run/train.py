@@ -78,7 +78,7 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
         start = checkpoint.read_checkpoint(spec.source_dir)
     elif spec.initial_checkpoint_dir:
         start = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
-    plan = plan_data(spec.reading)
+    plan = plan_data(spec)
     plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
@@ -157,7 +157,7 @@ def opened(fabric: L.Fabric, spec: RunSpec, plan: DataPlan, state: State, resume
         UserError: Another process has the folder, it cannot be written, or the logger fails.
     """
     out_dir, resume_step = repr(str(spec.out_dir)), state.step_count or None
-    probe = first_val_block(plan.reading, fabric.device) if spec.track else None
+    probe = first_val_block(spec, fabric.device) if spec.track else None
     with ExitStack() as held:
         try:
             spec.out_dir.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def validate_if_due(run: OpenRun, journal: Journal) -> None:
     if not due or step in run.rows.validated:
         return
     with journal.validating():
-        blocks = guarded(val_batches(run.plan.reading, spec.eval.max_iters, fabric.device), "the validation data")
+        blocks = guarded(val_batches(spec, spec.eval.max_iters, fabric.device), "the validation data")
         val_loss = validate(fabric, run.state.loss, blocks)
     journal.log(val_loss=val_loss)
     tell(f"step {step:>7,} of {spec.max_steps:,} | {run.tokens:,} tokens | val loss {val_loss:.4f}")
@@ -302,7 +302,7 @@ def data_ended(run: OpenRun) -> NoReturn:
     """Save and raise: a DataModule without a known length had fewer tokens than the budget."""
     folder = save_whole(run, run.step_folder)
     raise UserError(
-        f"the data ended after {run.tokens:,} of {run.spec.max_steps * run.spec.tokens_per_step:,} tokens; saved"
+        f"the data ended after {run.tokens:,} of {run.spec.max_tokens:,} tokens; saved"
         f" {str(folder)!r}: resume it with --train.max_tokens {run.tokens} to finish there"
     )
 
@@ -310,7 +310,7 @@ def data_ended(run: OpenRun) -> NoReturn:
 def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choices: str) -> None:
     """Print what is about to happen, in a few lines."""
     config, grown = spec.config, state.growth
-    parameters, tokens = num_parameters(state.gpt), spec.max_steps * spec.tokens_per_step
+    parameters, tokens = num_parameters(state.gpt), spec.max_tokens
     scales = {g["lr_scale"] for g in state.optimizer.param_groups if g["params"]}
     rates = {f"{spec.base_lr * scale:.4g}" for scale in scales} - {f"{spec.base_lr:.4g}"}
     matrices = ", for matrices " + " or ".join(sorted(rates, key=float)) if rates else ""

@@ -165,7 +165,7 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
         arguments: The command's, for hyperparameters.yaml.
     """
     length = max(spec.block_size, *(use.block_size or 0 for use in spec.seen[-1:]), 0)
-    plan = plan_data(replace(spec.reading, block_size=length))  # what is unread is known in the base's blocks
+    plan = plan_data(replace(spec, block_size=length))  # what is unread is known in the base's blocks
     for warning in plan.warnings:
         print(f"Warning: {warning}")
     batch = next(next_batches(plan.train_loader(0, None), torch.device("cpu")))

@@ -50,7 +50,7 @@ def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
     found = []
     for (parameters, batch_size, model, block_size), members in sorted(groups.items(), key=lambda group: group[0][:2]):
         left = [run.spec for run in members if read_outcome(run) is None]
-        tokens = sum(spec.max_steps * spec.tokens_per_step for spec in left)
+        tokens = sum(spec.max_tokens for spec in left)
         flops = tokens * hoffmann_flops_per_token(members[0].spec.config, block_size)
         timed = None
         if measured and left:

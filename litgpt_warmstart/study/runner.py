@@ -80,7 +80,7 @@ def _carry_out_on_ray(
     numbers = iter(range(len(ended) + 1, whole + 1))
     with ray_cluster(args.ray_address, cpus, args.gpus_per_run) as cluster:
         for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
-            prepare_data(spec.reading)  # once, before several processes would
+            prepare_data(spec)  # once, before several processes would
         say(f"{len(runs)} runs on Ray, {cpus} cores and {cluster.gpus:g} GPUs each")
         return cluster.carry_out(
             [Task(run.name, partial(carry_out_one, run), run.after) for run in runs],
@@ -102,7 +102,7 @@ def check_data(runs: Sequence[StudyRun]) -> None:
         elif run.data_after is not None and (record := read_header(run.data_after).record):
             seen = record.data_uses
         try:
-            plan = plan_blocks(replace(spec, seen=seen).reading)
+            plan = plan_blocks(replace(spec, seen=seen))
         except UserError as error:
             raise UserError(f"{run.name}: {error}") from error
         used[spec.out_dir / "final"] = plan.use(spec.max_steps)

@@ -141,7 +141,7 @@ def flops_per_token(spec: RunSpec) -> float:
 
 def run_flops(spec: RunSpec) -> float:
     """Of a whole run, Hoffmann et al.'s count."""
-    return spec.max_steps * spec.tokens_per_step * flops_per_token(spec)
+    return spec.max_tokens * flops_per_token(spec)
 
 
 def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: float | None) -> list[int]:
