@@ -170,8 +170,7 @@ class Record:
             if record.training and None in (record.data, record.base_lr, record.global_batch_size):
                 raise Unreadable("it was trained without data, base_lr or global_batch_size")
             mup_base = checked_config(record.mup_base_config, f"mup_base_config in {str(path)!r}")
-            record = replace(record, mup_base_config=asdict(mup_base))  # with what it leaves out
-            return record
+            return replace(record, mup_base_config=asdict(mup_base))  # with what it leaves out
         except Unreadable as error:
             raise UserError(
                 f"{str(path)!r} is damaged ({error.reason}): restore it, or delete it to use the folder as a plain"
