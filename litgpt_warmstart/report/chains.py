@@ -273,18 +273,18 @@ def _lineage_figure(name: str, model: str, ways: Sequence[Chain], runs: Runs) ->
     unit, named = figures.flops_unit(max(sum(map(own_flops, stages)) for stages in drawn.values()))
     lines = []
     for number, (label, stages) in enumerate(drawn.items()):
-        flops, starts = stages[0]["base_hoffmann_flops"], []
+        begin, starts = stages[0]["base_hoffmann_flops"], []
         shown: list[pd.DataFrame] = []
         faint: list[pd.Series] = []
-        flops = 0.0 if math.isnan(flops) or stages == [scratch] else flops
+        flops = 0.0 if math.isnan(begin) or stages == [scratch] else begin
         for run in stages:
             per_token = run["hoffmann_flops_per_token"]
             smooth = smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"])
             shown.append(placed(band([runs.val_losses(run["run"])]), flops, per_token))
             faint.append(placed(smooth, flops, per_token))
-            starts += [flops] if run is not stages[0] else []
+            starts.append(flops)
             flops += own_flops(run)
         look = figures.style(-1 if stages == [scratch] else number)
-        lines.append(figures.Line(label, look, pd.concat(shown), pd.concat(faint), starts=tuple(starts)))
+        lines.append(figures.Line(label, look, pd.concat(shown), pd.concat(faint), starts=tuple(starts[1:])))
     caption = f"Ways to {model}: loss against the Hoffmann FLOPs of the whole lineage, one seed of each."
     return figures.loss_curves(name, caption, lines, f"{named} of the lineage", unit)

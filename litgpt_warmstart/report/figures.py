@@ -1,7 +1,7 @@
 """All figures of the project: for the page, legible light and dark and on a phone, and as PNG files of commands.
 
-Each function takes plain numbers and returns a :class:`Figure`. The run from scratch is drawn in the text's colour,
-warmstarts in the colours of Okabe and Ito, which the colour-blind tell apart.
+Each function takes the name of a figure, its caption on the page and plain numbers, and returns a :class:`Figure`. The
+run from scratch is drawn in the text's colour, warmstarts in those of Okabe and Ito, which the colour-blind tell apart.
 """
 
 import math
@@ -55,15 +55,21 @@ class Drawing:
     panels: list[Any]
     _told: list[tuple[Any, float, float, str]] = field(default_factory=list)
 
-    def tell(self, axes: Any, xs: Sequence[float], ys: Sequence[float], words: Sequence[str]) -> None:
-        """Have words appear under the pointer at places of a panel."""
-        self._told += [(axes, float(x), float(y), w) for x, y, w in zip(xs, ys, words, strict=True)]
+    def plot(self, axes: Any, xs: Any, ys: Any, words: Sequence[str], **look: Any) -> None:
+        """Draw a line or marks in a panel, and have words appear under the pointer at their places."""
+        axes.plot(xs, ys, **look)
+        self._told += [(axes, float(x), float(y), told) for x, y, told in zip(xs, ys, words, strict=True)]
+
+    def curve(self, axes: Any, label: str, values: pd.Series, place: str, form: str, **look: Any) -> None:
+        """Draw values by place in a panel; ``form`` is the format in which the pointer tells them."""
+        words = [f"{label}: {value:{form}} at {x:.3g} {place}" for x, value in values.items()]
+        self.plot(axes, values.index, values, words, label=label, **look)
 
     def legend(self, columns: int = 1) -> None:
-        """List below the panels what the first of them shows."""
-        handles, labels = self.panels[0].get_legend_handles_labels()
-        labels = ["\n".join(wrap(label, 62)) for label in labels]
-        self.figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        """List below the panels what they show, each label once."""
+        found = [axes.get_legend_handles_labels() for axes in self.panels]
+        shown = {"\n".join(wrap(label, 62)): handle for pair in found for handle, label in zip(*pair, strict=True)}
+        self.figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns)
 
     def finished(self, name: str, caption: str) -> Figure:
         """The figure, drawn."""
@@ -78,15 +84,7 @@ class Drawing:
 
 @contextmanager
 def drawing(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **shared: Any) -> Iterator[Drawing]:
-    """A figure to draw on.
-
-    Args:
-        height: Inches.
-        rows: Of panels.
-        columns: Of panels.
-        width: Inches.
-        shared: ``sharex``, ``sharey``, ``height_ratios`` of :func:`matplotlib.pyplot.subplots`.
-    """
+    """A figure to draw on, in inches; ``shared`` are other arguments of :func:`matplotlib.pyplot.subplots`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -103,12 +101,7 @@ def drawing(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH
 
 
 def as_element(svg: str, name: str) -> str:
-    """An SVG file's text as an element of a page: its ids are made its own; its ink and its blue, the page's.
-
-    Args:
-        svg: As matplotlib writes it.
-        name: Goes before its ids.
-    """
+    """An SVG file's text as an element of a page: a name goes before its ids; its ink and its blue are the page's."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(COLORS[0].lower(), "var(--blue)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -135,40 +128,35 @@ def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
     """Speed-ups with their intervals, a line a warmstart, beside the most that growth can give.
 
     Args:
-        name: Of the figure.
-        caption: For the page.
         rows: A row a warmstart, with ``comparison``, ``warmstart``, and ``speed_up_with_base`` and ``speed_up`` with
             their ``_low``, ``_high`` and ``_limit``; what is not finite is not drawn.
     """
     kinds = (("speed_up_with_base", "the base's compute counted", -0.1), ("speed_up", "its own compute", 0.1))
-    titles = ["\n".join(wrap(title, 56)) for title in rows["comparison"]]
-    heights = np.cumsum(
-        [0.9 + (0.55 + 0.4 * title.count("\n")) * (title not in titles[:n]) for n, title in enumerate(titles)]
-    )
+    titles = rows["comparison"].map(lambda title: "\n".join(wrap(title, 56)))
+    first, lines = ~titles.duplicated(), titles.str.count("\n")
+    heights = (0.9 + first * (0.55 + 0.4 * lines)).cumsum().to_numpy()
+    limits = dict(marker="|", markersize=11, linestyle="")
     with drawing(height=1.6 + 0.42 * heights[-1]) as d:
         (axes,) = d.panels
         axes.axvline(1, color=INK, linewidth=1)
-        for number, (at, title, row) in enumerate(zip(heights, titles, rows.to_dict("records"), strict=True)):
-            if title not in titles[:number]:
-                _beside(axes, at - 0.75, title, fontweight="bold")
-            _beside(axes, at - 0.35, row["warmstart"])
-            for (kind, label, offset), color in zip(kinds, COLORS, strict=False):
-                value, low, high, limit = (row[kind + end] for end in ("", "_low", "_high", "_limit"))
-                if math.isfinite(value):
-                    ends = [low, min(high, 2 * value)] if math.isfinite(low) else [value, value]
-                    axes.plot(ends, [at + offset] * 2, color=color)
-                    axes.plot([value], [at + offset], color=color, marker="os"[offset > 0], linestyle="")
-                    d.tell(axes, [value], [at + offset], [f"{row['warmstart']}, {label}: {value:.2f}"])
-                if math.isfinite(limit):
-                    axes.plot([limit], [at + offset], color=color, marker="|", markersize=11, linestyle="")
-                    d.tell(axes, [limit], [at + offset], [f"the most that growth can give, {label}: {limit:.2f}"])
-        for (_, label, offset), color in zip(kinds, COLORS, strict=False):
-            axes.plot([], [], color=color, marker="os"[offset > 0], label=label)
-        axes.plot([], [], color=GREY, marker="|", markersize=11, linestyle="", label="the most that growth can give")
-        axes.set_xscale("log")
-        _plain_log(axes.xaxis)
+        for at, label in zip(heights, rows["warmstart"], strict=True):
+            _beside(axes, at - 0.35, label)
+        for at, title in zip(heights[first], titles[first], strict=True):
+            _beside(axes, at - 0.75, title, fontweight="bold")
+        for (kind, told, offset), color in zip(kinds, COLORS, strict=False):
+            marker = "os"[offset > 0]
+            values, limit = (rows[column].where(np.isfinite(rows[column])) for column in (kind, f"{kind}_limit"))
+            high = np.minimum(rows[f"{kind}_high"], 2 * values)
+            axes.hlines(heights + offset, rows[f"{kind}_low"], high, color=color)
+            words = [f"{label}, {told}: {value:.2f}" for label, value in zip(rows["warmstart"], values, strict=True)]
+            d.plot(axes, values, heights + offset, words, color=color, marker=marker, linestyle="")
+            words = [f"the most that growth can give, {told}: {value:.2f}" for value in limit]
+            d.plot(axes, limit, heights + offset, words, color=color, **limits)
+            axes.plot([], [], color=color, marker=marker, label=told)
+        axes.plot([], [], color=GREY, label="the most that growth can give", **limits)
+        _plain_log(axes)
         axes.set_yticks([])
-        axes.set_ylim(heights[-1] + 0.4, heights[0] - 1.2 - 0.4 * titles[0].count("\n"))
+        axes.set_ylim(heights[-1] + 0.4, heights[0] - 1.2 - 0.4 * lines.iloc[0])
         axes.set_xlabel("speed-up in Hoffmann FLOPs (above 1 the warmstart is faster)")
         d.legend()
         return d.finished(name, caption)
@@ -180,12 +168,14 @@ def _beside(axes: Any, y: float, words: str, **look: Any) -> None:
     place.set_in_layout(False)
 
 
-def _plain_log(axis: Any) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+def _plain_log(axes: Any) -> None:
+    """Make places of a panel logarithmic, with plain numbers below it."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(NullLocator())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 @dataclass(frozen=True)
@@ -210,8 +200,6 @@ def loss_curves(
     """Losses over tokens or compute and, below, differences from scratch; the axes end where validations are.
 
     Args:
-        name: Of the figure.
-        caption: For the page.
         lines: What to draw; the training losses faint.
         unit: Of places, after they are divided by ``scale``.
         scale: See there.
@@ -227,9 +215,9 @@ def loss_curves(
                 top.plot(line.losses.index / scale, line.losses, linewidth=1, alpha=0.4, **look)
             for place in line.starts:
                 top.axvline(place / scale, color=line.look["color"], linestyle=":", linewidth=1)
-            _draw_band(d, top, line, line.val_losses, scale, unit)
+            _draw_band(d, top, line, line.val_losses, scale, unit, ".4f")
             if line.differences is not None:
-                _draw_band(d, bottom, line, line.differences, scale, unit, "+")
+                _draw_band(d, bottom, line, line.differences, scale, unit, "+.4f")
         if last is not None:
             top.axhline(last, color=INK, linestyle=":", linewidth=1)
         if bounds := _bounds([line.val_losses for line in lines]):
@@ -244,22 +232,17 @@ def loss_curves(
         return d.finished(name, caption)
 
 
-def _draw_band(d: Drawing, axes: Any, line: Line, found: pd.DataFrame, scale: float, unit: str, sign: str = "") -> None:
-    places = np.asarray(found.index, dtype=float) / scale
-    axes.plot(places, found["mean"], label=line.label, markevery=max(1, len(places) // 12), **line.look)
+def _draw_band(d: Drawing, axes: Any, line: Line, found: pd.DataFrame, scale: float, unit: str, form: str) -> None:
+    found = found.set_axis(found.index / scale)
+    d.curve(axes, line.label, pd.Series(found["mean"]), unit, form, markevery=max(1, len(found) // 12), **line.look)
     if not found["low"].equals(found["high"]):
-        axes.fill_between(places, found["low"], found["high"], color=line.look["color"], alpha=0.2, linewidth=0)
-    words = [f"{line.label}: {loss:{sign}.4f} at {x:.3g} {unit}" for x, loss in zip(places, found["mean"], strict=True)]
-    d.tell(axes, places.tolist(), found["mean"].tolist(), words)
+        axes.fill_between(found.index, found["low"], found["high"], color=line.look["color"], alpha=0.2, linewidth=0)
 
 
 def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
     """Limits of a loss axis: all validations but a curve's first where it has others, and a little room."""
-    shown = [found.iloc[1:] if len(found) > 2 else found for found in bands if len(found)]
-    if not shown:
-        return None
-    low = min(float(loss) for found in shown for loss in found["low"])
-    high = max(float(loss) for found in shown for loss in found["high"])
+    shown: Any = pd.concat([found.iloc[1:] if len(found) > 2 else found for found in bands])
+    low, high = float(shown["low"].min()), float(shown["high"].max())
     room = 0.06 * (high - low) or 0.1
     return (low - room, high + room) if math.isfinite(room) else None
 
@@ -268,8 +251,6 @@ def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, i
     """Validation losses of a grid, the winner framed; a diverged cell is left blank.
 
     Args:
-        name: Of the figure.
-        caption: For the page.
         losses: Means over seeds, by learning rate and batch size; NaN where a seed diverged.
         best: Learning rate and batch size of the winner.
         title: Tells the model and its tokens.
@@ -299,22 +280,16 @@ def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, i
 def dots(name: str, caption: str, arms: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
     """Values of several arms, a dot a seed and a line at their mean; arms that begin with "from scratch" in ink.
 
-    Args:
-        name: Of the figure.
-        caption: For the page.
-        arms: Label -> panel -> a value a seed.
-        title: What all arms share.
+    ``arms`` has label -> panel -> a value a seed; ``title`` is what all arms share.
     """
     headings = list(dict.fromkeys(heading for panels in arms.values() for heading in panels))
     with drawing(height=1.2 + 0.3 * len(arms), columns=len(headings), width=WIDTH * 1.5, sharey=True) as d:
         for axes, heading in zip(d.panels, headings, strict=True):
             for y, (label, panels) in enumerate(arms.items()):
-                values = list(panels.get(heading, ()))
                 color = INK if label.startswith("from scratch") else COLORS[0]
-                axes.scatter(values, [y] * len(values), color=color, s=14, alpha=0.7)
-                if values:
+                if values := list(panels.get(heading, ())):
+                    axes.scatter(values, [y] * len(values), color=color, s=14, alpha=0.7)
                     axes.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=color)
-                    d.tell(axes, [float(np.mean(values))], [y], [f"{label}: {np.mean(values):.4f}"])
             axes.set(xlabel=LOSS, title=heading)
         d.panels[0].set_yticks(range(len(arms)), list(arms), fontsize="small")
         d.panels[0].invert_yaxis()
@@ -326,8 +301,6 @@ def layer_sizes(name: str, caption: str, sizes: Mapping[str, pd.DataFrame]) -> F
     """Sizes of layers at several moments, a row a layer (figure 10 of the paper).
 
     Args:
-        name: Of the figure.
-        caption: For the page.
         sizes: Heading of a panel -> root mean squares, a row a layer and a column a moment.
     """
     layers = max(len(frame) for frame in sizes.values())
@@ -336,13 +309,10 @@ def layer_sizes(name: str, caption: str, sizes: Mapping[str, pd.DataFrame]) -> F
         for axes, (heading, frame) in zip(d.panels, sizes.items(), strict=True):
             for number, (moment, values) in enumerate(frame.items()):
                 offset = 0.18 * (number - (len(frame.columns) - 1) / 2)  # equal sizes would hide each other
-                shown = values.where(values > 0).dropna()
-                rows = [list(frame.index).index(layer) + offset for layer in shown.index]
-                look = style(number - 1) | {"linestyle": ""}
-                axes.plot(shown, rows, label=moment, **look)
-                d.tell(axes, shown.tolist(), rows, [f"{layer}, {moment}: {v:.3g}" for layer, v in shown.items()])
-            axes.set_xscale("log")
-            _plain_log(axes.xaxis)
+                words = [f"{layer}, {moment}: {value:.3g}" for layer, value in values.items()]
+                look = style(number - 1) | {"linestyle": "", "label": moment}
+                d.plot(axes, values.where(values > 0), np.arange(len(frame)) + offset, words, **look)
+            _plain_log(axes)
             axes.set_yticks(range(len(frame)), list(frame.index), fontsize="small")
             axes.invert_yaxis()
             axes.set_xlabel(heading)
@@ -356,40 +326,31 @@ def panels(
     """Lines over places, two panels a row: sizes over training or width (figures 3, 7 and 8 of the paper).
 
     Args:
-        name: Of the figure.
-        caption: For the page.
         series: Heading of a panel -> label -> values by place. A label has one look in all panels.
         unit: Of values.
         place: What places are.
         log: Whether both axes are logarithmic and share their scales.
     """
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
-
     labels = list(dict.fromkeys(label for lines in series.values() for label in lines))
-    columns = min(2, len(series))
-    rows = -(-len(series) // columns)
-    height = 0.9 + 1.5 * rows + 0.2 * (len(labels) if not log else -(-len(labels) // 3))
+    columns, legend_columns = min(2, len(series)), 3 if log else 1
+    rows = math.ceil(len(series) / columns)
+    height = 0.9 + 1.5 * rows + 0.2 * math.ceil(len(labels) / legend_columns)
     with drawing(height=height, rows=rows, columns=columns, sharex=True, sharey=log) as d:
-        shown: dict[str, Any] = {}
         for number, (axes, (heading, lines)) in enumerate(zip(d.panels, series.items(), strict=False)):
             for label, values in lines.items():
                 look = style(labels.index(label) - 1) | ({} if log else {"marker": ""})
-                (line,) = axes.plot(values.index, values, markersize=3, linewidth=1.2, **look)
-                shown.setdefault(label, line)
-                words = [f"{label}: {y:.3g} at {x:.3g} {place}" for x, y in values.items()]
-                d.tell(axes, [float(x) for x in values.index], values.tolist(), words)
+                d.curve(axes, label, values, place, ".3g", markersize=3, linewidth=1.2, **look)
             axes.set_title(heading)
             if number + columns >= len(series):  # nothing below it
                 axes.set_xlabel(place)
                 axes.tick_params(labelbottom=True)
             if log:
+                places = sorted({x for line in lines.values() for x in line.index})
                 axes.set(xscale="log", yscale="log")
-                axes.xaxis.set_major_locator(FixedLocator(sorted({x for line in lines.values() for x in line.index})))
-                axes.xaxis.set_major_formatter(ScalarFormatter())
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                axes.set_xticks(places, [f"{x:g}" for x in places])
+                axes.minorticks_off()
         for axes in d.panels[len(series) :]:
             axes.set_visible(False)
         d.figure.supylabel(unit, fontsize="medium")
-        d.figure.legend(list(shown.values()), list(shown), loc="outside lower center", ncols=3 if log else 1)
+        d.legend(legend_columns)
         return d.finished(name, caption)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from litgpt_warmstart.report import figures
@@ -40,8 +39,7 @@ def layer_name(name: str, kind: str) -> str | None:
 def sizes(norms: pd.DataFrame) -> pd.DataFrame:
     """Root mean squares with their layers' names, from the input to the output."""
     named = norms.assign(layer=[layer_name(n, k) for n, k in zip(norms["name"], norms["kind"], strict=True)])
-    named = named.dropna(subset="layer")
-    return named.iloc[np.argsort([_place(layer) for layer in named["layer"]], kind="stable")]
+    return named.dropna(subset="layer").sort_values("layer", key=lambda layers: layers.map(_place), kind="stable")
 
 
 def _place(layer: str) -> float:
@@ -57,10 +55,13 @@ def moments(run: Row, rows: Sequence[Row], runs: Runs) -> pd.DataFrame:
     tracked = [row for row in rows if row["run"] in runs.norms]
     beside = [row for row in tracked if row["kind"] == "scratch" and row["seed"] == run["seed"]
               and row["settings_key"] == run["settings_key"]]  # fmt: skip
-    chosen = [("from scratch, trained", row, -1) for row in beside[:1]]
-    if base := parent(run, tracked):
-        chosen.append(("base, trained", base, -1))
-    chosen += [("at the warmstart", run, 0), (f"trained, step {runs.norms[run['run']]['step'].iloc[-1]:,}", run, -1)]
+    base = parent(run, tracked)
+    chosen = [
+        *[("from scratch, trained", row, -1) for row in beside[:1]],
+        *[("base, trained", row, -1) for row in [base] if row],
+        ("at the warmstart", run, 0),
+        (f"trained, step {runs.norms[run['run']]['step'].iloc[-1]:,}", run, -1),
+    ]
     found = []
     for moment, row, place in chosen:
         norms = runs.norms[row["run"]]
@@ -88,19 +89,18 @@ def over_training(run: str, label: str, runs: Runs) -> pd.DataFrame:
                          "tokens_per_param": at["tokens"] / parameters, "rms": at["l2"]})  # fmt: skip
 
 
-def norm_figures(
-    title: str, tracked: dict[str, Row], scratch: str | None, runs: Runs, number: int
-) -> tuple[list[figures.Figure], list[Table]]:
+def norms_part(title: str, heading: str, tracked: dict[str, Row], scratch: str | None, runs: Runs, n: int) -> Section:
     """Figures 10 and 8 of the paper, one seed of each way to warmstart, and their tables.
 
     Args:
         title: Of the comparison.
+        heading: Of what is returned.
         tracked: Label -> a tracked warmstart.
         scratch: A tracked run from scratch beside them.
         runs: All that were found.
-        number: Of the comparison.
+        n: Number of the comparison.
     """
-    rows, made, tables = runs.rows(), [], []
+    rows, part = runs.rows(), Section(heading)
     steps = {label: runs.norms[row["run"]]["step"].tolist() for label, row in tracked.items()}
     begun = {label: moments(row, rows, runs) for label, row in tracked.items() if steps[label][0] == 0}
     if begun:
@@ -108,8 +108,9 @@ def norm_figures(
         panels = {WHAT[str(kind)]: found.pivot_table(index="layer", columns="moment", values="rms", sort=False)
                   for kind, found in begun[label].groupby("kind")}  # fmt: skip
         caption = f"{title}, {label}: sizes of the base, at the warmstart, and trained. One seed."
-        made.append(figures.layer_sizes(f"norms-{number}", caption, panels))
-        tables.append(pd.concat([found.assign(warmstart=label) for label, found in begun.items()]))
+        part.figures.append(figures.layer_sizes(f"norms-{n}", caption, panels))
+        table = pd.concat([found.assign(warmstart=label) for label, found in begun.items()])
+        part.tables.append(Table(f"layer_norms_{n}", "", table))
     long = {label: row["run"] for label, row in tracked.items() if len(set(steps[label])) > 2}
     if long:
         long = {SCRATCH: scratch, **long} if scratch else long
@@ -117,39 +118,33 @@ def norm_figures(
         series: dict[str, dict[str, pd.Series]] = {}
         groups: Any = table.groupby(["kind", "layer", "arm"], sort=False)
         for (kind, layer, arm), values in groups:
-            heading = f"{layer}, {'output' if kind == 'activation' else 'weight'}"
-            series.setdefault(heading, {})[arm] = values.set_index("tokens_per_param")["rms"]
+            panel = f"{layer}, {'output' if kind == 'activation' else 'weight'}"
+            series.setdefault(panel, {})[arm] = values.set_index("tokens_per_param")["rms"]
         caption = f"{title}: root mean squares over training, of outputs and of weights. One seed of each."
-        name = f"norms-over-training-{number}"
-        made.append(figures.panels(name, caption, series, "root mean square", "tokens per parameter"))
-        tables.append(table)
-    names = [f"layer_norms_{number}"] * bool(begun) + [f"norms_over_training_{number}"] * bool(long)
-    return made, [Table(name, "", table) for name, table in zip(names, tables, strict=True)]
+        name = f"norms-over-training-{n}"
+        part.figures.append(figures.panels(name, caption, series, "root mean square", "tokens per parameter"))
+        part.tables.append(Table(f"norms_over_training_{n}", "", table))
+    return part
 
 
 def add_norms(pairs: Section, compared: Compared, runs: Runs) -> None:
     """Put the norms of each comparison's runs under its heading, and those of other warmstarts below them all."""
-    rows, number, told = {row["run"]: row for row in runs.rows() if row["run"] in runs.norms}, 0, set()
+    rows, number = {row["run"]: row for row in runs.rows() if row["run"] in runs.norms}, 0
+    told = {name for comparison in compared.comparisons for name in comparison.runs} | compared.repeated
     for part, comparison in zip(pairs.parts, compared.comparisons, strict=True):
-        ways: dict[str, Row] = {}
-        for arm in comparison.arms:
-            for name in arm.pairs["warmstart_run"]:
-                told.add(name)
-                ways |= {arm.label: rows[name]} if name in rows and arm.label not in ways else {}
+        seeds = {arm.label: [name for name in arm.pairs["warmstart_run"] if name in rows] for arm in comparison.arms}
+        ways = {label: rows[names[0]] for label, names in seeds.items() if names}
         scratch = next((run["run"] for run in comparison.scratch if run["run"] in rows), None)
         number += bool(ways)
-        _add(part, norm_figures(comparison.title, ways, scratch, runs, number))
-    others = [row for row in rows.values() if row["kind"] == "warmstart" and row["run"] not in told | compared.repeated]
-    for key in dict.fromkeys((row["settings_key"], row["source"]) for row in others):
-        members = [row for row in others if (row["settings_key"], row["source"]) == key]
-        title = (
-            f"{members[0]['source']} → {members[0]['model']}, {members[0]['tokens_per_param']:.3g} tokens per parameter"
-        )
-        part, number = Section(f"{title}, without a run from scratch"), number + 1
-        _add(part, norm_figures(title, {row["growth"]: row for row in reversed(members)}, None, runs, number))
-        pairs.parts.append(part)
-
-
-def _add(part: Section, made: tuple[list[figures.Figure], list[Table]]) -> None:
-    part.figures += made[0]
-    part.tables += made[1]
+        found = norms_part(comparison.title, "", ways, scratch, runs, number)
+        part.figures += found.figures
+        part.tables += found.tables
+    others = [row for row in rows.values() if row["kind"] == "warmstart" and row["run"] not in told]
+    groups: dict[tuple[int, str], dict[str, Row]] = {}
+    for row in others:
+        groups.setdefault((row["settings_key"], row["source"]), {}).setdefault(row["growth"], row)
+    for ways in groups.values():
+        number += 1
+        first = next(iter(ways.values()))
+        title = f"{first['source']} → {first['model']}, {first['tokens_per_param']:.3g} tokens per parameter"
+        pairs.parts.append(norms_part(title, f"{title}, without a run from scratch", ways, None, runs, number))

@@ -8,14 +8,7 @@ from typing import Any
 import pandas as pd
 
 from litgpt_warmstart.report import figures
-from litgpt_warmstart.report.compare import (
-    MIN_VALIDATIONS,
-    Arm,
-    Compared,
-    Comparison,
-    Row,
-    own_flops,
-)  # fmt: skip
+from litgpt_warmstart.report.compare import MIN_VALIDATIONS, Arm, Compared, Comparison, Row, own_flops
 from litgpt_warmstart.report.page import Section, Table, readable
 from litgpt_warmstart.report.runs import Runs
 from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, placed, smoothed
@@ -34,22 +27,21 @@ def answer(compared: Compared, runs: Runs) -> Section:
     """Whether warmstarting paid, first of all."""
     section = Section("The answer", answers=[headline(compared.comparisons)])
     if compared.comparisons:
-        rows = pd.DataFrame([speed_up_row(c, arm) for c in compared.comparisons for arm in c.arms])
+        arms = [(c, arm) for c in compared.comparisons for arm in c.arms]
+        rows = pd.DataFrame([speed_up_row(*one) for one in arms])
         caption = (
             "Speed-up until each run first is at the scratch run's last validation loss: mean and 95% interval over"
             " seeds. Upright marks: the most that growth can give, if it carries all that the base has learnt from its"
             " tokens; what is beyond tells when a run had its sudden drop and not what growth saves."
         )
         section.figures = [figures.speed_ups("speed-up", caption, rows)]
-        shown = [_speed_up_shown(c, arm) for c in compared.comparisons for arm in c.arms]
+        shown = pd.DataFrame([_speed_up_shown(*one) for one in arms])
         caption = (
             "Speed-up in Hoffmann FLOPs, over the seeds that reached the scratch run's last validation loss (the mean"
             " is that of the compute they took, inverted), and the most that growth can give."
         )
-        pairs = [
-            arm.pairs.assign(comparison=c.title, warmstart=arm.label) for c in compared.comparisons for arm in c.arms
-        ]
-        section.tables = [Table("speed_up", caption, rows, pd.DataFrame(shown)), Table("pairs", "", pd.concat(pairs))]
+        pairs = pd.concat([arm.pairs.assign(comparison=c.title, warmstart=arm.label) for c, arm in arms])
+        section.tables = [Table("speed_up", caption, rows, shown), Table("pairs", "", pairs)]
     for run, why in compared.notes:
         section.notes.append(f"Not counted: {run['run']}: {why}")
     section.notes += [f"Left out: {name}: {row.status}: {row.told}" for name, row in runs.left_out.iterrows()]
@@ -140,10 +132,9 @@ def sentences(comparison: Comparison) -> list[str]:
     if best is None:
         told = f"No warmstart reached the scratch run's last validation loss, {loss}"
         nearest = max(comparison.arms, key=lambda arm: arm.reached / len(arm.pairs))
-        if nearest.reached:
-            told += f", with every seed: no speed-up. {nearest.label} did with {nearest.reached} of"
-            return [f"{told} {_seeds(len(nearest.pairs))}.", *_cautions(comparison)]
-        return [f"{told}: no speed-up.", *_cautions(comparison)]
+        found = f" {nearest.label} did with {nearest.reached} of {_seeds(len(nearest.pairs))}."
+        whole = f", with every seed: no speed-up.{found}" if nearest.reached else ": no speed-up."
+        return [told + whole, *_cautions(comparison)]
     default = [arm for arm in comparison.arms if arm.whole and arm.label.partition(", from ")[0] == "shrink 0.4"]
     told = []
     for arm in dict.fromkeys((best, *default)):
@@ -186,16 +177,15 @@ def _cautions(comparison: Comparison) -> list[str]:
 
 def beyond_growth(comparison: Comparison) -> str | None:
     """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth."""
-    for arm in comparison.arms:
-        limit, _ = arm.limits
-        if arm.speed_up.seeds and arm.speed_up.mean > limit:
-            return (
-                f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
-                f" speed-up of {limit:.2f} at most. Look at the curves: small models have one sudden drop, and where"
-                " the run from scratch has not had it by its end, a speed-up tells when it came and not what growth"
-                " saves."
-            )
-    return None
+    beyond = [arm for arm in comparison.arms if arm.speed_up.seeds and arm.speed_up.mean > arm.limits[0]]
+    if not beyond:
+        return None
+    limit, _ = beyond[0].limits
+    return (
+        f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
+        f" speed-up of {limit:.2f} at most. Look at the curves: small models have one sudden drop, and where the run"
+        " from scratch has not had it by its end, a speed-up tells when it came and not what growth saves."
+    )
 
 
 def pairs(compared: Compared, runs: Runs) -> Section:
@@ -209,24 +199,23 @@ def pairs(compared: Compared, runs: Runs) -> Section:
         " the 95% interval lies below 0, of one seed where the difference does. The axis of losses leaves out what"
         " stands before the first validation after training began.",
     )
-    curves = []
+    rows, curves = {row["run"]: row for row in runs.rows()}, []
     for number, c in enumerate(compared.comparisons, start=1):
         shown, gains = [_arm_shown(c, SCRATCH, c.scratch, None)], []
         for arm in c.arms:
-            rows = [row for name in arm.pairs["warmstart_run"] for row in runs.rows() if row["run"] == name]
-            shown.append(_arm_shown(c, arm.label, rows, arm))
+            shown.append(_arm_shown(c, arm.label, [rows[name] for name in arm.pairs["warmstart_run"]], arm))
             for equal, found in (("tokens", arm.at_tokens), ("hoffmann_flops", arm.at_compute)):
                 gains.append(gain_table(found).assign(comparison=c.title, warmstart=arm.label, equal=equal))
-        curves += [_curve(c, runs, row) for row in runs.rows() if row["run"] in c.runs]
+        curves += [_curve(c, runs, rows[name]) for name in c.runs]
         caption = (
             "Validation loss, mean over seeds (least to greatest), and where along the budget a warmstart is ahead."
         )
         table = Table(f"gains_{number}", caption, pd.concat(gains), pd.DataFrame(shown))
-        part = Section(c.title, "", sentences(c), tables=[table], printed=printed(c, runs))
-        part.figures.append(loss_figure(c, runs, f"loss-tokens-{number}", with_base=False))
+        drawn = [loss_figure(c, runs, f"loss-tokens-{number}", with_base=False)]
         if not any(arm.pairs["base_hoffmann_flops"].hasnans for arm in c.arms):
-            part.figures.append(loss_figure(c, runs, f"loss-compute-{number}", with_base=True))
-        section.parts.append(part)
+            drawn.append(loss_figure(c, runs, f"loss-compute-{number}", with_base=True))
+        told, beside = sentences(c), printed(c, runs)
+        section.parts.append(Section(c.title, answers=told, figures=drawn, tables=[table], printed=beside))
     if curves:
         section.tables = [Table("validation_losses", "", pd.concat(curves))]
     return section
@@ -273,11 +262,10 @@ def _no_compute(arm: Arm) -> str:
 def gain_table(found: pd.DataFrame) -> pd.DataFrame:
     """Differences, a column a seed, as rows of gains.csv; ahead where the interval, or one seed's value, is below 0."""
     rows = [(at, estimate(values.tolist())) for at, values in found.iterrows()]
-    return pd.DataFrame({
-        "at": [at for at, _ in rows], "seeds": [e.seeds for _, e in rows],
-        "val_loss_minus_scratch": [e.mean for _, e in rows], "low": [e.low for _, e in rows],
-        "high": [e.high for _, e in rows], "ahead": [(e.high if e.has_interval else e.mean) < 0 for _, e in rows],
-    })  # fmt: skip
+    return pd.DataFrame(
+        [(at, e.seeds, e.mean, e.low, e.high, (e.high if e.has_interval else e.mean) < 0) for at, e in rows],
+        columns=["at", "seeds", "val_loss_minus_scratch", "low", "high", "ahead"],
+    )
 
 
 def ahead(gains: pd.DataFrame, scale: float, unit: str) -> str:
@@ -295,14 +283,14 @@ def loss_figure(comparison: Comparison, runs: Runs, name: str, with_base: bool) 
     """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
     parameters = comparison.scratch[0]["parameters"]
     rows = {row["run"]: row for row in runs.rows()}
-    groups: list[tuple[str, list[Row], dict[str, Any], pd.DataFrame | None]]
-    groups = [(SCRATCH, comparison.scratch, figures.style(-1), None)]
+    groups: list[tuple[str, list[Row], dict[str, Any], pd.DataFrame]]
+    groups = [(SCRATCH, comparison.scratch, figures.style(-1), pd.DataFrame())]
     for number, arm in enumerate(comparison.arms):
         found = arm.at_compute if with_base else arm.at_tokens
         groups.append((arm.label, [rows[r] for r in arm.pairs["warmstart_run"]], figures.style(number), found))
     for row in comparison.unfinished:
         label = f"{row['growth'] or 'from scratch'}, {row['status']}"
-        groups.append((label, [row], figures.style(-1) | {"color": figures.GREY}, None))
+        groups.append((label, [row], figures.style(-1) | {"color": figures.GREY}, pd.DataFrame()))
     unit, named = parameters, "tokens per parameter"
     if with_base:
         unit, named = figures.flops_unit(max(own_flops(run) for run in comparison.scratch))
@@ -311,15 +299,10 @@ def loss_figure(comparison: Comparison, runs: Runs, name: str, with_base: bool) 
         run = members[0]
         per_token = run["hoffmann_flops_per_token"] if with_base else 1.0
         before = run["base_hoffmann_flops"] if with_base and run["kind"] == "warmstart" else 0.0
-        val_losses, losses = (
-            placed(curve, before, per_token)
-            for curve in (
-                band([runs.val_losses(run["run"]) for run in members]),
-                band([smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"]) for run in members])["mean"],
-            )
-        )
-        below = band([values for _, values in found.items()]) if found is not None and len(found) else None
-        lines.append(figures.Line(label, look, val_losses, losses, below))
+        val_losses = placed(band([runs.val_losses(run["run"]) for run in members]), before, per_token)
+        smooth = [smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"]) for run in members]
+        below = band([values for _, values in found.items()]) if len(found) else None
+        lines.append(figures.Line(label, look, val_losses, placed(band(smooth)["mean"], before, per_token), below))
     last = fmean(run["val_loss"] for run in comparison.scratch)
     equal = f"{named}, the base's in front" if with_base else named
     caption = f"{comparison.title}: validation loss over {equal}, and its difference from scratch's at equal places."
@@ -332,23 +315,23 @@ def printed(comparison: Comparison, runs: Runs) -> str:
     for arm in comparison.arms:
         columns[arm.label] = band([runs.val_losses(name) for name in arm.pairs["warmstart_run"]])["mean"]
     shared = pd.concat(columns, axis=1, join="inner")
-    places = sorted({*range(0, len(shared) - 1, max(1, -(-(len(shared) - 1) // (ROWS - 1)))), len(shared) - 1} - {-1})
-    widths = [max(12, len(label)) for label in columns]
-    lines = [f"{'tokens':>14}" + "".join(f"  {label:>{w}}" for label, w in zip(columns, widths, strict=True))]
-    for tokens, losses in shared.iloc[places].iterrows():
-        lines.append(f"{tokens:>14,.0f}" + "".join(f"  {loss:>{w}.4f}" for loss, w in zip(losses, widths, strict=True)))
+    step = max(1, math.ceil((len(shared) - 1) / (ROWS - 1)))
+    places = sorted({*range(0, len(shared) - 1, step), len(shared) - 1} - {-1})
+    formats: dict[Any, Any] = dict.fromkeys(columns, "{:.4f}".format) | {"tokens": "{:,.0f}".format}
+    told = shared.iloc[places].reset_index(names="tokens")
+    lines = [told.to_string(index=False, col_space=13, formatters=formats)] if places else []
     arm = best_arm(comparison)
     mean = (arm or comparison.arms[0]).pairs.mean(numeric_only=True).to_dict()
     per_token = mean["scratch_hoffmann_flops"] / mean["scratch_tokens"]  # of the same model as the warmstart's
-    tokens, beside, to = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"], "to that loss"
+    tokens = beside = mean["scratch_tokens"]
+    to = "of the whole runs"
     if arm:
+        tokens, beside, to = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"], "to that loss"
         loss = fmean(run["val_loss"] for run in comparison.scratch)
         lines.append(
             f"To the scratch run's last loss, {loss:.4f}, {arm.label} took {tokens:,.0f} of {beside:,.0f} tokens:"
+            f" {tokens / beside:.0%}."
         )
-        lines[-1] += f" {tokens / beside:.0%}."
-    else:
-        tokens, beside, to = mean["scratch_tokens"], mean["scratch_tokens"], "of the whole runs"
     scratch, own = beside * per_token, tokens * per_token
     whole = own + mean["base_hoffmann_flops"]
     with_base = f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."

@@ -55,15 +55,10 @@ def losses_at(curve: pd.Series, places: Sequence[float] | np.ndarray) -> np.ndar
 
 
 def smoothed(curve: pd.Series, width: float, points: int = 300) -> pd.Series:
-    """Means under a Gaussian at up to ``points`` of a curve's own places.
+    """Means under a Gaussian at up to ``points`` of a curve's own places, the first and the last among them.
 
-    The weight of a point at distance d is exp(-d^2 / 2 width^2), over the sum of weights; near the ends the Gaussian
-    has one side only.
-
-    Args:
-        curve: What to smooth.
-        width: Standard deviation, in tokens.
-        points: How many to return at most; the first and the last are among them.
+    The weight of a point at distance d is exp(-d^2 / 2 width^2), over the sum of weights, ``width`` in tokens; near the
+    ends the Gaussian has one side only.
     """
     x, y = curve.index.to_numpy(dtype=float), curve.to_numpy(dtype=float)
     places = np.unique(np.linspace(0, max(len(x) - 1, 0), min(points, len(x))).round().astype(int))
@@ -123,16 +118,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 def speed_up(shares: Sequence[float]) -> Estimate:
     """How many times the compute from scratch is a warmstart's, up to the same loss; above 1 it saved some.
 
-    The mean and the interval are those of the shares, inverted: a seed that was there before its first step has share
-    0, whose inverse would leave no mean. A bound at or below 0 becomes infinite.
-
-    Args:
-        shares: The warmstart's compute over that from scratch, a seed each.
+    The mean and the interval are those of the ``shares``, the warmstart's compute over that from scratch of each seed,
+    inverted: a seed that was there before its first step has share 0, whose inverse would leave no mean. A bound at or
+    below 0 becomes infinite.
     """
     found = estimate(shares)
-    mean, high, low = (value if math.isnan(value) else _inverse(value) for value in (found.mean, found.low, found.high))
+    mean, high, low = (math.inf if share <= 0 else 1 / share for share in (found.mean, found.low, found.high))
     return Estimate(mean, low, high, found.seeds)
-
-
-def _inverse(share: float) -> float:
-    return 1 / share if share > 0 else math.inf

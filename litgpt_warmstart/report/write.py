@@ -2,7 +2,8 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
@@ -48,23 +49,26 @@ def write_report(
     made += [section for kind in kinds if (section := kind.section(runs))]
     if len(runs.table) or len(runs.left_out):
         made.append(sections.all_runs(runs))
-    tables = [table for section in made for part in section.whole for table in part.tables]
-    files = {f"{TABLES}/{table.name}.csv": as_csv(table.frame) for table in tables}
+    parts = [part for section in made for part in section.whole]
+    files = {f"{TABLES}/{table.name}.csv": as_csv(table.frame) for part in parts for table in part.tables}
     below = f"Made by litgpt warmstart_report {', '.join(map(str, paths))}; Python {platform.python_version()}."
-    curves = [figure for section in made for part in section.parts for figure in part.figures]
-    try:
+    with _writing("--out_dir", out_dir):
         _replace(out_dir, render("Did the warmstart pay?", made, below, sorted(files)), files)
-    except OSError as error:
-        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
     if picture:
         if not compared.comparisons:
             raise UserError("--picture shows a warmstart beside its run from scratch, and there is none")
-        try:
+        with _writing("--picture", picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(picture, curves[0].png)
-        except OSError as error:
-            raise UserError(f"cannot write --picture {str(picture)!r}: {error.strerror}: choose another") from error
+            write_whole(picture, pairs.parts[0].figures[0].png)
     return made
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {option} {str(path)!r}: {error.strerror}: choose another") from error
 
 
 def _replace(out_dir: Path, page: str, files: Mapping[str, str | bytes]) -> None:

@@ -20,10 +20,9 @@ def test_an_svg_in_the_page_has_ids_of_its_own():
 def test_values_stand_where_their_points_are_drawn():
     with drawing(height=2.0) as d:
         axes = d.panels[0]
-        axes.plot([0, 1], [0, 1], marker="o")
+        d.plot(axes, [0, 1, float("nan")], [0, 1, 1], ["low", "high", "nowhere"], marker="o")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
-        d.tell(axes, [0, 1, float("nan")], [0, 1, 1], ["low", "high", "nowhere"])
         figure = d.finished("f", "")
     (x0, y0, low), (x1, y1, high) = figure.points
     assert (low, high) == ("low", "high") and x0 < x1 and y0 > y1  # y grows downwards
