@@ -191,12 +191,12 @@ def way_labels(a: Chain, b: Chain) -> tuple[str, str]:
 def chain_verdict(group: Sequence[Chain]) -> str:
     """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
     chain = group[0]
-    if math.isnan(chain.flops):
+    scratch = chain.scratch
+    if math.isnan(chain.flops) or scratch is None:
         return "What the training before this chain took is not known: no comparison by compute."
     if not chain.paired:  # several would share one run from scratch
         group = group[:1]
     beside = [(c.end["val_loss"], c.scratch["val_loss"]) for c in group if c.scratch]
-    scratch = chain.scratch or chain.end
     told = (
         f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
         f" {fmean(ours for ours, _ in beside):.4f}; from scratch{'' if chain.paired else ' with another seed'} it is"

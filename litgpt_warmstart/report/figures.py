@@ -127,9 +127,8 @@ def flops_unit(greatest: float) -> tuple[float, str]:
 def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
     """Speed-ups with their intervals, a line a warmstart, beside the most that growth can give.
 
-    Args:
-        rows: A row a warmstart, with ``comparison``, ``warmstart``, and ``speed_up_with_base`` and ``speed_up`` with
-            their ``_low``, ``_high`` and ``_limit``; what is not finite is not drawn.
+    A row has ``comparison``, ``warmstart``, and ``speed_up_with_base`` and ``speed_up`` with their ``_low``, ``_high``
+    and ``_limit``; what is not finite is not drawn.
     """
     kinds = (("speed_up_with_base", "the base's compute counted", -0.1), ("speed_up", "its own compute", 0.1))
     titles = rows["comparison"].map(lambda title: "\n".join(wrap(title, 56)))
@@ -199,11 +198,8 @@ def loss_curves(
 ) -> Figure:
     """Losses over tokens or compute and, below, differences from scratch; the axes end where validations are.
 
-    Args:
-        lines: What to draw; the training losses faint.
-        unit: Of places, after they are divided by ``scale``.
-        scale: See there.
-        last: The run from scratch's last loss, a dotted line.
+    Training losses are faint. ``unit`` is that of places after they are divided by ``scale``; ``last`` is the run from
+    scratch's last loss, a dotted line.
     """
     below = any(line.differences is not None for line in lines)
     shape: dict[str, Any] = dict(rows=2, height_ratios=(3, 2), sharex=True) if below else {}
@@ -248,13 +244,7 @@ def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
 
 
 def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, int], title: str) -> Figure:
-    """Validation losses of a grid, the winner framed; a diverged cell is left blank.
-
-    Args:
-        losses: Means over seeds, by learning rate and batch size; NaN where a seed diverged.
-        best: Learning rate and batch size of the winner.
-        title: Tells the model and its tokens.
-    """
+    """Validation losses of a grid by learning rate and batch, ``best`` framed; a diverged cell, NaN, is left blank."""
     losses = losses.sort_index(axis=0).sort_index(axis=1)
     values = losses.to_numpy(dtype=float)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
@@ -300,8 +290,7 @@ def dots(name: str, caption: str, arms: Mapping[str, Mapping[str, Sequence[float
 def layer_sizes(name: str, caption: str, sizes: Mapping[str, pd.DataFrame]) -> Figure:
     """Sizes of layers at several moments, a row a layer (figure 10 of the paper).
 
-    Args:
-        sizes: Heading of a panel -> root mean squares, a row a layer and a column a moment.
+    ``sizes`` has heading of a panel -> root mean squares, a row a layer and a column a moment.
     """
     layers = max(len(frame) for frame in sizes.values())
     shape: dict[str, Any] = dict(height=1.4 + 0.24 * layers * len(sizes) + 0.2 * len(sizes), rows=len(sizes))
@@ -325,11 +314,8 @@ def panels(
 ) -> Figure:
     """Lines over places, two panels a row: sizes over training or width (figures 3, 7 and 8 of the paper).
 
-    Args:
-        series: Heading of a panel -> label -> values by place. A label has one look in all panels.
-        unit: Of values.
-        place: What places are.
-        log: Whether both axes are logarithmic and share their scales.
+    ``series`` has heading of a panel -> label -> values by place, ``unit`` being theirs; a label has one look in all
+    panels. With ``log`` both axes are logarithmic, and panels share their scales.
     """
     labels = list(dict.fromkeys(label for lines in series.values() for label in lines))
     columns, legend_columns = min(2, len(series)), 3 if log else 1

@@ -90,16 +90,7 @@ def over_training(run: str, label: str, runs: Runs) -> pd.DataFrame:
 
 
 def norms_part(title: str, heading: str, tracked: dict[str, Row], scratch: str | None, runs: Runs, n: int) -> Section:
-    """Figures 10 and 8 of the paper, one seed of each way to warmstart, and their tables.
-
-    Args:
-        title: Of the comparison.
-        heading: Of what is returned.
-        tracked: Label -> a tracked warmstart.
-        scratch: A tracked run from scratch beside them.
-        runs: All that were found.
-        n: Number of the comparison.
-    """
+    """Figures 10 and 8 of the paper, a tracked run of each way to warmstart by its label, beside one from scratch."""
     rows, part = runs.rows(), Section(heading)
     steps = {label: runs.norms[row["run"]]["step"].tolist() for label, row in tracked.items()}
     begun = {label: moments(row, rows, runs) for label, row in tracked.items() if steps[label][0] == 0}

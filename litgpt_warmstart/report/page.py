@@ -104,14 +104,7 @@ class Kind(Protocol):
 
 
 def render(title: str, sections: Sequence[Section], below: str, files: Sequence[str] = ()) -> str:
-    """The page.
-
-    Args:
-        title: Its heading.
-        sections: In reading order.
-        below: A last line, on what made it.
-        files: What lies beside it, for the report that replaces this one.
-    """
+    """The page: sections under a title, a last line on what made it, and, unseen, the files that lie beside it."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     listed = escape(json.dumps(list(files)), quote=True)

@@ -119,9 +119,11 @@ def _times(found: Estimate) -> str:
 
 def best_arm(comparison: Comparison) -> Arm | None:
     """The fastest with the base counted, of those that reached the loss with every seed."""
-    whole = [arm for arm in comparison.arms if arm.whole]
-    speeds = {id(arm): (arm.speed_up_with_base if arm.speed_up_with_base.seeds else arm.speed_up).mean for arm in whole}
-    return max(whole, key=lambda arm: speeds[id(arm)], default=None)
+
+    def speed(arm: Arm) -> float:
+        return (arm.speed_up_with_base if arm.speed_up_with_base.seeds else arm.speed_up).mean
+
+    return max((arm for arm in comparison.arms if arm.whole), key=speed, default=None)
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -223,13 +225,13 @@ def pairs(compared: Compared, runs: Runs) -> Section:
 
 def _curve(comparison: Comparison, runs: Runs, run: Row) -> pd.DataFrame:
     """Rows of validation_losses.csv."""
-    losses = runs.val_losses(run["run"])
-    own = losses.index * run["hoffmann_flops_per_token"]
+    found = runs.val_losses(run["run"]).rename_axis("tokens").reset_index()
+    own = found["tokens"] * run["hoffmann_flops_per_token"]
     before = run["base_hoffmann_flops"] if run["kind"] == "warmstart" else 0.0
     return pd.DataFrame({
-        "comparison": comparison.title, "run": run["run"], "tokens": losses.index,
-        "tokens_per_param": losses.index / run["parameters"], "hoffmann_flops": own,
-        "hoffmann_flops_with_base": own + before, "val_loss": losses.to_numpy(),
+        "comparison": comparison.title, "run": run["run"], "tokens": found["tokens"],
+        "tokens_per_param": found["tokens"] / run["parameters"], "hoffmann_flops": own,
+        "hoffmann_flops_with_base": own + before, "val_loss": found["val_loss"],
     })  # fmt: skip
 
 

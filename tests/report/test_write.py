@@ -293,6 +293,27 @@ def test_a_grid_search_is_drawn_and_its_winner_told_and_a_damaged_one_is_left_ou
     assert "diverged" in page and "7.500" in page
 
 
+def test_a_page_of_the_studys_shape_has_at_most_twelve_figures(make_run, tmp_path):
+    """As `make study` has it: a grid, three pairs, one of them tracked, two ways to one scale, a coordinate check."""
+    base = make_run("grid/cells/a", [9.0, 8.0, 7.0], width=16, steps=10, norms=(0, 5, 10))
+    grid = "lr,batch_size,seed,status,val_loss,tokens,run\n0.02,8,1,finished,7.0,5120,a\n"
+    (make_run.folder / "grid/grid_search.csv").write_text(grid)
+    for width, steps, norms in ((48, 40, (0, 20, 40)), (48, 60, ()), (96, 40, ())):
+        shared = dict(width=width, steps=steps, norms=norms)
+        make_run(f"scratch-{width}-{steps}", [8.0, 6.0, 5.0, 4.0], **shared)
+        for shrink in (0.2, 0.4):
+            make_run(f"warm-{width}-{steps}-{shrink}", [7.0, 5.0, 4.0, 3.0], shrink=shrink, base=base, **shared)
+    middle = make_run("middle", [6.0, 5.0, 4.0], shrink=0.4, base=base, steps=20)
+    make_run("end", [5.0, 4.0, 3.0], width=96, shrink=0.4, base=middle, steps=30)
+    make_run("direct", [6.0, 5.0, 4.0], width=96, shrink=0.4, base=base, steps=35)
+    make_run("scratch", [8.0, 5.0, 4.0], width=96, steps=37)
+    add_check(make_run.folder / "check", base)
+    written = write_report([make_run.folder], tmp_path / "report", KINDS)
+    names = [figure.name for section in written for part in section.whole for figure in part.figures]
+    assert (tmp_path / "report/index.html").read_text(encoding="utf-8").count("<svg") == len(names) <= 12
+    assert {"speed-up", "loss-compute-3", "norms-1", "successive-1", "grid-search-1", "coordinates-1"} <= set(names)
+
+
 def test_no_speed_up_is_an_answer(make_run, tmp_path):
     base = make_run("base", [9.0, 7.0], width=16, steps=10)
     make_run("scratch", [8.0, 6.0, 4.0])
