@@ -84,20 +84,13 @@ class Drawing:
 
 @contextmanager
 def drawing(height: float, rows: int = 1, columns: int = 1, width: float = WIDTH, **shared: Any) -> Iterator[Drawing]:
-    """A figure to draw on, in inches; ``shared`` are other arguments of :func:`matplotlib.pyplot.subplots`."""
+    """A figure to draw on, in inches; ``shared`` are other arguments of :meth:`matplotlib.figure.Figure.subplots`."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context(_STYLE):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **shared
-        )
-        try:
-            yield Drawing(figure, list(grid.flat))
-        finally:
-            plt.close(figure)
+        figure = Canvas(figsize=(width, height), layout="constrained")
+        yield Drawing(figure, list(figure.subplots(rows, columns, squeeze=False, **shared).flat))
 
 
 def as_element(svg: str, name: str) -> str:

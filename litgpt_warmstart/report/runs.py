@@ -120,10 +120,10 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
     if not good and not any(found.values()):
         said = "; ".join(f"{row['folder']!r}: {row['told']}" for row in bad[:3])
         raise UserError(f"nothing to report: {said}: give the folders of finished runs")
-    settings = _numbered([(row["settings"], row["max_tokens"]) for row in good])
-    growths = _numbered([_growth(row["record"]) for row in good])
-    for row, settings_key, growth_key in zip(good, settings, growths, strict=True):
-        row |= {"settings_key": settings_key, "growth_key": growth_key}
+    settings = [(row["settings"], row["max_tokens"]) for row in good]
+    growths = [(row["growth_options"], ancestors(row["record"])) for row in good]
+    for row, its_settings, its_growth in zip(good, settings, growths, strict=True):
+        row |= {"settings_key": settings.index(its_settings), "growth_key": growths.index(its_growth)}
     table = _typed(good, COLUMNS)
     return Runs(
         table,
@@ -138,16 +138,6 @@ def _typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.
     """A table of folders by what they are called."""
     names = display_names([Path(row["folder"]) for row in rows])
     return pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=list(columns)).astype(columns)
-
-
-def _numbered(values: Sequence[Any]) -> list[int]:
-    """For each value the place of the first that equals it."""
-    return [values.index(value) for value in values]
-
-
-def _growth(record: Record) -> tuple[Any, ...]:
-    """How a run was grown and from what."""
-    return record.growth and tuple(record.growth.options.values()), ancestors(record)
 
 
 def ancestors(record: Record) -> list[tuple[Any, ...]]:
@@ -226,8 +216,8 @@ def read_run(folder: Path, checkpoint: Path, record: Record) -> dict[str, Any]:
         "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
         "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
         "shrink": grown.shrink if grown else math.nan, "settings": _settings(record, config, identity, asked),
-        "asked_schedule": _asked_schedule(asked), "record": record,
-        "curve": curve, "norms": norms,
+        "asked_schedule": _asked_schedule(asked), "record": record, "curve": curve, "norms": norms,
+        "growth_options": grown and tuple(grown.options.values()),
     }  # fmt: skip
 
 
