@@ -79,7 +79,7 @@ def _documented(told: str, docs: Mapping[str, str]) -> str:
         told += "\n\nArguments:"
     for name, doc in docs.items():
         if f"\n    {name}: " not in told:
-            told += f"\n    {name}: {' '.join(doc.split())}."
+            told += f"\n    {name}: {' '.join(doc.split()).removesuffix('.')}."
     return told
 
 

@@ -86,19 +86,6 @@ class DataPlan:
         """The loader's own word for its position, where blocks are not numbered."""
         return None if self.blocks else loader.state()
 
-    def reconnect(self, reading: Reading) -> None:
-        """Take another micro-batch size.
-
-        Raises:
-            UserError: The data is too short for it.
-        """
-        if not self.blocks and reading.micro_batch_size != self.reading.micro_batch_size:
-            with Randomness(reading.seed):
-                _connect(reading, given_tokenizer(reading))
-                reading.data.setup()
-            _check_length(reading)
-        self.reading = reading
-
     def describe(self) -> str:
         """The data in a few words, for the start of a run."""
         name = type(self.reading.data).__name__

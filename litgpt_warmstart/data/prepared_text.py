@@ -1,9 +1,8 @@
 """PreparedText and SlimPajama6B: text from the Hub or a folder, tokenized once, read by block."""
 
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from litgpt.config import find_multiple
@@ -18,14 +17,17 @@ from litgpt_warmstart.data.preparing.request import (
     SLIMPAJAMA_6B_COMMIT,
     TOKENIZER,
     Preparation,
+    TextSource,
     default_data_path,
 )
 from litgpt_warmstart.data.tokens import TokenStream
+from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 
 
+@inheriting_docs
 @dataclass
-class PreparedText(BlockDataModule):
+class PreparedText(TextSource, BlockDataModule):
     """Text of a Hub dataset or of a folder (parquet, jsonl, txt), tokenized at first use or by warmstart_prepare_data.
 
     A run reads a range of blocks, and a warmstart goes on where its base ended. Files are assigned to training,
@@ -34,24 +36,6 @@ class PreparedText(BlockDataModule):
 
     data_path: Path | None = None
     """Where the prepared tokens are. Default: data/ and the name of the repository or folder."""
-    repo_id: str | None = None
-    """Dataset repository on the Hub, if it has to be prepared."""
-    revision: str | None = None
-    """Its branch, tag or commit. Default: main as it is when the preparation begins."""
-    text_dir: Path | None = None
-    """Folder of .parquet, .jsonl or .txt files (.gz and .zst of the latter two too), instead of ``repo_id``."""
-    files: str | None = None
-    """Only files whose path in the repository or folder matches this pattern, e.g. ``en/*.json.gz``."""
-    column: str | None = None
-    """Column or key that holds the text. Default: text."""
-    val_fraction: float | None = None
-    """Share of the training documents to hold out where no file is named validation. Default: 0.01."""
-    piece_bytes: int | None = None
-    """Size above which .txt files are cut into documents, which are shuffled. Default: 65536."""
-    tokenizer: str | None = None
-    """Hub repository or folder of the tokenizer. Default: openai-community/gpt2, or what the data was prepared with."""
-    seed: int | None = None
-    """Of the documents' order. Default: 42."""
     order_seed: int | None = None
     """Of the order in which blocks are read. Default: what the base has read it in, else 0, whatever ``--seed``."""
     num_workers: int = 0
@@ -66,11 +50,7 @@ class PreparedText(BlockDataModule):
 
     @property
     def tokenizer_dir(self) -> Path:
-        """The folder of prepared data.
-
-        Raises:
-            UserError: Nothing says which it is.
-        """
+        """The folder of prepared data; a UserError where nothing says which it is."""
         if self.data_path is None:
             raise UserError(f"--data {type(self).__name__} needs --data.data_path: give the folder of prepared data")
         return self.data_path
@@ -82,11 +62,7 @@ class PreparedText(BlockDataModule):
 
     @property
     def is_prepared(self) -> bool:
-        """Whether the tokens are there.
-
-        Raises:
-            UserError: They are not, and nothing says where to take them from.
-        """
+        """Whether the tokens are there; a UserError where not, and nothing says where to take them from."""
         found = (self.tokenizer_dir / PREPARED).is_file()
         if not found and not self.repo_id and not self.text_dir:
             raise UserError(
@@ -131,15 +107,10 @@ class PreparedText(BlockDataModule):
         return {folder / split / chunk.name: chunk.sha256 for split in ("train", "val") for chunk in chunks[split]}
 
     def prepare_data(self) -> None:
-        """Prepare the tokens, or check that those there are of what is asked for.
-
-        Raises:
-            UserError: Neither can be done; says why.
-        """
+        """Prepare the tokens, or check that those there are of what is asked for."""
         self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
-        asked: dict[str, Any] = {field.name: getattr(self, field.name, None) for field in fields(Preparation)}
-        asked["num_workers"] = None  # this one's reads ahead
-        prepare(Preparation(**asked))
+        asked = {field.name: getattr(self, field.name) for field in fields(TextSource)}
+        prepare(Preparation(self.tokenizer_dir, **asked))
 
     def tokens(self, split: str) -> TokenStream:
         if split not in self.index.chunks:
@@ -157,6 +128,7 @@ class SlimPajama6B(PreparedText):
 
     data_path: Path | None = Path("data/slimpajama-6b")
     """Where the prepared tokens are; prepared at first use, or ahead by ``litgpt warmstart_prepare_data``."""
+    _: KW_ONLY
     repo_id: str | None = SLIMPAJAMA_6B
     """Dataset repository on the Hub."""
     revision: str | None = SLIMPAJAMA_6B_COMMIT

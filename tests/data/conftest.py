@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from litgpt_warmstart.data import PreparedText
-from litgpt_warmstart.data.preparing import portions, read, request
 from litgpt_warmstart.data.preparing import prepare as preparing
+from litgpt_warmstart.data.preparing import read, request, write
 from litgpt_warmstart.data.preparing.index import PreparedIndex
 from litgpt_warmstart.data.preparing.request import Preparation
 from litgpt_warmstart.data.stdlib_text import pieces, stdlib_documents
@@ -62,8 +62,8 @@ def write_folder(folder: Path, texts: Sequence[str]) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, portions and chunks so small that a megabyte has many of each."""
     monkeypatch.setattr(read, "BLOCK_BYTES", 10_000)
-    monkeypatch.setattr(portions, "PORTION_BYTES", 60_000)
-    monkeypatch.setattr(portions, "SHUFFLED_CHARACTERS", 80_000)
+    monkeypatch.setattr(write, "PORTION_BYTES", 60_000)
+    monkeypatch.setattr(write, "SHUFFLED_CHARACTERS", 80_000)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from litgpt_warmstart.data.preparing.portions import portions_of
 from litgpt_warmstart.data.preparing.read import documents, folder_files, text_bytes
+from litgpt_warmstart.data.preparing.write import portions_of
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import atomic_folder
 

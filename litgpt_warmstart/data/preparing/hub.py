@@ -10,12 +10,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -91,7 +92,7 @@ def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
 
 
 def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
-    found = HfApi().snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
+    found = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
     folder = Path(str(found))  # a list in a dry run alone
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     # The cache may have a part of the repository, and only numbered names tell.
@@ -111,11 +112,7 @@ def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
 def download(repo_id: str, name: str, commit: str, received: Callable[[int], None] = lambda num_bytes: None) -> Path:
     """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke.
 
-    Args:
-        repo_id: The repository.
-        name: The file's path in it.
-        commit: The commit.
-        received: Told the bytes that have come; may raise to stop.
+    ``received`` is told the bytes that have come, and may raise to stop.
     """
 
     class Receiver(tqdm):
@@ -129,36 +126,16 @@ def download(repo_id: str, name: str, commit: str, received: Callable[[int], Non
             return super().update(n)
 
     with told(f"{name!r} of dataset {repo_id!r}"):
-        for seconds in (*RETRY_AFTER, None):
-            try:
-                path = HfApi().hf_hub_download(repo_id, name, repo_type="dataset", revision=commit, tqdm_class=Receiver)
-                return Path(path)
-            except (httpx.ReadError, httpx.RemoteProtocolError):
-                if seconds is None:
-                    raise
-                time.sleep(seconds)
-    raise AssertionError("the last try ends either way")
-
-
-def is_cached(repo_id: str, name: str, commit: str) -> bool:
-    """Whether a file of a dataset repository needs no download."""
-    return isinstance(try_to_load_from_cache(repo_id, name, repo_type="dataset", revision=commit), str)
-
-
-def cache_dir() -> Path:
-    """Where the client keeps what it downloads."""
-    return Path(constants.HF_HUB_CACHE)
+        fetch = partial(hf_hub_download, repo_id, name, repo_type="dataset", revision=commit, tqdm_class=Receiver)
+        for seconds in RETRY_AFTER:
+            with suppress(httpx.ReadError, httpx.RemoteProtocolError):
+                return Path(fetch())
+            time.sleep(seconds)
+        return Path(fetch())
 
 
 def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
-    """Name -> content of a tokenizer's files, complete enough for LitGPT's Tokenizer.
-
-    Args:
-        tokenizer: A folder, or a model repository's name.
-
-    Raises:
-        UserError: There is no tokenizer.json, no end-of-text token, or it cannot be fetched.
-    """
+    """Name -> content of the files of a tokenizer in a folder or a model repository, enough for LitGPT's Tokenizer."""
     if os.path.isdir(tokenizer):
         found = {n: (Path(tokenizer) / n).read_bytes() for n in TOKENIZER_FILES if (Path(tokenizer) / n).is_file()}
     else:
@@ -192,7 +169,7 @@ def tokenizer_digest(files: dict[str, bytes]) -> str:
 def _model_file(repo_id: str, name: str) -> Path | None:
     with told(f"tokenizer {repo_id!r}"):
         try:
-            return Path(HfApi().hf_hub_download(repo_id, name))
+            return Path(hf_hub_download(repo_id, name))
         except LocalEntryNotFoundError:
             if constants.HF_HUB_OFFLINE and name != "tokenizer.json":  # it may well have none
                 return None

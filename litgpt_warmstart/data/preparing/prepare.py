@@ -28,23 +28,28 @@ import numpy as np
 from tqdm import tqdm
 
 from litgpt_warmstart.data.preparing import hub
-from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, Source, SourceFile
-from litgpt_warmstart.data.preparing.plan import PLAN, begun_plan, described, new_plan
-from litgpt_warmstart.data.preparing.portions import (
+from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, SourceFile
+from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
+from litgpt_warmstart.data.preparing.request import (
+    PLAN,
+    Preparation,
+    begun_plan,
+    check_prepared,
+    described,
+    new_plan,
+)
+from litgpt_warmstart.data.preparing.write import (
     EncoderDiffers,
     Portion,
     PortionResult,
+    combined_digest,
     encode_portion,
     encoder_of,
     finished_portion,
     portions_of,
+    shuffle_documents,
+    write_index,
 )
-from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
-from litgpt_warmstart.data.preparing.request import (
-    Preparation,
-    check_prepared,
-)
-from litgpt_warmstart.data.preparing.write import combined_digest, shuffle_documents, write_index
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.executors import Task, carry_out_in_processes
 from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked
@@ -75,9 +80,6 @@ def prepare(
         thorough: Whether to compare prepared data with its source by content and with the Hub, too.
         say: Prints a line.
         carry_out: Does the tasks. Default: processes of this machine, as many as ``asked`` says.
-
-    Raises:
-        UserError: It cannot be done; says what is wrong and, where something was begun, that the same command goes on.
     """
     asked.check()
     target = asked.data_path.resolve()  # a link may lead to another disk
@@ -113,11 +115,7 @@ def prepare(
 
 
 def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None) -> bool:
-    """Fill the partial folder, unless that is done, and give it its name.
-
-    Returns:
-        Whether it was filled now, as asked.
-    """
+    """Fill the partial folder, unless that is done, and give it its name; tells whether it was filled now."""
     to_fill = not (folder / PREPARED).is_file()
     if to_fill:
         try:
@@ -177,8 +175,7 @@ def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks:
         raise UserError(_why_empty("val" if "train" in chunks else "train", plan, sum(documents.values())))
     if len(chunks["val"]) > 1 and sum(chunk.tokens for chunk in chunks["val"]) <= MOST_SHUFFLED_TOKENS:
         # A run validates on the first blocks, which would be of the first files.
-        shuffled = shuffle_documents(folder / "val", chunks["val"], np.dtype(plan.dtype), plan.eos_id, plan.seed)
-        chunks = chunks | {"val": [shuffled]}
+        chunks = chunks | {"val": [shuffle_documents(folder / "val", chunks["val"], plan)]}
     for split, found in chunks.items():
         write_index(folder / split, found, np.dtype(plan.dtype))
     files = {file.name: replace(file, rows=0) for file in plan.files}
@@ -215,7 +212,8 @@ def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOu
     (folder / "portions").mkdir(exist_ok=True)
     if carry_out is None:
         encoder_of(folder, plan)  # before processes are forked, which then have it
-        workers = min(asked.num_workers or _cores(), len(portions))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(asked.num_workers or cores, len(portions))
         carry_out = partial(carry_out_in_processes, workers)
     results: dict[str, PortionResult] = {}
     sizes = {file.name: text_bytes(file) for file in plan.files}
@@ -246,7 +244,11 @@ def _tasks(
 
     def fetch(file: SourceFile) -> tuple[Path, str]:
         go_on()
-        path = _path_of(file, plan.source, go_on)
+        source, path = plan.source, Path(plan.source.text_dir or "") / file.name
+        if source.repo_id and source.commit:
+            path = hub.download(source.repo_id, file.name, source.commit, go_on)
+        elif not path.is_file():
+            raise UserError(f"{str(path)!r} is gone: bring it back")
         try:
             return path, file_sha256(path)
         except OSError as error:
@@ -275,16 +277,6 @@ def _tasks(
             stop.set()
 
 
-def _path_of(file: SourceFile, source: Source, received: Callable[[int], None] = lambda num_bytes: None) -> Path:
-    """Where a file is on this machine; downloaded if need be."""
-    if source.repo_id and source.commit:
-        return hub.download(source.repo_id, file.name, source.commit, received)
-    path = Path(source.text_dir or "") / file.name
-    if not path.is_file():
-        raise UserError(f"{str(path)!r} is gone: bring it back")
-    return path
-
-
 def _progress(total_bytes: int, name: str) -> tqdm:
     """A bar on a terminal, a line now and then elsewhere."""
     shared = {"total": total_bytes, "unit": "B", "unit_scale": True, "desc": name, "dynamic_ncols": True}
@@ -293,10 +285,6 @@ def _progress(total_bytes: int, name: str) -> tqdm:
     line = "{desc}: {n_fmt}B of {total_fmt}B | {rate_fmt} | {remaining} left{postfix}\n"
     seconds = SECONDS_BETWEEN_LINES
     return tqdm(**shared, bar_format=line, delay=seconds, mininterval=seconds, miniters=1, leave=False)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin_anew(folder: Path, plan: Plan) -> Plan:

@@ -66,7 +66,7 @@ def test_a_size_that_the_text_cannot_have_is_refused_and_leaves_nothing(size, to
 def test_of_much_text_each_part_gives_its_share_whatever_the_sizes_of_files(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("tiny\n")
     (tmp_path / "b.txt").write_text("".join(f"line {number}\n" for number in range(200_000)))
-    monkeypatch.setattr("litgpt_warmstart.data.preparing.portions.PORTION_BYTES", 400_000)
+    monkeypatch.setattr("litgpt_warmstart.data.preparing.write.PORTION_BYTES", 400_000)
     monkeypatch.setattr("litgpt_warmstart.data.preparing.bpe.TEXT_BYTES", 500_000)
     texts = list(training_texts(tmp_path, None, "text"))
     assert texts[0] == "tiny\n" and "line 199999" not in texts[-1]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from litgpt_warmstart.data.preparing import portions, read
 from litgpt_warmstart.data.preparing import prepare as preparing
+from litgpt_warmstart.data.preparing import read, write
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, here, prepare, quiet, stop_after
 
@@ -22,9 +22,9 @@ PREPARE = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from litgpt_warmstart.data.preparing import portions, read, prepare
+from litgpt_warmstart.data.preparing import prepare, read, write
 from litgpt_warmstart.data.preparing.request import Preparation
-read.BLOCK_BYTES, portions.PORTION_BYTES, portions.SHUFFLED_CHARACTERS = 10_000, 60_000, 80_000
+read.BLOCK_BYTES, write.PORTION_BYTES, write.SHUFFLED_CHARACTERS = 10_000, 60_000, 80_000
 print("begun", flush=True)
 prepare.prepare(Preparation(**{asked!r}), say=str)
 """
@@ -69,16 +69,16 @@ def test_what_was_done_is_not_done_again(ask, small, monkeypatch):
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ask, small, monkeypatch):
-    written, write = [], portions.write_chunk
+    written, write_chunk = [], write.write_chunk
 
     def until_full(path, tokens):
         if len(written) == 3:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         written.append(path)
-        return write(path, tokens)
+        return write_chunk(path, tokens)
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device; free space and give"):
-        patch.setattr(portions, "write_chunk", until_full)
+        patch.setattr(write, "write_chunk", until_full)
         preparing.prepare(ask, say=quiet)  # in processes: what they raise comes here
     assert prepare(ask).documents == {"train": 480, "val": 20}
 
@@ -119,7 +119,7 @@ def test_two_processes_do_not_prepare_the_same_folder_at_once(ask, small):
 
 
 def test_a_worker_that_is_killed_is_one_line(ask, small, monkeypatch):
-    monkeypatch.setattr(portions, "held_out", None)
+    monkeypatch.setattr(write, "held_out", None)
     monkeypatch.setattr(read, "_blocks", lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="one of 2 processes was killed, .*: give a smaller --num_workers"):
         preparing.prepare(ask, say=quiet)

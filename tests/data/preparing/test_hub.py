@@ -10,7 +10,7 @@ import pytest
 
 from litgpt_warmstart.data.prepared_text import SlimPajama6B
 from litgpt_warmstart.data.preparing import hub as hub_client
-from litgpt_warmstart.data.preparing import plan, request
+from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.preparing.read import chosen_files
 from litgpt_warmstart.data.preparing.request import Preparation, check_prepared
 from litgpt_warmstart.errors import UserError
@@ -124,16 +124,16 @@ def test_offline_a_part_of_the_cache_is_not_taken_for_the_whole(hub, slimpajama,
 
 def test_downloads_count_where_space_is_short(hub, slimpajama, monkeypatch, tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    monkeypatch.setattr(plan, "BYTES_PER_TOKEN", 1e9)
+    monkeypatch.setattr(request, "BYTES_PER_TOKEN", 1e9)
     prepare(slimpajama)
     huge = replace(slimpajama, data_path=slimpajama.data_path.with_name("again"), revision="main")
     large = [
         replace(f, num_bytes=free)
         for f in chosen_files(hub_client.dataset_files(huge.repo_id, "main")[1], None, "", str)[:2]
     ]
-    plan.check_space(huge, large, request.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
+    request.check_space(huge, large, request.SLIMPAJAMA_6B_COMMIT, 2)  # they are cached
     with pytest.raises(UserError, match="free space, or choose another --data_path or HF_HOME"):
-        plan.check_space(huge, [replace(f, name="other") for f in large], request.SLIMPAJAMA_6B_COMMIT, 2)
+        request.check_space(huge, [replace(f, name="other") for f in large], request.SLIMPAJAMA_6B_COMMIT, 2)
 
 
 def test_a_tokenizers_second_file_that_cannot_be_reached_is_no_tokenizer_without_one(hub, monkeypatch):

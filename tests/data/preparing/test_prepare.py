@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from litgpt_warmstart.data.preparing import encode, plan, portions
+from litgpt_warmstart.data.preparing import encode, request, write
 from litgpt_warmstart.data.preparing import prepare as preparing
 from litgpt_warmstart.data.preparing.index import SourceFile
-from litgpt_warmstart.data.preparing.portions import held_out, portions_of
 from litgpt_warmstart.data.preparing.read import split_of
+from litgpt_warmstart.data.preparing.write import held_out, portions_of
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, jsonl, parquet, prepare, quiet, stored_documents, write_folder
 
@@ -88,7 +88,7 @@ def test_the_first_validation_blocks_are_of_all_files(ask, texts, stdlib_path, s
 
 
 def test_small_files_go_together_and_large_ones_in_parts(monkeypatch):
-    monkeypatch.setattr(portions, "PORTION_BYTES", 100)
+    monkeypatch.setattr(write, "PORTION_BYTES", 100)
     sizes = {"a.txt": 30, "b.txt": 60, "c.txt": 290, "d.txt": 40, "e.jsonl.gz": 900, "f.txt": 0, "val.txt": 5}
     found = list(portions_of([SourceFile(name, split_of(name), size) for name, size in sizes.items()]))
     assert [portion.number for portion in found] == list(range(len(found)))
@@ -208,7 +208,7 @@ def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask,
     [(50_257, None, "uint16"), (65_536, None, "uint16"), (65_537, None, "int32"), (50_257, "int32", "int32")],
 )
 def test_tokens_take_the_smallest_type_that_holds_them(vocab_size, asked, expected):
-    assert plan.token_dtype(vocab_size, asked) == expected
+    assert request.token_dtype(vocab_size, asked) == expected
 
 
 def test_a_written_folder_is_the_same_for_the_same_text(tmp_path, texts):

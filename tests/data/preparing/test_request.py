@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from litgpt_warmstart.data.preparing import plan
+from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.preparing.index import PreparedIndex
 from litgpt_warmstart.data.preparing.request import check_prepared
 from litgpt_warmstart.errors import UserError
@@ -144,7 +144,7 @@ def test_a_damaged_chunk_is_found_by_its_size_or_by_its_content(ask):
 
 def test_a_vocabulary_larger_than_the_type_asked_for_is_refused():
     with pytest.raises(UserError, match="128,256 tokens, more than uint16 holds: leave --dtype out"):
-        plan.token_dtype(128_256, "uint16")
+        request.token_dtype(128_256, "uint16")
 
 
 def test_a_newer_format_is_refused(ask):
@@ -159,7 +159,7 @@ def test_a_newer_format_is_refused(ask):
 
 
 def test_too_small_a_disk_is_told_before_anything_is_read(ask, monkeypatch):
-    monkeypatch.setattr(plan, "BYTES_PER_TOKEN", 1e-9)
+    monkeypatch.setattr(request, "BYTES_PER_TOKEN", 1e-9)
     with pytest.raises(UserError, match=r"preparing takes about [\d.]+ GB on the disk of .* GB free: free space, or"):
         prepare(ask)
     assert not list(ask.data_path.parent.glob(".*"))
