@@ -78,10 +78,15 @@ def carry_out_in_processes(number: int, tasks: Iterable[Task], ended: Callable[[
 def _begin_process(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
+
+
+def end_with(parent: int | None) -> None:
+    """Have the kernel end this process with its parent; None where that one's number is not known."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # of <linux/prctl.h>: the kernel sends a signal when the parent is gone
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before it was asked for
+        if parent is not None and os.getppid() != parent:  # gone before it was asked for
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -35,17 +35,9 @@ class Tokens(Protocol):
 
 
 class BlockBatches(Dataset):
-    """Micro-batches of some blocks.
+    """Micro-batches of the blocks at the places first <= i < stop of an order; the last one has what is left.
 
-    Args:
-        tokens: Token ids, shape (number of tokens,).
-        block_size: Tokens of a block that count.
-        order: The number of the block at each place.
-        first: First place that is read.
-        stop: One past the last one.
-        micro_batch_size: Blocks of a micro-batch; the last one has what is left.
-        rank: Which of the processes this is.
-        num_processes: How many take the micro-batches in turn.
+    ``block_size`` of a block's tokens count, and ``num_processes`` take the micro-batches in turn.
     """
 
     def __init__(

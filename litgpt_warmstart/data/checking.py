@@ -13,13 +13,9 @@ from litgpt_warmstart.parsing import Unreadable, parse
 
 
 class ChunkCheck:
-    """Compares files with their SHA-256 in a thread, once while their size and time stay as they are.
+    """Compares files with the SHA-256 that they were prepared with in a thread, once while they stay as they are.
 
-    What was found good is remembered in the user's cache, not beside the files, which may be somebody else's.
-
-    Args:
-        sha256: Of each file, as it was prepared.
-        name: Of the prepared data, for what is remembered.
+    What was found good is remembered in the user's cache under the data's name, not beside files that may be another's.
     """
 
     def __init__(self, sha256: Mapping[Path, str], name: str) -> None:
@@ -33,11 +29,7 @@ class ChunkCheck:
         self._thread.start()
 
     def raise_if_bad(self, wait: bool) -> None:
-        """Raise a UserError where a file was found that is not as it was prepared.
-
-        Args:
-            wait: Until all files have been looked at.
-        """
+        """Raise a UserError where a file is not as it was prepared, as far as was looked, or, if one waits, at all."""
         if wait:
             self._thread.join()
         if self._bad is not None:

@@ -64,14 +64,9 @@ class TrainLoader:
         return {"order": self._order(), "loader": own}
 
     def go_on(self, batches: int, state: dict[str, Any] | None) -> None:
-        """Begin after what a run has read.
+        """Begin after the micro-batches that a run has read, where the order is still the one that it has begun.
 
-        Args:
-            batches: How many micro-batches that is.
-            state: What :meth:`state` gave then; of a run of version 0.1, the loader's own state or None.
-
-        Raises:
-            UserError: The loader would give another order than the one that the run has begun.
+        ``state`` is what :meth:`state` gave then; of a run of version 0.1, the loader's own state or None.
         """
         own = state
         if state is not None and "order" in state:
@@ -150,11 +145,7 @@ def _undropped(loader: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
 
 
 def _drawn(loader: Iterable[torch.Tensor], randomness: Randomness, reading: Reading) -> Iterator[torch.Tensor]:
-    """A loader's batches, checked.
-
-    Raises:
-        UserError: A batch is not one of the model's token ids, or a worker's UserError as one line.
-    """
+    """A loader's batches, checked; what a worker tells as a UserError is one line."""
     try:
         # Ours draw nothing but their workers' seeds, and a step of a small model is short.
         ours = isinstance(reading.data, BlockDataModule)
@@ -169,10 +160,7 @@ def next_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Inputs and targets on the device, int64, shape (B, T) each, from stored batches of shape (B, T + 1).
 
-    Args:
-        loader: The stored batches, pinned where there is a GPU.
-        device: Where to.
-        ahead: Read and send each batch before the one before it is used. Not for a loader that tells its position.
+    ``ahead`` reads and sends each before the one before it is used. Not for a loader that tells its position.
     """
     sent = (stored.to(device, non_blocking=True).long() for stored in loader)
     batches = ((stored[:, :-1].contiguous(), stored[:, 1:].contiguous()) for stored in sent)
@@ -189,13 +177,10 @@ def next_batches(
 def val_batches(
     reading: Reading, max_blocks: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """The first validation blocks, at most ``max_blocks``, whatever the micro-batch.
+    """Inputs and targets of the first validation blocks, shape (B, T) each, and how many of the B count.
 
     Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
     targets do not count.
-
-    Yields:
-        Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
     size = reading.micro_batch_size
     rows = _val_rows(reading, max_blocks)
@@ -210,11 +195,7 @@ def val_batches(
 
 
 def first_val_block(reading: Reading, device: torch.device) -> torch.Tensor:
-    """Inputs of the first validation block, int64, shape (1, T). Random states are left as they are.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Inputs of the first validation block, int64, shape (1, T). Random states are left as they are."""
     batch = next(val_batches(reading, 1, device), None)
     if batch is None:
         raise UserError("--track needs a validation block, and the data has none: leave it out, or take more data")

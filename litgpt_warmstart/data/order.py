@@ -13,12 +13,7 @@ _WORD = 2**64 - 1
 
 
 class BlockOrder(Sequence[int]):
-    """The numbers 0 <= i < num_blocks in an order that a seed decides, the same on every machine.
-
-    Args:
-        num_blocks: How many there are.
-        seed: Any integer.
-    """
+    """The numbers 0 <= i < num_blocks in an order that a seed decides, the same on every machine."""
 
     def __init__(self, num_blocks: int, seed: int) -> None:
         self.num_blocks, self.seed = num_blocks, seed

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.checking import ChunkCheck
@@ -34,11 +33,7 @@ class DataPlan:
 
     @cached_property
     def tokenizer(self) -> TokenizerFiles | None:
-        """The files of a tokenizer that go into each checkpoint, read once.
-
-        Raises:
-            UserError: One is damaged.
-        """
+        """The files of a tokenizer that go into each checkpoint, read once."""
         folder, data = self.reading.tokenizer_dir, self.reading.data
         if folder is None and isinstance(data, BlockDataModule):
             folder = data.tokenizer_dir
@@ -68,11 +63,7 @@ class DataPlan:
     def train_loader(
         self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1
     ) -> TrainLoader:
-        """A process's training batches after ``step_count`` optimizer steps; ``loader_state`` is what was said then.
-
-        Raises:
-            UserError: The loader cannot go on from there.
-        """
+        """A process's training batches after ``step_count`` optimizer steps; ``loader_state`` is what was said then."""
         read = step_count * self.reading.global_batch_size
         if self.blocks:
             left = replace(self.blocks, first=self.blocks.first + read)
@@ -95,11 +86,7 @@ class DataPlan:
 
 
 def plan_data(reading: Reading) -> DataPlan:
-    """Prepare the data and choose what the run reads of it, after everything in ``reading.seen``.
-
-    Raises:
-        UserError: The data is missing, too short, or needs another vocabulary.
-    """
+    """Prepare the data and choose what the run reads of it, after everything in ``reading.seen``."""
     data, seen = reading.data, reading.seen
     prepare_data(reading)
     if isinstance(data, BlockDataModule):
@@ -120,11 +107,7 @@ def plan_data(reading: Reading) -> DataPlan:
 
 
 def prepare_data(reading: Reading) -> None:
-    """Prepare a run's data; a DataModule that is not ours is connected and set up, as LitGPT does.
-
-    Raises:
-        UserError: The data is missing, or needs another vocabulary.
-    """
+    """Prepare a run's data; a DataModule that is not ours is connected and set up, as LitGPT does."""
     data, tokenizer = reading.data, given_tokenizer(reading)
     ours = isinstance(data, BlockDataModule)
     if ours:
@@ -132,7 +115,8 @@ def prepare_data(reading: Reading) -> None:
     try:
         with Randomness(reading.seed), start_method_kept():
             if not ours:
-                _connect(reading, tokenizer)
+                sizes = dict(batch_size=reading.micro_batch_size, max_seq_length=reading.block_size)
+                data.connect(tokenizer=tokenizer, **sizes)
             data.prepare_data()
             data.setup()
     except UserError:
@@ -147,28 +131,21 @@ def prepare_data(reading: Reading) -> None:
 
 
 def unread_blocks(reading: Reading, data: BlockDataModule) -> tuple[BlockOrder, int]:
-    """The order in which a lineage reads prepared data, and the first place that it has not read. Nothing is written.
-
-    Raises:
-        UserError: The lineage has read it in another order or in blocks of another length.
-    """
+    """The order in which a lineage reads prepared data, and the first place that it has not read."""
     seed = lineage_seed(reading.seen, data.fingerprint, reading.block_size, data.order_seed)
     order = BlockOrder(data.num_blocks("train", reading.block_size), seed)
     return order, first_unread(reading.seen, data.fingerprint, reading.block_size)
 
 
 def plan_blocks(reading: Reading) -> DataPlan:
-    """Choose the blocks that a run reads of prepared data, after everything in ``reading.seen``. Nothing is written.
-
-    Raises:
-        UserError: The data is too short, or needs another vocabulary.
-    """
-    data, plan, batch = reading.data, DataPlan(reading), reading.global_batch_size
+    """Choose the blocks that a run reads of prepared data, after everything in ``reading.seen``. Nothing is written."""
+    data, plan = reading.data, DataPlan(reading)
     assert isinstance(data, BlockDataModule)
     check_vocabulary(reading, data)
     order, first = unread_blocks(reading, data)
-    needed = reading.max_steps * batch
-    plan.blocks = take_blocks(order, first, needed, reading.block_size, batch, reading.tokens_per_param)
+    needed = reading.max_steps * reading.global_batch_size
+    sizes = reading.block_size, reading.global_batch_size, reading.tokens_per_param
+    plan.blocks = take_blocks(order, first, needed, *sizes)
     if others := {use.class_path.rpartition(".")[2] for use in reading.seen if use.fingerprint != data.fingerprint}:
         plan.warnings.append(
             f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
@@ -182,11 +159,6 @@ def plan_blocks(reading: Reading) -> DataPlan:
     if data.num_blocks("val", reading.block_size) == 0:
         raise UserError(f"{reading.option}: the validation split is shorter than one block")
     return plan
-
-
-def _connect(reading: Reading, tokenizer: Tokenizer | None) -> None:
-    sizes = dict(batch_size=reading.micro_batch_size, max_seq_length=reading.block_size)
-    reading.data.connect(tokenizer=tokenizer, **sizes)
 
 
 def _check_length(reading: Reading) -> None:

@@ -42,7 +42,7 @@ class PreparedText(TextSource, BlockDataModule):
     """Processes that read ahead while training; worth it only where the files are on a slow disk."""
 
     def __post_init__(self) -> None:
-        super().__init__()
+        BlockDataModule.__init__(self)
         self.text_dir = Path(self.text_dir) if self.text_dir else None
         if self.data_path is None and (self.repo_id or self.text_dir):
             self.data_path = default_data_path(self.repo_id, self.text_dir)

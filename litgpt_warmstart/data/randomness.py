@@ -18,7 +18,8 @@ class Randomness:
     """
 
     def __init__(self, seed: int) -> None:
-        self._other = torch.Generator().manual_seed(seed).get_state(), random.Random(seed).getstate(), _numpy(seed)
+        numpy: Any = np.random.RandomState(seed).get_state()
+        self._other = torch.Generator().manual_seed(seed).get_state(), random.Random(seed).getstate(), numpy
 
     def __enter__(self) -> "Randomness":
         self._swap()
@@ -49,7 +50,3 @@ class Randomness:
         torch.default_generator.set_state(cpu)
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _numpy(seed: int) -> Any:
-    return np.random.RandomState(seed).get_state()

@@ -42,9 +42,7 @@ class BlockRange:
 def lineage_seed(seen: Iterable[DataUse], fingerprint: str, block_size: int, asked: int | None) -> int:
     """The seed of the order in which a lineage reads prepared data: what it has begun with, what is asked for, or 0.
 
-    Raises:
-        UserError: The lineage has read this data in another order, or in blocks of another length: some tokens would
-            be read twice.
+    Another order, or blocks of another length, would read some tokens twice, and is refused.
     """
     for use in seen:
         if use.fingerprint != fingerprint:
@@ -79,16 +77,7 @@ def take_blocks(
 ) -> BlockRange:
     """The range of ``needed`` blocks from ``first`` on.
 
-    Args:
-        order: Of all blocks of the split.
-        first: The first place that is free.
-        needed: Blocks of the run.
-        block_size: Tokens of a block that count.
-        blocks_per_step: Sequences per optimizer step, for the largest budget that fits.
-        tokens_per_param: Tokens per parameter, for the largest target that fits.
-
-    Raises:
-        UserError: The split has fewer blocks left; tells what is left and the largest budget that fits.
+    Where fewer are left, a UserError tells the largest budget, in whole steps, and the largest target that fit.
     """
     available = len(order)
     left = max(0, available - first)

@@ -106,12 +106,7 @@ RECORDED = {
 
 
 def recorded_data(use: DataUse) -> DataModule:
-    """The DataModule that a record names, where its data is prepared on this machine.
-
-    Raises:
-        UserError: It is a class or has arguments that a record may not choose, or the data is not here; names the
-            ``--data`` to type.
-    """
+    """The DataModule that a record names, where its data is prepared on this machine and a record may choose it."""
     entry = RECORDED.get(use.class_path)
     if entry is None:
         raise UserError(

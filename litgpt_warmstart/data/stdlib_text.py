@@ -9,6 +9,7 @@ from pathlib import Path
 
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.bpe import train_bpe
+from litgpt_warmstart.data.preparing.index import PREPARED
 from litgpt_warmstart.data.preparing.prepare import prepare
 from litgpt_warmstart.data.preparing.request import Preparation
 from litgpt_warmstart.errors import UserError
@@ -17,8 +18,6 @@ from litgpt_warmstart.files import atomic_folder
 VAL_FRACTION = 0.04
 PIECE_CHARACTERS = 2048
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "_bundled"}
-
-
 VOCAB_SIZE = 4096
 
 
@@ -46,18 +45,14 @@ class StdlibText(PreparedText):
 
     @property
     def is_prepared(self) -> bool:
-        return (self.tokenizer_dir / "prepared.json").is_file()
+        return (self.tokenizer_dir / PREPARED).is_file()
 
     @property
     def tokenizer_json(self) -> bytes | None:
         return super().tokenizer_json if self.is_prepared else None
 
     def prepare_data(self) -> None:
-        """Train the tokenizer and encode the text, or check what is there.
-
-        Raises:
-            UserError: ``data_path`` holds something else, or cannot be written.
-        """
+        """Train the tokenizer and encode the text, or check what is there."""
         if (self.tokenizer_dir / "train.bin").is_file():
             raise UserError(
                 f"{str(self.tokenizer_dir)!r} was prepared by litgpt-warmstart 0.1, in another format: remove it with"

@@ -62,9 +62,6 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
     Args:
         folder: Any folder.
         sha256: What :attr:`TokenizerFiles.sha256` was when they were written there; None where that is not known.
-
-    Raises:
-        UserError: One is damaged or may not be read, or the tokenizer gives other ids than it did.
     """
     if not has_tokenizer(folder):
         return None

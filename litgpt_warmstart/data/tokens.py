@@ -15,14 +15,10 @@ REMEDY = "prepare the data again in another folder"
 
 
 class TokenStream:
-    """The tokens of several files as one array. Supports ``len`` and slices.
+    """The tokens of several files, each given with their number, as one array. Supports ``len`` and slices.
 
     They are read and not memory-mapped: where a mapped file is cut off, the system ends the process without a word.
     Each time a file is opened anew, so that one that is gone or was replaced is noticed.
-
-    Args:
-        chunks: Each file with the number of its tokens, in order.
-        dtype: Of the tokens.
     """
 
     def __init__(self, chunks: Sequence[tuple[Path, int]], dtype: np.dtype) -> None:
@@ -34,11 +30,7 @@ class TokenStream:
         return self.starts[-1]
 
     def __getitem__(self, where: slice) -> np.ndarray:
-        """Tokens from ``where.start`` up to ``where.stop``, shape (stop - start,).
-
-        Raises:
-            UserError: A file is gone, or shorter than it was.
-        """
+        """Tokens from ``where.start`` up to ``where.stop``, shape (stop - start,)."""
         start, stop, step = where.indices(len(self))
         assert step == 1
         tokens = np.empty(max(0, stop - start), self.dtype)

@@ -45,8 +45,7 @@ class DataUse:
     def identity(self, other: "DataUse | None" = None) -> dict[str, Any]:
         """What tells the data of a run from another's, in plain values.
 
-        Args:
-            other: Another run's; where tokens have no fingerprint, only the arguments that both tell are told.
+        Where tokens have no fingerprint, only those arguments are told that ``other``, another run's, tells too.
         """
         if self.fingerprint is not None:
             names = ("class_path", "fingerprint", "start_token", "order_seed")
@@ -82,11 +81,7 @@ def init_args(data: DataModule) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """A path as YAML has it.
-
-    Raises:
-        TypeError: It is another object.
-    """
+    """A path as YAML has it; another object is a TypeError."""
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} is no plain value")

@@ -14,11 +14,7 @@ from litgpt_warmstart.errors import UserError, one_line
 
 
 def given_tokenizer(reading: Reading) -> Tokenizer | None:
-    """What --tokenizer_dir or the base has.
-
-    Raises:
-        UserError: It cannot be read, or has more tokens than the model has classes.
-    """
+    """What --tokenizer_dir or the base has; a UserError where it has more tokens than the model has classes."""
     if reading.tokenizer_dir is None:
         return None
     try:
@@ -80,15 +76,7 @@ def _ids(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int
 
 
 def check_batch(stored: object, reading: Reading) -> torch.Tensor:
-    """A batch that a loader gave.
-
-    Args:
-        stored: Of shape (B, T + 1), if it is right.
-        reading: What is read.
-
-    Raises:
-        UserError: It is none of token ids, in sequences of another length, or has ids that the model has no class for.
-    """
+    """What a loader gave, if it is a batch of the model's token ids, shape (B, T + 1); a UserError if not."""
     name, classes = reading.option, reading.num_classes
     if not isinstance(stored, torch.Tensor) or stored.is_floating_point() or stored.dim() != 2:
         raise UserError(

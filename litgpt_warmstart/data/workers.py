@@ -1,10 +1,8 @@
 """What a loader's worker processes do first: leave signals to the run, and end with it."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,14 +11,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from litgpt_warmstart.executors import end_with
+
 STOPPING = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
     if hasattr(signal, name)  # POSIX
 )
 """All that stop a run after the step in hand. A terminal or a scheduler sends them to its loaders' workers too."""
-PR_SET_PDEATHSIG = 1
-"""Of <linux/prctl.h>: the signal that the kernel sends when the parent is gone."""
 
 
 @dataclass
@@ -42,10 +40,7 @@ class WorkerStart:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             threading.Thread(target=_end_for_the_loader, daemon=True).start()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if self.parent is not None and os.getppid() != self.parent:  # gone before it was asked for
-                os.kill(os.getpid(), signal.SIGKILL)
+        end_with(self.parent)
         if self.before is not None:
             self.before(worker_id)
 

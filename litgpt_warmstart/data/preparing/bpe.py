@@ -5,7 +5,7 @@ million.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -24,16 +24,7 @@ TEXT_BYTES = 24_000_000
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
-    """Train a byte-level BPE and write tokenizer.json and tokenizer_config.json.
-
-    Args:
-        texts: Documents.
-        vocab_size: Tokens, the 256 bytes and the end of text among them.
-        folder: An existing one.
-
-    Raises:
-        UserError: The vocabulary is too small for the bytes, or the text too short for the vocabulary.
-    """
+    """Train a byte-level BPE, bytes and end of text among its tokens, and write its two files into a folder."""
     if vocab_size < SMALLEST:
         raise UserError(f"a byte-level BPE has at least {SMALLEST} tokens, got {vocab_size}: choose more")
     tokenizer = Tokenizer(models.BPE())
@@ -53,21 +44,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def train_tokenizer(
-    text_dir: Path, vocab_size: int, folder: Path, files: str | None, column: str, say: Callable[[str], None] = print
-) -> None:
-    """A tokenizer trained on a folder of text; one that is there already is taken.
-
-    Args:
-        text_dir: As for a preparation, as are ``files`` and ``column``.
-        vocab_size: Tokens.
-        folder: Where it is, or will be, whole or not at all.
-        say: Takes a line where one is there.
-
-    Raises:
-        UserError: There is one of another size or a damaged one, the folder cannot be written, or as for
-            :func:`train_bpe` and :func:`training_texts`.
-    """
+def train_tokenizer(text_dir: Path, vocab_size: int, folder: Path, files: str | None, column: str) -> None:
+    """Train a tokenizer on a folder of text, whole or not at all; one that is there already is taken, which is said."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         with atomic_folder(folder) as partial:
@@ -82,15 +60,11 @@ def train_tokenizer(
             f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"
             " --data_path, or remove it and what was prepared with it"
         )
-    say(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
+    print(f"Taking the tokenizer in {str(folder)!r}, trained before; remove that folder to train one anew")
 
 
 def training_texts(text_dir: Path, files: str | None, column: str) -> Iterator[str]:
-    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each part.
-
-    Raises:
-        UserError: The folder does not exist, has no text files, or a file is damaged.
-    """
+    """Training documents of a folder; of more than 24 MB an equal share from the beginning of each part."""
     found = folder_files(text_dir, files)
     sizes = {file.name: text_bytes(file) for file in found}
     parts = [part for portion in portions_of(found) if portion.split == "train" for part in portion.parts]

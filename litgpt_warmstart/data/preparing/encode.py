@@ -38,12 +38,7 @@ HARD_CASES = (
 class DocumentEncoder:
     """Encodes documents as LitGPT's ``Tokenizer.encode(bos=False, eos=False)`` would.
 
-    Args:
-        tokenizer_dir: Folder with a tokenizer.json.
-        name: The library to use; None for tiktoken where it can be built and agrees on :data:`HARD_CASES`.
-
-    Raises:
-        UserError: The tokenizer cannot be read, or tiktoken was asked for and cannot do it.
+    By the library that is named, else by tiktoken where it can be built and agrees on :data:`HARD_CASES`.
     """
 
     def __init__(self, tokenizer_dir: Path, name: EncoderName | None = None) -> None:
@@ -126,8 +121,7 @@ class _FastEncoding:
     def build(cls, content: dict[str, Any], vocabulary: dict[str, int]) -> "_FastEncoding":
         """Make it of a tokenizer.json and its vocabulary as ``tokenizers`` reads it, which numbers some tokens anew.
 
-        Raises:
-            ValueError: The tokenizer is of another kind; says which.
+        A ValueError says why a tokenizer of another kind is none.
         """
         model = content["model"]
         if model.get("type") != "BPE":

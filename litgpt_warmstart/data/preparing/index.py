@@ -106,12 +106,7 @@ class Plan:
 
     @classmethod
     def read(cls: type[P], path: Path) -> P:
-        """Read it from a file.
-
-        Raises:
-            UserError: It is of another format version.
-            Unreadable: It is damaged.
-        """
+        """Read it from a file; Unreadable where it is damaged, a UserError where it is of another format version."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, digest = content["format_version"], content.pop("sha256", None)
@@ -146,11 +141,7 @@ class PreparedIndex(Plan):
 
     @classmethod
     def load(cls, folder: Path) -> "PreparedIndex":
-        """Read it from a folder.
-
-        Raises:
-            UserError: It is damaged, of a newer format, or of the first landing's; names what to do.
-        """
+        """Read it from a folder; a UserError where it cannot be, which names what to do."""
         path = folder / PREPARED
         try:
             return cls.read(path)

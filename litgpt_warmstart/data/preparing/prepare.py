@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,16 +182,11 @@ def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks:
     for result in results:
         for name, rows in result.rows.items():
             files[name] = replace(files[name], rows=(files[name].rows or 0) + rows, sha256=result.sha256[name])
-    decided = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    decided["files"] = tuple(files.values())
     for path in folder.iterdir():
         flush_to_disk(path)
-    PreparedIndex(
-        **decided,
-        fingerprint=combined_digest(chunks["train"]),
-        documents=documents,
-        chunks={split: tuple(found) for split, found in chunks.items()},
-    ).save(folder / PREPARED)
+    content: dict[str, Any] = vars(plan) | {"files": tuple(files.values()), "documents": documents}
+    content["chunks"] = {split: tuple(found) for split, found in chunks.items()}
+    PreparedIndex(**content, fingerprint=combined_digest(chunks["train"])).save(folder / PREPARED)
 
 
 def _why_empty(split: str, plan: Plan, num_documents: int) -> str:
@@ -211,7 +206,7 @@ def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOu
     portions = list(portions_of(plan.files))
     (folder / "portions").mkdir(exist_ok=True)
     if carry_out is None:
-        encoder_of(folder, plan)  # before processes are forked, which then have it
+        encoder_of(folder, plan.tokenizer_sha256, plan.encoder)  # before processes are forked, which then have it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = min(asked.num_workers or cores, len(portions))
         carry_out = partial(carry_out_in_processes, workers)

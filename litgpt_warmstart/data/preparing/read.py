@@ -80,11 +80,7 @@ def text_bytes(file: SourceFile) -> int:
 def folder_files(
     folder: Path, pattern: str | None, say: Callable[[str], object] = lambda line: None
 ) -> tuple[SourceFile, ...]:
-    """The text files below a folder, through links to folders too, by name.
-
-    Raises:
-        UserError: The folder does not exist or has none.
-    """
+    """The text files below a folder, through links to folders too, by name."""
     if not folder.is_dir():
         raise UserError(f"--text_dir {str(folder)!r} is no folder: give one with {', '.join(FORMATS)} files")
     found, seen = [], set()
@@ -101,11 +97,7 @@ def folder_files(
 def chosen_files(
     files: Sequence[SourceFile], pattern: str | None, what: str, say: Callable[[str], object]
 ) -> tuple[SourceFile, ...]:
-    """Those of a source's files that are its text, by name.
-
-    Raises:
-        UserError: There are none, or none to train on.
-    """
+    """Those of a source's files that are its text, by name; a UserError where there are none to train on."""
     visible = [file for file in files if not any(part.startswith(".") for part in Path(file.name).parts)]
     formats = {file.name: format_of(file.name) for file in visible}
     if pattern:
@@ -131,9 +123,6 @@ def documents(path: Path, part: Part, column: str, piece_bytes: int | None = Non
         part: What to read of it.
         column: The column or key that holds the text.
         piece_bytes: Size above which a .txt file is cut into documents. Default: ``PIECE_BYTES``.
-
-    Raises:
-        UserError: The file is damaged, or has no such column or key.
     """
     form = format_of(part.name)
     try:

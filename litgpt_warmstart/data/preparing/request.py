@@ -30,7 +30,6 @@ from litgpt_warmstart.data.preparing.read import (
     format_of,
     text_bytes,
 )
-from litgpt_warmstart.data.preparing.write import keep_encoder
 from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import file_sha256
@@ -173,7 +172,6 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
         seed=SEED if asked.seed is None else asked.seed,
     )
     plan.save(folder / PLAN)
-    keep_encoder(folder, plan, encoder)
     return plan
 
 

@@ -12,14 +12,16 @@ split/
 import hashlib
 import json
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from litgpt_warmstart.data.preparing.encode import DocumentEncoder
-from litgpt_warmstart.data.preparing.index import Chunk, Plan, SourceFile, Split
+from litgpt_warmstart.data.preparing.index import Chunk, EncoderName, Plan, SourceFile, Split
 from litgpt_warmstart.data.preparing.read import COMPRESSED, SPLITS, Part, documents, text_bytes
 from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.files import flush_to_disk, write_whole
@@ -98,12 +100,8 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
         plan: Its plan.
         portion: What to encode.
         files: Path and sha256 of its files, by name.
-
-    Raises:
-        UserError: A file is damaged.
-        EncoderDiffers: tiktoken disagrees with ``tokenizers`` on it.
     """
-    encoder = encoder_of(folder, plan)
+    encoder = encoder_of(folder, plan.tokenizer_sha256, plan.encoder)
     held_out_share = plan.source.val_fraction if portion.split == "train" else None
     rows = dict.fromkeys((part.name for part in portion.parts), 0)
     waiting = _Documents(folder, plan, portion)
@@ -122,8 +120,7 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
                 waiting.add("val" if held else portion.split, encoder.encode(text), len(text))
     waiting.write()
     sha256 = {name: digest for name, (_, digest) in files.items()}
-    chunks = {split: tuple(found) for split, found in waiting.chunks.items()}
-    result = PortionResult(sha256, rows, waiting.counts, chunks)
+    result = PortionResult(sha256, rows, dict(waiting.counts), dict(waiting.chunks))
     write_whole(folder / portion.result_name, json.dumps(asdict(result)))
     return result
 
@@ -134,21 +131,10 @@ def held_out(text: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-_encoders: dict[tuple[Path, str, str], DocumentEncoder] = {}
-
-
-def keep_encoder(folder: Path, plan: Plan, encoder: DocumentEncoder) -> None:
-    """Have an encoder ready in this process, and in those that it forks from now on."""
-    _encoders.clear()
-    _encoders[folder, plan.tokenizer_sha256, plan.encoder] = encoder
-
-
-def encoder_of(folder: Path, plan: Plan) -> DocumentEncoder:
-    """The plan's encoder, made once in a process."""
-    key = folder, plan.tokenizer_sha256, plan.encoder
-    if key not in _encoders:
-        keep_encoder(folder, plan, DocumentEncoder(folder, plan.encoder))
-    return _encoders[key]
+@lru_cache(maxsize=1)
+def encoder_of(folder: Path, tokenizer_sha256: str, name: EncoderName) -> DocumentEncoder:
+    """The encoder of a plan, made once in a process, which those that it forks have, too."""
+    return DocumentEncoder(folder, name)
 
 
 class _Documents:
@@ -156,16 +142,16 @@ class _Documents:
 
     def __init__(self, folder: Path, plan: Plan, portion: Portion) -> None:
         self.folder, self.plan, self.portion = folder, plan, portion
-        self.counts: dict[str, int] = {}
-        self.chunks: dict[str, list[Chunk]] = {}
-        self._waiting: dict[str, list[np.ndarray]] = {}
+        self.counts: Counter[str] = Counter()
+        self.chunks: defaultdict[str, tuple[Chunk, ...]] = defaultdict(tuple)
+        self._waiting: defaultdict[str, list[np.ndarray]] = defaultdict(list)
         self._characters = self._times_written = 0
 
     def add(self, split: Split, ids: np.ndarray, characters: int) -> None:
         """Take a document, and write what waits where that is enough."""
         document = np.empty(len(ids) + 1, self.plan.dtype)
         document[:-1], document[-1] = ids, self.plan.eos_id
-        self._waiting.setdefault(split, []).append(document)
+        self._waiting[split].append(document)
         self._characters += characters
         if self._characters >= SHUFFLED_CHARACTERS:
             self.write()
@@ -176,10 +162,10 @@ class _Documents:
         random = _random(self.plan.seed, self.portion.number, number)
         for split, waiting in self._waiting.items():
             path = self.folder / split / f"chunk-{self.portion.number}-{number}.bin"
-            chunk = write_chunk(path, _shuffled(waiting, random))
-            self.chunks.setdefault(split, []).append(chunk)
-            self.counts[split] = self.counts.get(split, 0) + len(waiting)
-        self._waiting, self._characters, self._times_written = {}, 0, number + 1
+            self.chunks[split] += (write_chunk(path, _shuffled(waiting, random)),)
+            self.counts[split] += len(waiting)
+        self._waiting.clear()
+        self._characters, self._times_written = 0, number + 1
 
 
 def write_chunk(path: Path, tokens: np.ndarray) -> Chunk:
