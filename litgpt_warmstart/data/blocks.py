@@ -14,7 +14,6 @@ process of 2   0         1         0           1                  at a micro-bat
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,14 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from litgpt_warmstart.data.order import BlockOrder
 from litgpt_warmstart.data.ranges import ORDER_SEED, BlockRange
-
-
-class Tokens(Protocol):
-    """Token ids that can be sliced, each time into an array of their own: a file of them, or several files as one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, where: slice, /) -> np.ndarray: ...
+from litgpt_warmstart.data.tokens import TokenStream
 
 
 class BlockBatches(Dataset):
@@ -41,8 +33,8 @@ class BlockBatches(Dataset):
     """
 
     def __init__(
-        self, tokens: Tokens, block_size: int, order: Sequence[int], first: int, stop: int, micro_batch_size: int = 1,
-        rank: int = 0, num_processes: int = 1,
+        self, tokens: TokenStream, block_size: int, order: Sequence[int], first: int, stop: int,
+        micro_batch_size: int = 1, rank: int = 0, num_processes: int = 1,
     ) -> None:  # fmt: skip
         assert 0 <= first <= stop <= len(order)
         self.tokens, self.block_size, self.order = tokens, block_size, order
@@ -103,7 +95,7 @@ class BlockDataModule(DataModule):
         return {}
 
     @abstractmethod
-    def tokens(self, split: str) -> Tokens:
+    def tokens(self, split: str) -> TokenStream:
         """Token ids of ``train`` or ``val``."""
 
     def num_blocks(self, split: str, block_size: int) -> int:

@@ -195,8 +195,7 @@ def token_dtype(vocab_size: int, asked: DtypeName | None = None) -> DtypeName:
 
 def check_space(asked: Preparation, files: Iterable[SourceFile], commit: str | None, token_bytes: int) -> None:
     """Raise a UserError where the disk has too little room for downloads and tokens, by estimate."""
-    folder = asked.data_path.parent
-    needs = [(folder, sum(map(text_bytes, files)) / BYTES_PER_TOKEN * token_bytes)]
+    needs = [(asked.data_path.parent, sum(map(text_bytes, files)) / BYTES_PER_TOKEN * token_bytes)]
     if asked.repo_id and commit:
         where = dict(repo_type="dataset", revision=commit)
         cached = [isinstance(try_to_load_from_cache(asked.repo_id, file.name, **where), str) for file in files]
@@ -239,9 +238,8 @@ def changes(asked: Preparation, plan: Plan) -> list[str]:
 
 
 def _tokenizer_changes(tokenizer: str, plan: Plan) -> list[str]:
-    if hub.tokenizer_digest(hub.tokenizer_files(tokenizer)) == plan.tokenizer_sha256:
-        return []
-    return [f"the tokenizer {plan.tokenizer!r} as it was, not {tokenizer!r} as it is now"]
+    same = hub.tokenizer_digest(hub.tokenizer_files(tokenizer)) == plan.tokenizer_sha256
+    return [] if same else [f"the tokenizer {plan.tokenizer!r} as it was, not {tokenizer!r} as it is now"]
 
 
 def changed_files(plan: Plan, since: float, thorough: bool) -> list[str]:
