@@ -78,6 +78,45 @@ class Training(TypedDict, total=False):
     grid_search: GridSearch
 
 
+class _Optimizer(TypedDict):
+    class_path: str
+    init_args: dict[str, Any]
+
+
+@with_config({"extra": "allow"})
+class _MupBase(TypedDict):
+    name: str
+    n_embd: Size
+
+
+Identity = with_config({"extra": "allow"})(
+    TypedDict(
+        "Identity",
+        {
+            "lr": Positive,
+            "train.global_batch_size": Size,
+            "seed": int,
+            "growth": dict[str, Any],
+            "target": dict[str, Any],
+            "mup_base": _MupBase,
+            "optimizer": _Optimizer,
+            "precision": str,
+            "train.max_seq_length": Size,
+            "train.max_norm": Positive | str,
+            "tokens": Count,
+            "schedule": Annotated[dict[str, Any], AfterValidator(_is_schedule)],
+        },
+    )
+)
+"""What all readers of a run's identity rely on; it may tell more."""
+
+
+def _is_identity(content: dict[str, Any]) -> dict[str, Any]:
+    if content:
+        parse(Identity, content)
+    return content
+
+
 def _is_training(content: dict[str, Any]) -> dict[str, Any]:
     parse(Training, content)
     return content
@@ -116,7 +155,7 @@ class Record:
     """Oldest first, without this run."""
     training: Annotated[dict[str, Any], AfterValidator(_is_training)] = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
-    identity: dict[str, Any] = field(default_factory=dict)
+    identity: Annotated[dict[str, Any], AfterValidator(_is_identity)] = field(default_factory=dict)
     """What the run is, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`; nothing where a checkpoint was only
     grown, or an older version wrote the record."""
     versions: dict[str, str] = field(default_factory=dict)

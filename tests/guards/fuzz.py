@@ -10,6 +10,7 @@ one line on standard error. A traceback is printed with the input that led to it
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import os
@@ -87,7 +88,7 @@ def revalued(content: bytes, chance: random.Random) -> bytes:
             case 1 if isinstance(container, dict):
                 container[chance.choice(("a", "no_such", "", "class_path", 1))] = container.pop(key)
             case _:
-                container[key] = chance.choice(VALUES)
+                container[key] = copy.deepcopy(chance.choice(VALUES))  # or one would come to hold itself
     return yaml.safe_dump(value, allow_unicode=chance.random() < 0.5).encode("utf-8", "surrogatepass")
 
 
