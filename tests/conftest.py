@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 from litgpt.config import Config
+from litgpt.model import GPT
 from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_scratch
@@ -155,3 +156,16 @@ def base(tiny: dict[int, str], tiny_settings: dict, tmp_path_factory: pytest.Tem
 def stdlib_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """StdlibText, prepared once."""
     return made_once(tmp_path_factory, "stdlib_text", lambda path: StdlibText(path).prepare_data())
+
+
+def logits(config: Config, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of twelve tokens, shape (1, 12, classes), as stock LitGPT computes them."""
+    model = GPT(config)
+    model.load_state_dict(weights)
+    return model(torch.arange(12).view(1, 12) % 90)
+
+
+def made(config: Config) -> dict[str, torch.Tensor]:
+    """Random weights of a model, the same at each call."""
+    torch.manual_seed(0)
+    return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}

@@ -6,24 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from litgpt.config import Config
-from litgpt.model import GPT
 
 from litgpt_warmstart.method.folding import Folding, without_attention
-from tests.conftest import FAMILIES, neox
+from tests.conftest import FAMILIES, logits, made, neox
 
 NORMED = dict(FAMILIES, normed_queries_with_bias=lambda *a: neox(*a, norm_qk=True))
-
-
-def logits(config: Config, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    model = GPT(config)
-    model.load_state_dict(weights)
-    return model(torch.arange(12).view(1, 12) % 90)
-
-
-def made(config: Config) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from litgpt.config import Config
-from litgpt.model import GPT
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
 from litgpt.utils import save_config
 from safetensors import SafetensorError
@@ -15,18 +14,7 @@ from safetensors.torch import load_file
 
 from litgpt_warmstart.commands import warmstart_export, warmstart_grow
 from litgpt_warmstart.run.export import export
-from tests.conftest import FAMILIES
-
-
-def logits(config: Config, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    model = GPT(config)
-    model.load_state_dict(weights)
-    return model(torch.arange(12).view(1, 12) % 90)
-
-
-def made(config: Config) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
+from tests.conftest import FAMILIES, logits, made
 
 
 @pytest.mark.parametrize("family", ["neox", "llama"])
