@@ -10,6 +10,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ class DocumentEncoder:
         return np.array(encoding.ids, np.uint32)
 
 
+@lru_cache(maxsize=2)
+def encoder_of(folder: Path, tokenizer_sha256: str, name: EncoderName | None) -> DocumentEncoder:
+    """The encoder of the tokenizer in a folder, made once in a process, which those that it forks have, too."""
+    if name:
+        chosen = encoder_of(folder, tokenizer_sha256, None)
+        if chosen.name == name:
+            return chosen
+    return DocumentEncoder(folder, name)
+
+
 def read_tokenizer(content: bytes, path: str) -> Tokenizer:
     """A tokenizer.json, read; a UserError that names its path where it is damaged."""
     try:
@@ -140,9 +151,9 @@ class _FastEncoding:
         try:
             merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
             for left, right in merges:
-                merged = bytes(byte_of[character] for character in left + right)
+                merged = bytes(map(byte_of.__getitem__, left + right))
                 ranks.setdefault(merged, len(ranks))
-            ids = [vocabulary["".join(characters[byte] for byte in token)] for token in ranks]
+            ids = [vocabulary["".join(map(characters.__getitem__, token))] for token in ranks]
         except KeyError as error:
             raise ValueError(f"its vocabulary and merges are not over bytes ({one_line(error)} is missing)") from None
         added = {token["content"] for token in content.get("added_tokens", ())}

@@ -13,6 +13,7 @@ The bytes are the same for any number of workers.
 """
 
 import errno
+import gc
 import os
 import shutil
 import sys
@@ -28,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from litgpt_warmstart.data.preparing import hub
+from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, SourceFile
 from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
 from litgpt_warmstart.data.preparing.request import (
@@ -44,7 +46,6 @@ from litgpt_warmstart.data.preparing.write import (
     PortionResult,
     combined_digest,
     encode_portion,
-    encoder_of,
     finished_portion,
     portions_of,
     shuffle_documents,
@@ -92,6 +93,8 @@ def prepare(
         if target.is_mount():
             raise UserError(f"{str(asked.data_path)!r} is a mount point: choose a folder in it as --data_path")
         folder = target.with_name(f".{target.name}.partial")
+        # The collector would look again and again through all that was imported, and in forked processes copy it.
+        gc.freeze()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
@@ -109,6 +112,8 @@ def prepare(
                 f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; {remedy} and give the same"
                 f" command to go on{other}"
             ) from error
+        finally:
+            gc.unfreeze()
     index = PreparedIndex.load(target)
     check_prepared(index, asked, thorough)
     return index

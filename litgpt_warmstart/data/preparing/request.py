@@ -12,7 +12,7 @@ import numpy as np
 from huggingface_hub import constants, try_to_load_from_cache
 
 from litgpt_warmstart.data.preparing import hub
-from litgpt_warmstart.data.preparing.encode import DocumentEncoder
+from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import (
     PREPARED,
     DtypeName,
@@ -145,7 +145,8 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
     contents = hub.tokenizer_files(tokenizer)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    encoder = DocumentEncoder(folder, asked.encoder)
+    tokenizer_sha256 = hub.tokenizer_digest(contents)
+    encoder = encoder_of(folder, tokenizer_sha256, asked.encoder)
     dtype = token_dtype(encoder.vocab_size, asked.dtype)
     check_space(asked, files, commit, np.dtype(dtype).itemsize)
     if encoder.why_not_tiktoken and asked.encoder is None:
@@ -164,7 +165,7 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
         ),
         files=files,
         tokenizer=tokenizer,
-        tokenizer_sha256=hub.tokenizer_digest(contents),
+        tokenizer_sha256=tokenizer_sha256,
         encoder=encoder.name,
         vocab_size=encoder.vocab_size,
         eos_id=encoder.tokenizer.token_to_id(json.loads(contents["tokenizer_config.json"])["eos_token"]),

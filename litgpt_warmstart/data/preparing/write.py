@@ -15,13 +15,12 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from litgpt_warmstart.data.preparing.encode import DocumentEncoder
-from litgpt_warmstart.data.preparing.index import Chunk, EncoderName, Plan, SourceFile, Split
+from litgpt_warmstart.data.preparing.encode import encoder_of
+from litgpt_warmstart.data.preparing.index import Chunk, Plan, SourceFile, Split
 from litgpt_warmstart.data.preparing.read import COMPRESSED, SPLITS, Part, documents, text_bytes
 from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.files import flush_to_disk, write_whole
@@ -129,12 +128,6 @@ def held_out(text: str, share: float) -> bool:
     """Whether a document is held out for validation: by its text alone, so that copies of one never part."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"validation").digest()
     return int.from_bytes(digest, "big") < share * 2**64
-
-
-@lru_cache(maxsize=1)
-def encoder_of(folder: Path, tokenizer_sha256: str, name: EncoderName) -> DocumentEncoder:
-    """The encoder of a plan, made once in a process, which those that it forks have, too."""
-    return DocumentEncoder(folder, name)
 
 
 class _Documents:
