@@ -57,7 +57,6 @@ def setup(
             for.
     """
     from litgpt_warmstart.study import ablations
-    from litgpt_warmstart.study.folder import check_out_dir
     from litgpt_warmstart.study.runner import conduct
 
     seed_list = as_list(seeds, int, "--seeds")
@@ -70,6 +69,5 @@ def setup(
     models = dict(base=as_list(base, str, "--base"), target=as_list(target, str, "--target"))
     expanded = ablations.expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
     bases = dict(seed=base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule)
-    check_out_dir(out_dir)
     make = from_scratch(run)
     conduct(ablations.plan(make, expanded, seed_list, bases, train, optimizer, out_dir, name), study)

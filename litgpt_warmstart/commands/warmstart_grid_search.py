@@ -40,7 +40,6 @@ def setup(
         train: Training-related arguments. The batch size is ``batch_sizes``'.
     """
     from litgpt_warmstart.study import grid_search
-    from litgpt_warmstart.study.folder import check_out_dir
     from litgpt_warmstart.study.runner import conduct
 
     lr_list = as_list(lrs, float, "--lrs")
@@ -54,7 +53,6 @@ def setup(
     check_comparable(run.eval, train, "max_tokens", "give --train.max_tokens, the same for every cell")
     if target is None:
         raise UserError("--target is missing: give the scale to tune at, e.g. 5M")
-    check_out_dir(out_dir)
     targets = as_list(target, str, "--target")
     make = from_scratch(run, parametrization)
     conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir), study)

@@ -25,7 +25,8 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
         from litgpt_warmstart.study import coord_check, grid_search
 
         picture = Path(picture) if picture else None
-        sections = write_report([Path(run) for run in runs], Path(out_dir), (coord_check, grid_search), picture)
+        kinds = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
+        sections = write_report([Path(run) for run in runs], Path(out_dir), kinds, picture)
         parts = [part for section in sections for part in section.whole]
         for part in parts:
             if part.answers:

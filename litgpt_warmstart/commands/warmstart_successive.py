@@ -47,7 +47,6 @@ def setup(
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
     """
     from litgpt_warmstart.study import successive
-    from litgpt_warmstart.study.folder import check_out_dir
     from litgpt_warmstart.study.runner import conduct
 
     if scales is None:
@@ -64,7 +63,6 @@ def setup(
         raise UserError("--max_flops is divided by --compute_split: give that too")
     if max_flops is not None and max_flops <= 0:
         raise UserError(f"--max_flops must be above 0, got {max_flops}")
-    check_out_dir(out_dir)
     if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
         mup_base = str(start.path)
     if start and start.record and start.record.latest_data and run.data is None:

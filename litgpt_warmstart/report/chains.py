@@ -16,275 +16,234 @@ import pandas as pd
 
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.report import figures
-from litgpt_warmstart.report.compare import Compared, Row, differences, own_flops
+from litgpt_warmstart.report.compare import Compared, differences
 from litgpt_warmstart.report.page import Section, Table, readable
-from litgpt_warmstart.report.runs import Runs
-from litgpt_warmstart.report.statistics import (
-    SMOOTHING,
-    band,
-    estimate,
-    placed,
-    smoothed,
-    speed_up,
-    tokens_to_last_loss,
-    tokens_to_reach,
-)  # fmt: skip
+from litgpt_warmstart.report.runs import Found, Run
+from litgpt_warmstart.report.sections import line
+from litgpt_warmstart.report.statistics import Estimate, estimate, speed_up, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.run.checkpoint import WEIGHTS
-from litgpt_warmstart.run.record import Ancestor
 
-COLUMNS = ("tokens", "tokens_per_param", "first_val_loss", "val_loss", "status", "run")
-"""Of the table of runs, those that the table of stages has."""
 SAME_COMPUTE = 0.05
 """Relative difference up to which two chains are compared; budgets are cut to whole steps."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
     """A base, what was grown from it, and so on, beside the last scale from scratch."""
 
-    stages: list[Row]
+    stages: list[Run]
     """Oldest first."""
-    scratch: Row | None = None
+    scratch: Run | None = None
     """At another budget perhaps: that of the chain's compute."""
-    flops_to_scratch_loss: float = math.nan
-    """Hoffmann FLOPs of the whole lineage until the last stage was at scratch's last loss; NaN if it was not."""
-    share: float = math.nan
-    """The same over what the run from scratch took to that loss."""
 
     @property
-    def end(self) -> Row:
-        """The last stage."""
+    def end(self) -> Run:
         return self.stages[-1]
 
     @property
     def flops(self) -> float:
         """Hoffmann FLOPs of the whole lineage, also before the first stage; NaN where a part of it does not tell."""
-        return self.stages[0]["base_hoffmann_flops"] + sum(map(own_flops, self.stages))
+        return self.stages[0].base_flops + sum(run.own_flops for run in self.stages)
+
+    @property
+    def share(self) -> float:
+        """Hoffmann FLOPs of the lineage until the last stage was at scratch's last loss, over scratch's own to it; NaN
+        if it was not."""
+        if self.scratch is None:
+            return math.nan
+        left = self.end.tokens - tokens_to_reach(self.end.val_losses, self.scratch.val_loss)
+        own = tokens_to_last_loss(self.scratch.val_losses) * self.scratch.flops_per_token
+        return (self.flops - left * self.end.flops_per_token) / own
 
     @property
     def paired(self) -> bool:
         """Whether the run from scratch has the last stage's seed."""
-        return self.scratch is not None and self.scratch["seed"] == self.end["seed"]
+        return self.scratch is not None and self.scratch.seed == self.end.seed
 
     @property
-    def runs(self) -> list[Row]:
+    def runs(self) -> list[Run]:
         """The stages, and the run from scratch after them."""
         return [*self.stages, *([self.scratch] if self.scratch else [])]
 
     @property
-    def finished(self) -> bool:
-        return all(run["status"] == "finished" for run in self.runs)
+    def title(self) -> str:
+        """Its scales, tokens per parameter of each, and how they were grown."""
+        return " → ".join(
+            ", ".join(filter(None, [f"{run.model} at {run.tokens_per_param:.3g} tokens per parameter", run.growth]))
+            for run in self.stages
+        )
+
+    @property
+    def path(self) -> str:
+        """Its scales."""
+        return " → ".join(filter(None, [self.stages[0].source, *(run.model for run in self.stages)]))
 
 
-def parent(run: Row, rows: Sequence[Row]) -> Row | None:
+def parent(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run, among those given, whose last checkpoint a run was grown from."""
-    line = run["record"].lineage
-    return next((other for other in rows if line and other is not run and _is(other, line[-1], line[:-1])), None)
+    if not run.record.lineage:
+        return None
+    *before, last = run.record.lineage
+    for other in runs:
+        record, weights = other.record, other.folder / "final" / WEIGHTS
+        told = (record.name, record.parameters, record.tokens, record.data, record.growth, *record.lineage)
+        if other is run or told != (last.name, last.parameters, last.tokens, last.data, last.growth, *before):
+            continue
+        if not weights.is_file():  # deleted to save space
+            if Path(last.path).parent.name == other.folder.resolve().name:
+                return other
+        elif file_sha256(weights) == last.sha256:
+            return other
+    return None
 
 
-def _is(run: Row, ancestor: Ancestor, before: tuple[Ancestor, ...]) -> bool:
-    record = run["record"]
-    told = (ancestor.name, ancestor.parameters, ancestor.tokens, ancestor.data, ancestor.growth)
-    if told != (record.name, record.parameters, record.tokens, record.data, record.growth) or before != record.lineage:
-        return False
-    weights = Path(run["folder"]) / "final" / WEIGHTS
-    if not weights.is_file():  # deleted to save space
-        return Path(ancestor.path).parent.name == Path(run["folder"]).resolve().name
-    return file_sha256(weights) == ancestor.sha256
-
-
-def chains(runs: Runs, compared: Compared) -> list[Chain]:
+def chains(found: Found, compared: Compared) -> list[Chain]:
     """Chains that end in a run from which none of the others was grown.
 
     A base and one warmstart are a chain where they have finished and stand beside a run from scratch of another budget.
 
     Args:
-        runs: To look among.
+        found: To look among.
         compared: A base and a run that is compared at its own budget are shown there; repetitions are left out.
     """
-    rows = [row for row in runs.rows() if row["run"] not in compared.repeated]
-    parents = {row["run"]: found for row in rows if row["kind"] == "warmstart" and (found := parent(row, rows))}
-    grown_from = {found["run"] for found in parents.values()}
-    shown = {name for comparison in compared.comparisons for name in comparison.runs}
-    found = []
-    for row in rows:
-        if row["run"] in grown_from or row["run"] not in parents:
-            continue
-        stages = [row]
-        while before := parents.get(stages[0]["run"]):
+    runs = [run for run in found.runs if run not in compared.repeated]
+    parents = {run: before for run in runs if run.kind == "warmstart" and (before := parent(run, runs))}
+    linked = []
+    for end in parents.keys() - set(parents.values()):
+        stages = [end]
+        while before := parents.get(stages[0]):
             stages.insert(0, before)
-        chain = _beside(runs, Chain(stages), rows)
-        if len(stages) > 2 or (chain.scratch and chain.finished and row["run"] not in shown):
-            found.append(chain)
-    return found
+        chain = Chain(stages, _scratch(Chain(stages), runs))
+        if len(stages) > 2 or (chain.scratch and finished(chain) and end not in compared.runs):
+            linked.append(chain)
+    return sorted(linked, key=lambda chain: runs.index(chain.end))
 
 
-def _beside(runs: Runs, chain: Chain, rows: Sequence[Row]) -> Chain:
-    """A chain with the run from scratch at the last scale whose compute is nearest to the chain's."""
+def finished(chain: Chain) -> bool:
+    """Whether all of its runs, the one from scratch included, have."""
+    return all(run.status == "finished" for run in chain.runs)
+
+
+def _scratch(chain: Chain, runs: Sequence[Run]) -> Run | None:
+    """The run from scratch at the last scale whose compute is nearest to the chain's, with its seed if there is one."""
     spent = 0.0 if math.isnan(chain.flops) else chain.flops
-    fit = [row for row in rows if row["kind"] == "scratch" and _same_settings(row, chain.end)]
-    if not fit:
-        return chain
-    scratch = min(fit, key=lambda row: (row["seed"] != chain.end["seed"], abs(own_flops(row) - spent)))
-    left = chain.end["tokens"] - tokens_to_reach(runs.val_losses(chain.end["run"]), scratch["val_loss"])
-    flops = chain.flops - left * chain.end["hoffmann_flops_per_token"]
-    own = tokens_to_last_loss(runs.val_losses(scratch["run"])) * scratch["hoffmann_flops_per_token"]
-    return Chain(chain.stages, scratch, flops, flops / own)
+    fit = [run for run in runs if run.kind == "scratch" and _same_settings(run, chain.end)]
+    return min(fit, key=lambda run: (run.seed != chain.end.seed, abs(run.own_flops - spent)), default=None)
 
 
-def _same_settings(a: Row, b: Row) -> bool:
+def _same_settings(a: Run, b: Run) -> bool:
     """Whether two runs share all that matters but where in the data they began."""
     return {name for name, *_ in differences(a, b)} <= {"first token"}
 
 
-def over_seeds(found: Sequence[Chain]) -> list[list[Chain]]:
+def over_seeds(linked: Sequence[Chain]) -> list[list[Chain]]:
     """Chains that differ in the seeds of their stages only, together, each last seed once."""
     groups: dict[Any, list[Chain]] = {}
     repeated: Counter[Any] = Counter()
-    for chain in found:
-        stages = tuple((run["settings_key"], run["growth_key"]) for run in chain.stages)
-        key = stages, chain.scratch and (chain.scratch["max_tokens"], chain.paired)
-        groups.setdefault((key, repeated[key, chain.end["seed"]]), []).append(chain)
-        repeated[key, chain.end["seed"]] += 1
+    for chain in linked:
+        stages = tuple((run.settings_key, run.growth_key) for run in chain.stages)
+        key = stages, chain.scratch and (chain.scratch.max_tokens, chain.paired)
+        groups.setdefault((key, repeated[key, chain.end.seed]), []).append(chain)
+        repeated[key, chain.end.seed] += 1
     return list(groups.values())
 
 
-def same_seeds(a: Sequence[Chain], b: Sequence[Chain]) -> list[tuple[Chain, Chain]]:
-    """Chains of two groups whose last stages have the same seed."""
-    seeds = {chain.end["seed"]: chain for chain in b}
-    return [(chain, seeds[chain.end["seed"]]) for chain in a if chain.end["seed"] in seeds]
-
-
-def at_equal_compute_of(found: Sequence[Chain]) -> list[tuple[list[Chain], list[Chain]]]:
-    """Pairs of groups that end in the same model with the same settings after the same compute.
+def at_equal_compute(groups: Sequence[list[Chain]]) -> list[list[tuple[Chain, Chain]]]:
+    """Two groups' chains seed by seed, where these end in the same model with the same settings after the same compute.
 
     They differ in the scales between, or in how these were grown.
     """
-    groups = [group for group in over_seeds(found) if not math.isnan(group[0].flops)]
-    return [
-        (a, b)
-        for a, b in combinations(groups, 2)
-        if same_seeds(a, b) and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE and _same_settings(a[0].end, b[0].end)
-    ]
-
-
-def chain_title(chain: Chain) -> str:
-    """A chain's scales, tokens per parameter of each, and how they were grown."""
-    return " → ".join(
-        f"{run['model']} at {run['tokens_per_param']:.3g} tokens per parameter"
-        + f", {run['growth']}" * bool(run["growth"])
-        for run in chain.stages
-    )
-
-
-def chain_path(chain: Chain) -> str:
-    """A chain's scales."""
-    return " → ".join(filter(None, [chain.stages[0]["source"], *(run["model"] for run in chain.stages)]))
-
-
-def way_labels(a: Chain, b: Chain) -> tuple[str, str]:
-    """What two chains to one scale are called: their scales, and how they were grown where these are the same."""
-    named = chain_path if chain_path(a) != chain_path(b) else chain_title
-    return named(a), named(b)
+    found = []
+    for a, b in combinations([group for group in groups if not math.isnan(group[0].flops)], 2):
+        seeds = [(x, y) for x in a for y in b if x.end.seed == y.end.seed]
+        if seeds and abs(a[0].flops / b[0].flops - 1) <= SAME_COMPUTE and _same_settings(a[0].end, b[0].end):
+            found.append(seeds)
+    return found
 
 
 def chain_verdict(group: Sequence[Chain]) -> str:
     """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
-    chain = group[0]
-    scratch = chain.scratch
+    chain, scratch = group[0], group[0].scratch
     if math.isnan(chain.flops) or scratch is None:
         return "What the training before this chain took is not known: no comparison by compute."
-    if not chain.paired:  # several would share one run from scratch
-        group = group[:1]
-    beside = [(c.end["val_loss"], c.scratch["val_loss"]) for c in group if c.scratch]
-    told = (
-        f"With the compute of the whole chain, {chain.flops:.3g} Hoffmann FLOPs, the last stage's validation loss is"
-        f" {fmean(ours for ours, _ in beside):.4f}; from scratch{'' if chain.paired else ' with another seed'} it is"
-        f" {fmean(theirs for _, theirs in beside):.4f} at {own_flops(scratch):.3g} Hoffmann FLOPs"
-        f" ({scratch['tokens_per_param']:.3g} tokens per parameter){_over(group)}. Difference:"
-        f" {estimate([ours - theirs for ours, theirs in beside]).words(4, '+')}."
+    group = group if chain.paired else group[:1]  # several would share one run from scratch
+    ours, theirs, difference = _losses([(c.end, c.scratch) for c in group if c.scratch])
+    shares = [c.share for c in group if not math.isnan(c.share)]
+    reached = (
+        f"It reached that loss with {len(shares)} of {len(group)} seeds: a speed-up of {speed_up(shares).words()}."
     )
-    reached = [c for c in group if not math.isnan(c.share)]
-    if not reached:
-        return told + " The chain did not reach the scratch run's last loss: no speed-up."
-    counts = "" if len(reached) == len(group) else f" with {len(reached)} of {len(group)} seeds"
-    return told + (
-        f" The chain reached that loss{counts} after {fmean(c.flops_to_scratch_loss for c in reached):.3g} Hoffmann"
-        f" FLOPs: a speed-up of {speed_up([c.share for c in reached]).words()}, all compute of its lineage counted."
-    )
-
-
-def beside_verdict(a: Sequence[Chain], b: Sequence[Chain]) -> str:
-    """Two ways to one scale at the same compute, seed by seed."""
-    ends = [(x.end["val_loss"], y.end["val_loss"]) for x, y in same_seeds(a, b)]
-    found, ways = estimate([x - y for x, y in ends]), way_labels(a[0], b[0])
-    told = "not told apart"
-    if found.has_interval and not found.low <= 0 <= found.high:
-        told = f"{ways[found.mean > 0]} is ahead"
     return (
-        f"At {a[0].flops:.3g} and {b[0].flops:.3g} Hoffmann FLOPs of the whole lineage the last validation losses are"
-        f" {fmean(x for x, _ in ends):.4f} and {fmean(y for _, y in ends):.4f}{_over(ends)}; difference"
-        f" {found.words(4, '+')}: {told}."
+        f"With all compute of its lineage, {chain.flops:.3g} Hoffmann FLOPs, the last validation loss is {ours}; from"
+        f" scratch{' with another seed' * (not chain.paired)}, with {scratch.own_flops:.3g} Hoffmann FLOPs"
+        f" ({scratch.tokens_per_param:.3g} tokens per parameter), it is {theirs}: difference"
+        f" {difference.words(4, '+')}. {reached if shares else 'It did not reach that loss: no speed-up.'}"
     )
 
 
-def _over(seeds: Sequence[Any]) -> str:
-    return "" if len(seeds) == 1 else f", means over {len(seeds)} seeds"
+def beside_verdict(pairs: Sequence[tuple[Chain, Chain]]) -> str:
+    """Two ways to one scale at the same compute, seed by seed: their scales, or how they grew where these are alike."""
+    a, b = pairs[0]
+    ways = (a.path, b.path) if a.path != b.path else (a.title, b.title)
+    first, second, found = _losses([(x.end, y.end) for x, y in pairs])
+    ahead = f"{ways[found.mean > 0]} is ahead" if found.low > 0 or found.high < 0 else "not told apart"
+    return (
+        f"{ways[0]} beside {ways[1]}: after {a.flops:.3g} and {b.flops:.3g} Hoffmann FLOPs of the lineage the last"
+        f" validation loss is {first} and {second}: difference {found.words(4, '+')}, {ahead}."
+    )
 
 
-def successive(linked: Sequence[Chain], runs: Runs) -> Section:
+def _losses(ends: Sequence[tuple[Run, Run]]) -> tuple[str, str, Estimate]:
+    """Last losses of the first and the second runs, means over seeds, and their difference."""
+    over = f" (mean of {len(ends)} seeds)" * (len(ends) > 1)
+    first, second = (f"{fmean(run.val_loss for run in runs):.4f}{over}" for runs in zip(*ends, strict=True))
+    return first, second, estimate([x.val_loss - y.val_loss for x, y in ends])
+
+
+def stages_table(linked: Sequence[Chain]) -> pd.DataFrame:
+    """Stages with what their lineage had spent by then, and the run from scratch below them."""
+    rows = []
+    for number, chain in enumerate(linked, start=1):
+        flops = chain.stages[0].base_flops
+        for run in chain.runs:
+            flops = run.own_flops + (0.0 if run is chain.scratch else flops)
+            rows.append({
+                "chain": number, "stage": run.model, "kind": run.growth or "from scratch",
+                "hoffmann_flops_of_lineage": flops, "tokens": run.tokens,
+                "tokens_per_param": run.tokens_per_param, "first_val_loss": float(run.val_losses.iloc[0]),
+                "val_loss": run.val_loss, "status": run.status, "run": run.name,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def successive(linked: Sequence[Chain]) -> Section:
     """Chains of warmstarts against the compute of their lineage; those of one last scale share a figure."""
     section = Section(
         "Successive warmstarts", "The training losses are faint; a dotted line is where a model was grown."
     )
-    finished = over_seeds([chain for chain in linked if chain.finished])
-    for group in finished:
-        if group[0].scratch:
-            section.answers.append(f"{chain_title(group[0])}: {chain_verdict(group)}")
-    for a, b in at_equal_compute_of([chain for group in finished for chain in group]):
-        section.answers.append(f"{' beside '.join(way_labels(a[0], b[0]))}: {beside_verdict(a, b)}")
-    rows = []
-    for number, chain in enumerate(linked, start=1):
-        flops = chain.stages[0]["base_hoffmann_flops"]
-        for run in chain.runs:
-            flops = own_flops(run) + (0.0 if run is chain.scratch else flops)
-            told = {"chain": number, "stage": run["model"], "kind": run["growth"] or "from scratch"}
-            rows.append(told | {"hoffmann_flops_of_lineage": flops} | {column: run[column] for column in COLUMNS})
+    done = over_seeds([chain for chain in linked if finished(chain)])
+    section.answers = [f"{group[0].title}: {chain_verdict(group)}" for group in done if group[0].scratch]
+    section.answers += map(beside_verdict, at_equal_compute(done))
+    for chain in linked:
         if chain.scratch is None:
-            section.notes.append(f"{chain_title(chain)}: no run from scratch of the last scale to compare it with")
-        elif not chain.finished:
-            section.notes.append(f"{chain_title(chain)}: not all of its runs have finished, so no answer counts it")
+            section.notes.append(f"{chain.title}: no run from scratch of the last scale to compare it with")
+        elif not finished(chain):
+            section.notes.append(f"{chain.title}: not all of its runs have finished, so no answer counts it")
     by_end: dict[str, list[Chain]] = {}
     for group in over_seeds(linked):
-        by_end.setdefault(group[0].end["model"], []).append(group[0])
-    for number, (model, ways) in enumerate(by_end.items(), start=1):
-        section.figures.append(_lineage_figure(f"successive-{number}", model, ways, runs))
-    table = pd.DataFrame(rows)
-    section.tables.append(Table("successive", "Stages, and the run from scratch below them.", table, readable(table)))
+        by_end.setdefault(group[0].end.model, []).append(group[0])
+    section.figures = [lineage_figure(f"successive-{n}", ways) for n, ways in enumerate(by_end.values(), start=1)]
+    table = stages_table(linked)
+    section.tables = [Table("successive", "Stages, and the run from scratch below them.", table, readable(table))]
     return section
 
 
-def _lineage_figure(name: str, model: str, ways: Sequence[Chain], runs: Runs) -> figures.Figure:
+def lineage_figure(name: str, ways: Sequence[Chain]) -> figures.Figure:
     """Losses of ways to one scale, a seed of each, against the compute of their lineage."""
-    drawn: dict[str, list[Row]] = {chain_title(chain): chain.stages for chain in ways}
-    scratch = next((chain.scratch for chain in ways if chain.scratch), None)
+    lines = [line(w.title, figures.style(n), [[run] for run in w.stages], by_compute=True) for n, w in enumerate(ways)]
+    model, scratch = ways[0].end.model, next((chain.scratch for chain in ways if chain.scratch), None)
     if scratch:
-        drawn[f"{model} from scratch, {scratch['tokens_per_param']:.3g} tokens per parameter"] = [scratch]
-    unit, named = figures.flops_unit(max(sum(map(own_flops, stages)) for stages in drawn.values()))
-    lines = []
-    for number, (label, stages) in enumerate(drawn.items()):
-        begin, starts = stages[0]["base_hoffmann_flops"], []
-        shown: list[pd.DataFrame] = []
-        faint: list[pd.Series] = []
-        flops = 0.0 if math.isnan(begin) or stages == [scratch] else begin
-        for run in stages:
-            per_token = run["hoffmann_flops_per_token"]
-            smooth = smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"])
-            shown.append(placed(band([runs.val_losses(run["run"])]), flops, per_token))
-            faint.append(placed(smooth, flops, per_token))
-            starts.append(flops)
-            flops += own_flops(run)
-        look = figures.style(-1 if stages == [scratch] else number)
-        lines.append(figures.Line(label, look, pd.concat(shown), pd.concat(faint), starts=tuple(starts[1:])))
+        label = f"{model} from scratch, {scratch.tokens_per_param:.3g} tokens per parameter"
+        lines.append(line(label, figures.style(-1), [[scratch]], by_compute=True))
+    unit, named = figures.flops_unit(max(drawn.val_losses.index[-1] for drawn in lines))
     caption = f"Ways to {model}: loss against the Hoffmann FLOPs of the whole lineage, one seed of each."
     return figures.loss_curves(name, caption, lines, f"{named} of the lineage", unit)

@@ -1,30 +1,19 @@
 """One HTML page that needs nothing else: sections of words, tables and figures, put into ``page.html.jinja``.
 
-Who adds a kind of study to the page writes one function in its module, ``study/NAME.py``::
-
-    RESULTS = "grid_search.csv"          # the file by which a folder of this kind is known
-
-    def section(runs: Runs) -> Section | None:
-        folders = runs.results[RESULTS]  # where such files were found
-        ...
-        return Section("Grid searches", "Last validation loss, mean over seeds.", parts=[
-            Section(title, answers=["Best: lr 0.01, …"], figures=[heat_map(…)], tables=[Table("grid_searches", …)]),
-        ])
-
-:class:`~litgpt_warmstart.report.runs.Runs` is all that was found: one table, a row a run, and each run's curves.
-Figures come from :mod:`litgpt_warmstart.report.figures`, which alone draws; a command writes one as a file by
-``write_whole(path, figure.png)``. A section says nothing of HTML; a table's ``frame`` becomes tables/NAME.csv beside
-the page, and ``shown`` is what the page has of it.
+A section says nothing of HTML; a table's ``frame`` becomes tables/NAME.csv beside the page, and ``shown`` is what the
+page has of it. Figures come from :mod:`.figures`, which alone draws. A kind of study is shown by a function ``section``
+of its module in ``study/``, which finds its folders in :attr:`.runs.Found.results` by the name ``RESULTS`` of a file.
 """
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
@@ -33,7 +22,7 @@ from markupsafe import Markup
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.report.figures import Figure
-from litgpt_warmstart.report.runs import Runs
+from litgpt_warmstart.report.runs import Found
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 MARK = '<meta name="generator" content="litgpt warmstart_report">'
@@ -90,17 +79,8 @@ class Section:
         return [self, *(inner for part in self.parts for inner in part.whole)]
 
 
-class Kind(Protocol):
-    """A kind of study, as a module of ``study/`` is one; commands hand them to :func:`.write.write_report`."""
-
-    @property
-    def RESULTS(self) -> str:
-        """The file by which a folder of this kind is known."""
-        ...
-
-    def section(self, runs: Runs) -> Section | None:
-        """What the page says of it; None where there is nothing."""
-        ...
+Kind = tuple[str, Callable[[Found], Section | None]]
+"""A kind of study: the file by which its folders are known, and what the page says of them; None for nothing."""
 
 
 def render(title: str, sections: Sequence[Section], below: str, files: Sequence[str] = ()) -> str:
@@ -128,17 +108,29 @@ def as_csv(frame: pd.DataFrame) -> str:
     return frame.map(_harmless).to_csv(index=False, lineterminator="\r\n")
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as :func:`as_csv` has it, whole or not at all.
+def as_text(frame: pd.DataFrame) -> str:
+    """A table of words in lines, its first column to the left."""
+    heading, *_ = frame.columns
+    width = max(map(len, (heading, *frame[heading])))
+    return frame.rename(columns={heading: heading.ljust(width)}).to_string(
+        index=False, formatters={heading.ljust(width): lambda cell: cell.ljust(width)}
+    )
 
-    Raises:
-        UserError: The file cannot be written.
-    """
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Have what a user named, and cannot be written, told in one line."""
     try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {option} {str(path)!r}: {error.strerror}: choose another") from error
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as :func:`as_csv` has it, whole or not at all."""
+    with writing("--out_dir", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, as_csv(frame))
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}: choose another --out_dir") from error
 
 
 def _harmless(value: Any) -> Any:

@@ -1,9 +1,11 @@
-"""Run folders in: one table of runs, and each run's curves."""
+"""Run folders in: what each says of its run, and the run's curves."""
 
+import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,64 +17,101 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.method.schedule import ScheduleOptions
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
-from litgpt_warmstart.report.folders import is_run, last_written, logged_rows, newest_record, status, why_diverged
-from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS
+from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
 from litgpt_warmstart.run.identity import recorded_identity
-from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged
+from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged, read_metrics
 from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
 from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
+from litgpt_warmstart.run.ownership import OUTCOME
 from litgpt_warmstart.run.record import Ancestor, Record
 
-COLUMNS = {
-    "folder": "str", "status": "str", "told": "str", "kind": "str", "model": "str", "source": "str", "growth": "str",
-    "parameters": "int64", "seed": "int64", "learning_rate": "float64", "batch_size": "int64", "schedule": "str",
-    "max_tokens": "int64", "tokens": "int64", "tokens_per_param": "float64", "hoffmann_flops_per_token": "float64",
-    "base_tokens": "int64", "base_hoffmann_flops": "float64", "first_val_loss": "float64", "val_loss": "float64",
-    "shrink": "float64", "settings": "object", "asked_schedule": "object", "settings_key": "int64",
-    "growth_key": "int64", "record": "object",
-}  # fmt: skip
-"""Columns of the table of runs and their types; its index is what a run is called.
 
-status                    finished, not finished or diverged; ``told`` says how far it got where it did not finish
-kind                      scratch (muP, nothing of a base in it), standard (the same under SP), warmstart or continued
-source, growth            the models that its weights come from, and how it was grown, in words; "" where it was not
-base_tokens, base_hoffmann_flops   of all training before it; the latter NaN where its lineage does not tell
-settings                  what two runs must share to be compared, by name; without the budget and the seed
-asked_schedule            a schedule as its run's options have it, which may be parts of a budget; None where not known
-settings_key, growth_key  the same number for runs of equal settings and budget, and of equal growth and lineage
-"""
-LEFT_OUT = {"folder": "str", "status": "str", "told": "str", "tokens": "int64", "val_loss": "float64"}
-"""Columns of the table of folders that have too little of a run to compare it."""
-SCHEDULE_OPTIONS = tuple(option.name for option in fields(ScheduleOptions))
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that can be compared, as its newest checkpoint and its metrics.csv tell of it."""
+
+    name: str
+    """What the page calls it."""
+    folder: Path
+    record: Record
+    kind: str
+    """scratch (muP, nothing of a base in it), standard (the same under SP), warmstart or continued."""
+    status: str
+    """finished, not finished or diverged."""
+    told: str
+    """How far it got, where it did not finish."""
+    seed: int
+    max_tokens: int
+    tokens: int
+    """As far as it logged."""
+    flops_per_token: float
+    """By Hoffmann et al.'s count."""
+    base_tokens: int
+    """Of all training that its weights come from; of a run from scratch, shrink 0 included, none."""
+    base_flops: float
+    """Hoffmann FLOPs of the same; NaN where its lineage does not tell."""
+    val_losses: pd.Series
+    """By tokens trained on; the last one may be not finite."""
+    losses: pd.Series
+    """Training losses by tokens trained on."""
+    norms: pd.DataFrame
+    """The rows of norms.csv; none where nothing was tracked."""
+    settings: Mapping[str, Any]
+    """What two runs must share to be compared, by name, the tellingest first; without the budget and the seed."""
+    asked_schedule: Mapping[str, Any] | None
+    """A schedule as the run's options have it, which may be parts of a budget; None where not known."""
+    settings_key: int = -1
+    """The same number for runs of equal settings and budget."""
+    growth_key: int = -1
+    """The same number for runs of equal growth and lineage."""
+
+    @property
+    def model(self) -> str:
+        return size(self.record)
+
+    @property
+    def source(self) -> str:
+        """The models that its weights come from, in words."""
+        return " → ".join(map(size, self.record.lineage))
+
+    @property
+    def growth(self) -> str:
+        """How it was grown, in words; "" where it was not."""
+        return self.record.growth.label if self.record.growth else ""
+
+    @property
+    def shrink(self) -> float:
+        return self.record.growth.shrink if self.record.growth else math.nan
+
+    @property
+    def tokens_per_param(self) -> float:
+        return self.tokens / self.record.parameters
+
+    @property
+    def val_loss(self) -> float:
+        return float(self.val_losses.iloc[-1])
+
+    @property
+    def own_flops(self) -> float:
+        """Hoffmann FLOPs, as far as it logged."""
+        return self.tokens * self.flops_per_token
+
+    @property
+    def ancestors(self) -> list[tuple[Any, ...]]:
+        """What its ancestors were, whatever their seeds."""
+        return [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in self.record.lineage]
 
 
 @dataclass(frozen=True)
-class Runs:
+class Found:
     """What lies beneath the folders that were given."""
 
-    table: pd.DataFrame
-    """A row a run that can be read, with :data:`COLUMNS`."""
-    curves: dict[str, pd.DataFrame]
-    """Of each run: ``loss`` and ``val_loss`` by tokens trained on; NaN where only the other was logged."""
-    norms: dict[str, pd.DataFrame]
-    """Of each run that tracked them: the columns of norms.csv."""
-    left_out: pd.DataFrame
-    """Other folders of runs, with :data:`LEFT_OUT`."""
-    results: dict[str, tuple[Path, ...]]
+    runs: list[Run]
+    left_out: dict[str, str]
+    """Other folders of runs, and why they cannot be compared."""
+    results: dict[str, list[Path]]
     """Folders of studies, by the name of the file that tells their kind."""
-
-    def val_losses(self, run: str) -> pd.Series:
-        """Validation losses by tokens trained on."""
-        return pd.Series(self.curves[run]["val_loss"]).dropna()
-
-    def losses(self, run: str) -> pd.Series:
-        """Training losses by tokens trained on."""
-        return pd.Series(self.curves[run]["loss"]).dropna()
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of the table as dictionaries, with ``run``."""
-        return [dict(row) for row in self.table.reset_index().to_dict("records")]
 
 
 @dataclass(frozen=True)
@@ -89,7 +128,7 @@ class _Asked:
     train: dict[str, Any] | None = None
 
 
-def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
+def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Found:
     """Read all runs beneath folders, each once.
 
     Args:
@@ -99,50 +138,37 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Runs:
     Raises:
         UserError: One does not exist, or there is nothing to report in all of them.
     """
-    read: dict[Path, dict[str, Any]] = {}
-    found: dict[str, dict[Path, Path]] = {name: {} for name in results}
+    folders: dict[Path, Path] = {}
+    kinds: dict[str, dict[Path, Path]] = {name: {} for name in results}
     for path in paths:
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise UserError(f"{str(path)!r} {what}: give the folder of a run, or one with runs in it")
         anything = False
         for folder, names in _folders(path):
-            for name in found.keys() & names:
-                found[name][folder.resolve()], anything = folder, True
-            if is_run(folder, names):
-                anything = True
-                if folder.resolve() not in read:
-                    read[folder.resolve()] = _read_or_say(folder)
+            held = [kinds[name] for name in kinds.keys() & names] + [folders] * is_run(folder, names)
+            for known in held:
+                known.setdefault(folder.resolve(), folder)
+            anything = anything or bool(held)
         if not anything:
-            read[path.resolve()] = _unread(path, "empty", "no run in this folder")
-    good = [row for row in read.values() if "curve" in row]
-    bad = [row for row in read.values() if "curve" not in row]
-    if not good and not any(found.values()):
-        said = "; ".join(f"{row['folder']!r}: {row['told']}" for row in bad[:3])
+            folders[path.resolve()] = path
+    runs, left_out = [], {}
+    for name, folder in zip(display_names(list(folders)), folders.values(), strict=True):
+        try:
+            runs.append(_read(name, folder))
+        except UserError as error:
+            left_out[name] = str(error)
+    if not runs and not any(kinds.values()):
+        told = zip(folders.values(), left_out.values(), strict=True)
+        said = "; ".join([f"{str(path)!r}: {why}" for path, why in told][:3])
         raise UserError(f"nothing to report: {said}: give the folders of finished runs")
-    settings = [(row["settings"], row["max_tokens"]) for row in good]
-    growths = [(row["growth_options"], ancestors(row["record"])) for row in good]
-    for row, its_settings, its_growth in zip(good, settings, growths, strict=True):
-        row |= {"settings_key": settings.index(its_settings), "growth_key": growths.index(its_growth)}
-    table = _typed(good, COLUMNS)
-    return Runs(
-        table,
-        {name: row["curve"] for name, row in zip(table.index, good, strict=True)},
-        {name: row["norms"] for name, row in zip(table.index, good, strict=True) if len(row["norms"])},
-        _typed(bad, LEFT_OUT),
-        {name: tuple(folders.values()) for name, folders in found.items()},
-    )
-
-
-def _typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table of folders by what they are called."""
-    names = display_names([Path(row["folder"]) for row in rows])
-    return pd.DataFrame(rows, index=pd.Index(names, name="run"), columns=list(columns)).astype(columns)
-
-
-def ancestors(record: Record) -> list[tuple[Any, ...]]:
-    """What a run's ancestors were, whatever their seeds."""
-    return [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in record.lineage]
+    settings = [(run.settings, run.max_tokens) for run in runs]
+    growths = [(run.record.growth and run.record.growth.options, run.ancestors) for run in runs]
+    runs = [
+        replace(run, settings_key=settings.index(its_settings), growth_key=growths.index(its_growth))
+        for run, its_settings, its_growth in zip(runs, settings, growths, strict=True)
+    ]
+    return Found(runs, left_out, {name: list(folders.values()) for name, folders in kinds.items()})
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -153,94 +179,122 @@ def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
         yield folder, names
 
 
-def _read_or_say(folder: Path) -> dict[str, Any]:
-    """A run, or why there is none to compare, as a row of the folders left out."""
-    try:
-        checkpoint, record = newest_record(folder)
-        if checkpoint is not None and record is not None:
-            return read_run(folder, checkpoint, record)
-        rows = logged_rows(folder)
-        reason = why_diverged(folder)
-        if reason is None and not rows:
-            told = f"no step was logged and nothing saved; last written {last_written(folder)}"
-            return _unread(folder, "empty", told)
-        last = rows[-1] if rows else {"step": 0, "tokens": 0}
-        told = reason or f"step {last['step']:,.0f}, no checkpoint yet; last written {last_written(folder)}"
-        val_loss = next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), math.nan)
-        return _unread(folder, "diverged" if reason else "not finished", told, int(last["tokens"]), val_loss)
-    except UserError as error:
-        return _unread(folder, "damaged", str(error))
+def is_run(folder: Path, names: set[str]) -> bool:
+    """Whether a folder, with these names in it, is a run's."""
+    saved = [name for name in names if name == "final" or name.startswith("step-")]
+    return FILE_NAME in names or any((folder / name / RECORD).is_file() for name in saved)
 
 
-def _unread(folder: Path, status: str, told: str, tokens: int = 0, val_loss: float = math.nan) -> dict[str, Any]:
-    return {"folder": str(folder), "status": status, "told": told, "tokens": tokens, "val_loss": val_loss}
-
-
-def read_run(folder: Path, checkpoint: Path, record: Record) -> dict[str, Any]:
-    """A run's row, its ``curve`` and its ``norms``, by its newest checkpoint and that one's record.
+def newest_record(folder: Path) -> tuple[Path, Record] | None:
+    """The checkpoint folder of a run with the most optimizer steps, and its record; nothing is renamed or mended.
 
     Raises:
-        UserError: It holds no validation losses, or one of its files is damaged.
+        UserError: No record of the run can be read.
     """
-    logged = logged_rows(folder)
-    curve = pd.DataFrame(logged, columns=["tokens", "loss", "val_loss"]).groupby("tokens").last()
-    val_losses = curve["val_loss"].dropna()
+    trained, failed = [], None
+    for checkpoint in (folder / "final", *step_folders(folder)):
+        if (checkpoint / RECORD).is_file():
+            try:
+                trained.append((checkpoint, Record.load(checkpoint / RECORD)))
+            except UserError as error:
+                failed = error
+    trained = [(checkpoint, record) for checkpoint, record in trained if record.training]
+    if failed and not trained:
+        raise failed
+    return max(trained, key=lambda saved: saved[1].step_count, default=None)
+
+
+def _why_diverged(folder: Path) -> str | None:
+    try:
+        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        return str(outcome["reason"]) if outcome["status"] == "diverged" else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(folder / OUTCOME)!r} is damaged: {one_line(error, 80)}") from error
+
+
+def _written(folder: Path) -> str:
+    path = next(path for path in (folder / FILE_NAME, folder) if path.exists())
+    return f"; last written {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(path.stat().st_mtime))}"
+
+
+def curve(rows: Sequence[Mapping[str, float]], column: str) -> pd.Series:
+    """A column of metrics.csv by tokens."""
+    return pd.Series({row["tokens"]: row[column] for row in rows if column in row}, dtype=float)
+
+
+def _read(name: str, folder: Path) -> Run:
+    """A run, by its newest checkpoint, that one's record, and its metrics.
+
+    Raises:
+        UserError: It cannot be compared: it saved no checkpoint, holds no validation losses, or a file is damaged.
+    """
+    saved, rows, diverged = newest_record(folder), read_metrics(folder / FILE_NAME), _why_diverged(folder)
+    if saved is None:
+        reached = f"step {rows[-1]['step']:,.0f}, no checkpoint yet" if rows else "no run in this folder"
+        raise UserError(diverged or f"{reached}{_written(folder)}")
+    val_losses = curve(rows, "val_loss")
     if val_losses.empty:
         raise UserError(f"{str(folder / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
+    checkpoint, record = saved
     config = read_config(checkpoint / CONFIG)
     try:
         asked = parse(_Asked, read_yaml(checkpoint / HYPERPARAMETERS))
-        norms = pd.DataFrame([asdict(norm) for norm in NORMS.read(folder / NORMS_FILE)])
     except Unreadable as error:
         raise UserError(f"{str(checkpoint / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{str(folder)!r} is damaged: {one_line(error, 80)}") from error
     identity = recorded_identity(record, config)
-    counted = [row["hoffmann_flops"] / row["tokens"] for row in logged if row.get("hoffmann_flops") and row["tokens"]]
-    per_token = counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"])
-    last = next(row["val_loss"] for row in reversed(logged) if "val_loss" in row)  # which may be not finite
-    at_start = float(val_losses.iloc[0]) if val_losses.index[0] == 0 else None
-    state, told = status(folder, checkpoint, record, int(logged[-1]["step"]))
-    if state == "finished" and ended_diverged(at_start, last, config.padded_vocab_size or 1):
-        began = "" if at_start is None else f", its first was {at_start:.4g}"
-        state, told = "diverged", f"its last validation loss is {last:.4g}{began}"
-    tokens, grown = int(curve.index[-1]), record.growth
-    return {
-        "folder": str(folder), "status": state, "told": told, "kind": _kind(record), "model": size(record),
-        "source": " → ".join(map(size, record.lineage)), "growth": grown.label if grown else "",
-        "parameters": record.parameters, "seed": identity["seed"], "learning_rate": record.base_lr,
-        "batch_size": record.global_batch_size, "schedule": identity["schedule"]["name"],
-        "max_tokens": record.training.get("max_tokens"),
-        "tokens": tokens, "tokens_per_param": tokens / record.parameters, "hoffmann_flops_per_token": per_token,
-        "base_tokens": sum(ancestor.tokens for ancestor in record.lineage),
-        "base_hoffmann_flops": sum(_flops_of(ancestor, record) for ancestor in record.lineage),
-        "first_val_loss": float(val_losses.iloc[0]), "val_loss": last,
-        "shrink": grown.shrink if grown else math.nan, "settings": _settings(record, config, identity, asked),
-        "asked_schedule": _asked_schedule(asked), "record": record, "curve": curve, "norms": norms,
-        "growth_options": grown and tuple(grown.options.values()),
-    }  # fmt: skip
-
-
-def _kind(record: Record) -> str:
-    if record.growth:
-        return "scratch" if record.growth.from_scratch else "warmstart" if record.growth.shrink else "continued"
-    if record.lineage:
-        return "continued"
-    return "scratch" if record.parametrization == "mup" else "standard"
+    counted = [row["hoffmann_flops"] / row["tokens"] for row in rows if row.get("hoffmann_flops") and row["tokens"]]
+    step, planned = int(rows[-1]["step"]), record.training["max_tokens"] * record.step_count // max(record.tokens, 1)
+    at_start, last = val_losses.get(0), float(val_losses.iloc[-1])
+    status, told = "not finished", f"step {step:,} of {planned:,}{_written(folder)}"
+    if diverged is not None:
+        status, told = "diverged", diverged
+    elif checkpoint.name == "final" and step == record.step_count >= planned:
+        status, told = "finished", ""
+        if ended_diverged(at_start, last, config.padded_vocab_size or 1):
+            began = "" if at_start is None else f", its first was {at_start:.4g}"
+            status, told = "diverged", f"its last validation loss is {last:.4g}{began}"
+    schedule = None
+    if asked.schedule is not None and asked.train is not None:
+        options = {option.name: asked.train.get(option.name) for option in fields(ScheduleOptions)}
+        schedule = {"name": asked.schedule, **options}
+    grown, kind = record.growth, "scratch" if record.parametrization == "mup" else "standard"
+    if grown:
+        kind = "scratch" if grown.from_scratch else "warmstart" if grown.shrink else "continued"
+    elif record.lineage:
+        kind = "continued"
+    lineage = record.lineage if kind != "scratch" else ()
+    return Run(
+        name=name,
+        folder=folder,
+        record=record,
+        kind=kind,
+        status=status,
+        told=told,
+        seed=identity["seed"],
+        max_tokens=record.training["max_tokens"],
+        tokens=int(rows[-1]["tokens"]),
+        flops_per_token=counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"]),
+        base_tokens=sum(ancestor.tokens for ancestor in lineage),
+        base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
+        val_losses=val_losses,
+        losses=curve(rows, "loss").dropna(),
+        norms=pd.DataFrame([asdict(norm) for norm in NORMS.read(folder / NORMS_FILE)]),
+        settings=_settings(record, config, identity, asked),
+        asked_schedule=schedule,
+    )
 
 
 def _flops_of(ancestor: Ancestor, record: Record) -> float:
     """Hoffmann FLOPs of an ancestor's own training; NaN where it does not tell."""
-    if ancestor.hoffmann_flops:
-        return ancestor.hoffmann_flops
     shape = record.mup_base_config
-    if ancestor.tokens and ancestor.name == shape["name"]:  # an older version's record, most often of the muP base
+    if ancestor.tokens and not ancestor.hoffmann_flops and ancestor.name == shape["name"]:  # an older version's record
         return ancestor.tokens * hoffmann_flops_per_token(Config(**shape), record.training.get("block_size", 0))
-    return math.nan
+    return ancestor.hoffmann_flops or math.nan
 
 
 def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _Asked) -> dict[str, Any]:
-    """What two runs must share to be compared, by name, the tellingest first."""
     data = record.data
     return {
         "vocabulary": config.padded_vocab_size,
@@ -258,12 +312,6 @@ def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _
         "gradient clipping": identity["train.max_norm"],
         "precision": identity["precision"],
     }
-
-
-def _asked_schedule(asked: _Asked) -> dict[str, Any] | None:
-    if asked.schedule is None or asked.train is None:
-        return None
-    return {"name": asked.schedule, **{name: asked.train.get(name) for name in SCHEDULE_OPTIONS}}
 
 
 def size(model: Record | Ancestor) -> str:

@@ -1,4 +1,4 @@
-"""The sections of the page that every study has: the answer, pair by pair, chains, and all runs."""
+"""The sections of the page that every study has: the answer, pair by pair, and all runs."""
 
 import math
 from collections.abc import Sequence
@@ -8,22 +8,21 @@ from typing import Any
 import pandas as pd
 
 from litgpt_warmstart.report import figures
-from litgpt_warmstart.report.compare import MIN_VALIDATIONS, Arm, Compared, Comparison, Row, own_flops
+from litgpt_warmstart.report.compare import Arm, Compared, Comparison
 from litgpt_warmstart.report.page import Section, Table, readable
-from litgpt_warmstart.report.runs import Runs
+from litgpt_warmstart.report.runs import Found, Run
 from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, placed, smoothed
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""
 SCRATCH = "from scratch (muP)"
-COLUMNS = ("model", "learning_rate", "batch_size", "schedule", "tokens", "tokens_per_param", "val_loss", "status",
-           "told")  # fmt: skip
-"""Of the table of runs, those that the page has."""
 ROWS = 9
 """Of a table on the terminal."""
+MIN_VALIDATIONS = 4
+"""Fewer points make an interpolated token count a guess."""
 
 
-def answer(compared: Compared, runs: Runs) -> Section:
+def answer(compared: Compared, found: Found) -> Section:
     """Whether warmstarting paid, first of all."""
     section = Section("The answer", answers=[headline(compared.comparisons)])
     if compared.comparisons:
@@ -42,9 +41,8 @@ def answer(compared: Compared, runs: Runs) -> Section:
         )
         pairs = pd.concat([arm.pairs.assign(comparison=c.title, warmstart=arm.label) for c, arm in arms])
         section.tables = [Table("speed_up", caption, rows, shown), Table("pairs", "", pairs)]
-    for run, why in compared.notes:
-        section.notes.append(f"Not counted: {run['run']}: {why}")
-    section.notes += [f"Left out: {name}: {row.status}: {row.told}" for name, row in runs.left_out.iterrows()]
+    section.notes = [f"Not counted: {run.name}: {why}" for run, why in compared.notes]
+    section.notes += [f"Left out: {name}: {why}" for name, why in found.left_out.items()]
     return section
 
 
@@ -52,15 +50,14 @@ def headline(comparisons: Sequence[Comparison]) -> str:
     """One sentence for all comparisons."""
     if not comparisons:
         return "No finished warmstart has a finished run from scratch with the same settings beside it: no answer."
+    bests = [best_arm(comparison) for comparison in comparisons]
     if len(comparisons) == 1:
-        (only,), best = comparisons, best_arm(comparisons[0])
-        if best is None:
-            return f"{only.title}: no warmstart reached the scratch run's last validation loss."
+        if (best := bests[0]) is None:
+            return f"{comparisons[0].title}: no warmstart reached the scratch run's last validation loss."
         counted = " with the base's counted" * bool(best.speed_up_with_base.seeds)
-        found = best.speed_up_with_base if counted else best.speed_up
-        times = "at once" if math.isinf(found.mean) else f"at a speed-up in Hoffmann FLOPs of {found.mean:.2f}{counted}"
-        return f"{only.title}: with {best.label} the scratch run's last loss was reached {times}: {verdict(found)}."
-    found = [best.speed_up_with_base if (best := best_arm(c)) else estimate([]) for c in comparisons]
+        told = f"{_times(best.counted)}{counted}: {verdict(best.counted)}"
+        return f"{comparisons[0].title}: with {best.label} the scratch run's last loss was reached {told}."
+    found = [best.speed_up_with_base if best else estimate([]) for best in bests]
     words = [verdict(one) if one.has_interval or not one.seeds else "told by one seed only" for one in found]
     counts = ", ".join(f"{word} in {words.count(word)}" for word in dict.fromkeys(words))
     beyond = sum(beyond_growth(comparison) is not None for comparison in comparisons)
@@ -70,21 +67,20 @@ def headline(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def speed_up_row(comparison: Comparison, arm: Arm) -> Row:
+def speed_up_row(comparison: Comparison, arm: Arm) -> dict[str, Any]:
     """A row of speed_up.csv."""
-    own, whole = arm.limits
-    columns: Row = {
+    first = arm.loss_difference("first_val_loss") if all(arm.pairs["validated_at_start"]) else estimate([])
+    columns: dict[str, Any] = {
         "comparison": comparison.title, "warmstart": arm.label, "tokens_per_param": comparison.tokens_per_param,
         "seeds": len(arm.pairs), "seeds_that_reached_scratch_loss": arm.reached,
     }  # fmt: skip
-    first = arm.loss_difference("first_val_loss") if all(arm.pairs["validated_at_start"]) else estimate([])
     for name, found in (
         ("speed_up", arm.speed_up), ("speed_up_with_base", arm.speed_up_with_base),
         ("first_val_loss_minus_scratch", first), ("val_loss_minus_scratch", arm.loss_difference("val_loss")),
     ):  # fmt: skip
         columns |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-    runs = {"warmstart_runs": " ".join(arm.pairs["warmstart_run"]), "scratch_runs": " ".join(arm.pairs["scratch_run"])}
-    return columns | {"speed_up_limit": own, "speed_up_with_base_limit": whole} | runs
+    columns |= {f"{kind}_runs": " ".join(arm.pairs[f"{kind}_run"]) for kind in ("warmstart", "scratch")}
+    return columns | dict(zip(("speed_up_limit", "speed_up_with_base_limit"), arm.limits, strict=True))
 
 
 def _speed_up_shown(comparison: Comparison, arm: Arm) -> dict[str, str]:
@@ -111,58 +107,31 @@ def verdict(found: Estimate) -> str:
 
 
 def _times(found: Estimate) -> str:
-    if math.isinf(found.mean):
-        return "before its first step"
-    interval = f"95% interval {found.interval()}" if found.has_interval else "one seed: no interval"
-    return f"at a speed-up in Hoffmann FLOPs of {found.mean:.2f} ({interval})"
+    return found.words() if math.isinf(found.mean) else f"at a speed-up in Hoffmann FLOPs of {found.words()}"
 
 
 def best_arm(comparison: Comparison) -> Arm | None:
     """The fastest with the base counted, of those that reached the loss with every seed."""
-
-    def speed(arm: Arm) -> float:
-        return (arm.speed_up_with_base if arm.speed_up_with_base.seeds else arm.speed_up).mean
-
-    return max((arm for arm in comparison.arms if arm.whole), key=speed, default=None)
+    return max((arm for arm in comparison.arms if arm.whole), key=lambda arm: arm.counted.mean, default=None)
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """A comparison's answer, the default of shrink 0.4 and the best arm by name."""
-    losses = [run["val_loss"] for run in comparison.scratch]
-    loss = f"{fmean(losses):.4f}" + (f" on average over {_seeds(len(losses))}" if len(losses) > 1 else "")
-    best, missed = best_arm(comparison), [arm for arm in comparison.arms if not arm.whole]
-    if best is None:
-        told = f"No warmstart reached the scratch run's last validation loss, {loss}"
-        nearest = max(comparison.arms, key=lambda arm: arm.reached / len(arm.pairs))
-        found = f" {nearest.label} did with {nearest.reached} of {_seeds(len(nearest.pairs))}."
-        whole = f", with every seed: no speed-up.{found}" if nearest.reached else ": no speed-up."
-        return [told + whole, *_cautions(comparison)]
-    default = [arm for arm in comparison.arms if arm.whole and arm.label.partition(", from ")[0] == "shrink 0.4"]
-    told = []
-    for arm in dict.fromkeys((best, *default)):
-        chosen = f", the best of {len(comparison.arms)} ways, chosen afterwards," if len(comparison.arms) > 1 else ""
-        words = (
-            f"The warmstart with {arm.label}{chosen if arm is best else ''} reached the scratch run's last validation"
-            f" loss, {loss}, {_times(arm.speed_up)}: {verdict(arm.speed_up)}."
-        )
-        whole = arm.speed_up_with_base
-        if not whole.seeds:
-            told.append(f"{words} What its base took is not known.")
-        else:
-            told.append(f"{words} With the base's compute counted, {_times(whole)}: {verdict(whole)}.")
-    if missed:
-        counts = "; ".join(f"{arm.label} ({arm.reached} of {_seeds(len(arm.pairs))} did)" for arm in missed)
-        told.append(f"Not with every seed: {counts}.")
-    return [*told, *_cautions(comparison)]
-
-
-def _cautions(comparison: Comparison) -> list[str]:
-    told = []
-    few = [arm for arm in comparison.arms if len(arm.pairs) == 1]
-    if few:
-        which = "Every warmstart here" if len(few) == len(comparison.arms) else ", ".join(arm.label for arm in few)
-        told.append(f"{which} has one seed: an interval needs two at least, and three to be of use.")
-    if any(count < MIN_VALIDATIONS for arm in comparison.arms for count in arm.pairs["validations"]):
+    """A comparison's answer: the best arm, and what to beware of."""
+    losses, best = [run.val_loss for run in comparison.scratch], best_arm(comparison)
+    loss = f"the scratch run's last validation loss, {fmean(losses):.4f}"
+    loss += f" on average over {_seeds(len(losses))}" * (len(losses) > 1)
+    told = [f"No warmstart reached {loss}, with every seed: no speed-up."]
+    if best:
+        whole = best.speed_up_with_base
+        chosen = f", the best of {len(comparison.arms)} ways, chosen afterwards," * (len(comparison.arms) > 1)
+        counted = f"With the base's compute counted, {_times(whole)}: {verdict(whole)}."
+        told = [
+            f"The warmstart with {best.label}{chosen} reached {loss}, {_times(best.speed_up)}:"
+            f" {verdict(best.speed_up)}. {counted if whole.seeds else 'What its base took is not known.'}"
+        ]
+    if any(len(arm.pairs) == 1 for arm in comparison.arms):
+        told.append("Of one seed there is no interval: that needs two at least, and three to be of use.")
+    if any((arm.pairs["validations"] < MIN_VALIDATIONS).any() for arm in comparison.arms):
         told.append(
             f"Fewer than {MIN_VALIDATIONS} validations in a run: where it crosses a loss is a guess; set a smaller"
             " --eval.interval."
@@ -179,10 +148,9 @@ def _cautions(comparison: Comparison) -> list[str]:
 
 def beyond_growth(comparison: Comparison) -> str | None:
     """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth."""
-    beyond = [arm for arm in comparison.arms if arm.speed_up.seeds and arm.speed_up.mean > arm.limits[0]]
-    if not beyond:
+    limit = next((a.limits[0] for a in comparison.arms if a.speed_up.seeds and a.speed_up.mean > a.limits[0]), None)
+    if limit is None:
         return None
-    limit, _ = beyond[0].limits
     return (
         f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
         f" speed-up of {limit:.2f} at most. Look at the curves: small models have one sudden drop, and where the run"
@@ -190,7 +158,7 @@ def beyond_growth(comparison: Comparison) -> str | None:
     )
 
 
-def pairs(compared: Compared, runs: Runs) -> Section:
+def pairs(compared: Compared) -> Section:
     """Each comparison under its own heading: its answer, its curves, where along the budget it is ahead."""
     section = Section(
         "Pair by pair",
@@ -201,69 +169,66 @@ def pairs(compared: Compared, runs: Runs) -> Section:
         " the 95% interval lies below 0, of one seed where the difference does. The axis of losses leaves out what"
         " stands before the first validation after training began.",
     )
-    rows, curves = {row["run"]: row for row in runs.rows()}, []
+    curves = []
     for number, c in enumerate(compared.comparisons, start=1):
-        shown, gains = [_arm_shown(c, SCRATCH, c.scratch, None)], []
+        shown, gains = [_seeds_shown(SCRATCH, c.scratch)], []
         for arm in c.arms:
-            shown.append(_arm_shown(c, arm.label, [rows[name] for name in arm.pairs["warmstart_run"]], arm))
+            shown.append(_seeds_shown(arm.label, arm.warm) | _arm_shown(arm))
             for equal, found in (("tokens", arm.at_tokens), ("hoffmann_flops", arm.at_compute)):
                 gains.append(gain_table(found).assign(comparison=c.title, warmstart=arm.label, equal=equal))
-        curves += [_curve(c, runs, rows[name]) for name in c.runs]
+        curves += [_curve(c, run) for run in c.runs]
         caption = (
             "Validation loss, mean over seeds (least to greatest), and where along the budget a warmstart is ahead."
         )
-        table = Table(f"gains_{number}", caption, pd.concat(gains), pd.DataFrame(shown))
-        drawn = [loss_figure(c, runs, f"loss-tokens-{number}", with_base=False)]
+        table = Table(f"gains_{number}", caption, pd.concat(gains), pd.DataFrame(shown).fillna(""))
+        drawn = [loss_figure(c, f"loss-tokens-{number}", by_compute=False)]
         if not any(arm.pairs["base_hoffmann_flops"].hasnans for arm in c.arms):
-            drawn.append(loss_figure(c, runs, f"loss-compute-{number}", with_base=True))
-        told, beside = sentences(c), printed(c, runs)
-        section.parts.append(Section(c.title, answers=told, figures=drawn, tables=[table], printed=beside))
+            drawn.append(loss_figure(c, f"loss-compute-{number}", by_compute=True))
+        section.parts.append(Section(c.title, "", sentences(c), printed(c), drawn, [table]))
     if curves:
         section.tables = [Table("validation_losses", "", pd.concat(curves))]
     return section
 
 
-def _curve(comparison: Comparison, runs: Runs, run: Row) -> pd.DataFrame:
+def _curve(comparison: Comparison, run: Run) -> pd.DataFrame:
     """Rows of validation_losses.csv."""
-    found = runs.val_losses(run["run"]).rename_axis("tokens").reset_index()
-    own = found["tokens"] * run["hoffmann_flops_per_token"]
-    before = run["base_hoffmann_flops"] if run["kind"] == "warmstart" else 0.0
+    tokens = run.val_losses.index
+    own = tokens * run.flops_per_token
     return pd.DataFrame({
-        "comparison": comparison.title, "run": run["run"], "tokens": found["tokens"],
-        "tokens_per_param": found["tokens"] / run["parameters"], "hoffmann_flops": own,
-        "hoffmann_flops_with_base": own + before, "val_loss": found["val_loss"],
+        "comparison": comparison.title, "run": run.name, "tokens": tokens,
+        "tokens_per_param": tokens / run.record.parameters, "hoffmann_flops": own,
+        "hoffmann_flops_with_base": own + run.base_flops, "val_loss": run.val_losses.to_numpy(),
     })  # fmt: skip
 
 
-def _arm_shown(comparison: Comparison, label: str, rows: Sequence[Row], arm: Arm | None) -> dict[str, str]:
-    """A row of a pair's table; the run from scratch has no arm."""
-    first, last = ([row[column] for row in rows] for column in ("first_val_loss", "val_loss"))
-    shown = {"warmstart": label, "seeds": str(len(rows)), "first loss": _spread(first), "last loss": _spread(last)}
-    if arm is None:
-        return shown | dict.fromkeys(("less scratch's", "ahead at equal tokens", "ahead at equal compute"), "")
-    parameters = comparison.scratch[0]["parameters"]
-    return shown | {
-        "less scratch's": arm.loss_difference("val_loss").words(3, "+"),
-        "ahead at equal tokens": ahead(gain_table(arm.at_tokens), parameters, "tokens per parameter"),
-        "ahead at equal compute": ahead(gain_table(arm.at_compute), 1.0, "Hoffmann FLOPs") or _no_compute(arm),
-    }
+def _seeds_shown(label: str, runs: Sequence[Run]) -> dict[str, str]:
+    """What a pair's table says of runs that differ in their seeds."""
+
+    def spread(values: Sequence[float]) -> str:
+        mean = f"{fmean(values):.4f}"
+        return mean if min(values) == max(values) else f"{mean} ({min(values):.4f} to {max(values):.4f})"
+
+    first, last = zip(*((run.val_losses.iloc[0], run.val_loss) for run in runs), strict=True)
+    return {"warmstart": label, "seeds": str(len(runs)), "first loss": spread(first), "last loss": spread(last)}
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{fmean(values):.4f}"
-    return mean if min(values) == max(values) else f"{mean} ({min(values):.4f} to {max(values):.4f})"
-
-
-def _no_compute(arm: Arm) -> str:
-    """Why there is no place at which a warmstart and its run from scratch had taken as much."""
+def _arm_shown(arm: Arm) -> dict[str, str]:
+    """What it says of a warmstart beside scratch."""
+    none = "none: the base alone took too much of scratch's"
     if arm.pairs["base_hoffmann_flops"].hasnans:
-        return "what the base took is not known"
-    return "none: the base alone took too much of scratch's"
+        none = "what the base took is not known"
+    return {
+        "less scratch's": arm.loss_difference("val_loss").words(3, "+"),
+        "ahead at equal tokens": ahead(
+            gain_table(arm.at_tokens), arm.members[0][0].record.parameters, "tokens per parameter"
+        ),
+        "ahead at equal compute": ahead(gain_table(arm.at_compute), 1.0, "Hoffmann FLOPs") or none,
+    }
 
 
 def gain_table(found: pd.DataFrame) -> pd.DataFrame:
     """Differences, a column a seed, as rows of gains.csv; ahead where the interval, or one seed's value, is below 0."""
-    rows = [(at, estimate(values.tolist())) for at, values in found.iterrows()]
+    rows = [(at, estimate(values)) for at, values in found.iterrows()]
     return pd.DataFrame(
         [(at, e.seeds, e.mean, e.low, e.high, (e.high if e.has_interval else e.mean) < 0) for at, e in rows],
         columns=["at", "seeds", "val_loss_minus_scratch", "low", "high", "ahead"],
@@ -281,78 +246,86 @@ def ahead(gains: pd.DataFrame, scale: float, unit: str) -> str:
     return f"{' and '.join(told)} {unit}" if told else "never"
 
 
-def loss_figure(comparison: Comparison, runs: Runs, name: str, with_base: bool) -> figures.Figure:
+def line(
+    label: str, look: dict[str, Any], stages: Sequence[Sequence[Run]], by_compute: bool, below: Any = None
+) -> figures.Line:
+    """A line of a figure of losses: runs that differ in their seeds, and what was grown from them, and so on.
+
+    It lies over tokens, or over Hoffmann FLOPs with those before a warmstart in front, as far as they are known.
+    """
+    before = stages[0][0].base_flops
+    at = before if by_compute and not math.isnan(before) else 0.0
+    shown, starts = [], []
+    faint: list[pd.Series] = []
+    for runs in stages:
+        per_token = runs[0].flops_per_token if by_compute else 1.0
+        smooth = band([smoothed(run.losses, SMOOTHING * run.tokens) for run in runs])["mean"]
+        shown.append(placed(band([run.val_losses for run in runs]), at, per_token))
+        faint.append(placed(smooth, at, per_token))
+        starts.append(at)
+        at += runs[0].tokens * per_token
+    return figures.Line(label, look, pd.concat(shown), pd.concat(faint), below, tuple(starts[1:]))
+
+
+def loss_figure(comparison: Comparison, name: str, by_compute: bool) -> figures.Figure:
     """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
-    parameters = comparison.scratch[0]["parameters"]
-    rows = {row["run"]: row for row in runs.rows()}
-    groups: list[tuple[str, list[Row], dict[str, Any], pd.DataFrame]]
-    groups = [(SCRATCH, comparison.scratch, figures.style(-1), pd.DataFrame())]
+    lines = [line(SCRATCH, figures.style(-1), [comparison.scratch], by_compute)]
     for number, arm in enumerate(comparison.arms):
-        found = arm.at_compute if with_base else arm.at_tokens
-        groups.append((arm.label, [rows[r] for r in arm.pairs["warmstart_run"]], figures.style(number), found))
-    for row in comparison.unfinished:
-        label = f"{row['growth'] or 'from scratch'}, {row['status']}"
-        groups.append((label, [row], figures.style(-1) | {"color": figures.GREY}, pd.DataFrame()))
-    unit, named = parameters, "tokens per parameter"
-    if with_base:
-        unit, named = figures.flops_unit(max(own_flops(run) for run in comparison.scratch))
-    lines = []
-    for label, members, look, found in groups:
-        run = members[0]
-        per_token = run["hoffmann_flops_per_token"] if with_base else 1.0
-        before = run["base_hoffmann_flops"] if with_base and run["kind"] == "warmstart" else 0.0
-        val_losses = placed(band([runs.val_losses(run["run"]) for run in members]), before, per_token)
-        smooth = [smoothed(runs.losses(run["run"]), SMOOTHING * run["tokens"]) for run in members]
-        below = band([values for _, values in found.items()]) if len(found) else None
-        lines.append(figures.Line(label, look, val_losses, placed(band(smooth)["mean"], before, per_token), below))
-    last = fmean(run["val_loss"] for run in comparison.scratch)
-    equal = f"{named}, the base's in front" if with_base else named
-    caption = f"{comparison.title}: validation loss over {equal}, and its difference from scratch's at equal places."
-    return figures.loss_curves(name, caption, lines, named + (", the base's included" if with_base else ""), unit, last)
+        gains = arm.at_compute if by_compute else arm.at_tokens
+        below = band([values for _, values in gains.items()]) if len(gains) else None
+        lines.append(line(arm.label, figures.style(number), [arm.warm], by_compute, below))
+    for run in comparison.unfinished:
+        look = figures.style(-1) | {"color": figures.GREY}
+        lines.append(line(f"{run.growth or 'from scratch'}, {run.status}", look, [[run]], by_compute))
+    unit, named, in_front = comparison.scratch[0].record.parameters, "tokens per parameter", ""
+    if by_compute:
+        unit, named = figures.flops_unit(max(run.own_flops for run in comparison.scratch))
+        in_front = ", the base's in front"
+    last = fmean(run.val_loss for run in comparison.scratch)
+    caption = f"{comparison.title}: validation loss over {named}{in_front}, and its difference from scratch's there."
+    return figures.loss_curves(name, caption, lines, f"{named}{in_front}", unit, last)
 
 
-def printed(comparison: Comparison, runs: Runs) -> str:
+def printed(comparison: Comparison) -> str:
     """A comparison for the terminal: validation losses at the same token counts, compute to scratch's last loss."""
-    columns = {"from scratch": band([runs.val_losses(run["run"]) for run in comparison.scratch])["mean"]}
-    for arm in comparison.arms:
-        columns[arm.label] = band([runs.val_losses(name) for name in arm.pairs["warmstart_run"]])["mean"]
-    shared = pd.concat(columns, axis=1, join="inner")
+    runs = {"from scratch": comparison.scratch} | {arm.label: arm.warm for arm in comparison.arms}
+    means = {label: band([run.val_losses for run in seeds])["mean"] for label, seeds in runs.items()}
+    shared: Any = pd.concat(means, axis=1, join="inner").rename_axis("tokens").reset_index()
     step = max(1, math.ceil((len(shared) - 1) / (ROWS - 1)))
-    places = sorted({*range(0, len(shared) - 1, step), len(shared) - 1} - {-1})
-    formats: dict[Any, Any] = dict.fromkeys(columns, "{:.4f}".format) | {"tokens": "{:,.0f}".format}
-    told = shared.iloc[places].reset_index(names="tokens")
-    lines = [told.to_string(index=False, col_space=13, formatters=formats)] if places else []
-    arm = best_arm(comparison)
-    mean = (arm or comparison.arms[0]).pairs.mean(numeric_only=True).to_dict()
-    per_token = mean["scratch_hoffmann_flops"] / mean["scratch_tokens"]  # of the same model as the warmstart's
-    tokens = beside = mean["scratch_tokens"]
-    to = "of the whole runs"
-    if arm:
-        tokens, beside, to = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"], "to that loss"
-        loss = fmean(run["val_loss"] for run in comparison.scratch)
-        lines.append(
-            f"To the scratch run's last loss, {loss:.4f}, {arm.label} took {tokens:,.0f} of {beside:,.0f} tokens:"
-            f" {tokens / beside:.0%}."
-        )
-    scratch, own = beside * per_token, tokens * per_token
-    whole = own + mean["base_hoffmann_flops"]
-    with_base = f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."
-    if math.isnan(whole):
-        with_base = "; what the base's own training took is not known."
-    lines.append(f"Compute {to}: scratch {scratch:.3g} Hoffmann FLOPs, warmstart {own:.3g}{with_base}")
+    shared = shared[(shared.index % step == 0) | (shared.index == len(shared) - 1)]
+    formats: dict[Any, Any] = dict.fromkeys(means, "{:.4f}".format) | {"tokens": "{:,.0f}".format}
+    lines = [shared.to_string(index=False, col_space=13, formatters=formats)] if len(shared) else []
+    if best := best_arm(comparison):
+        mean = best.pairs.mean(numeric_only=True).to_dict()
+        tokens, of = mean["tokens_to_scratch_loss"], mean["scratch_tokens_to_its_loss"]
+        own, scratch = mean["hoffmann_flops_to_scratch_loss"], mean["scratch_hoffmann_flops_to_its_loss"]
+        whole = own + mean["base_hoffmann_flops"]
+        with_base = f", with the base's own training {whole:.3g} ({whole / scratch:.0%})."
+        if math.isnan(whole):
+            with_base = "; what the base's own training took is not known."
+        lines += [
+            f"To the scratch run's last loss, {mean['scratch_val_loss']:.4f}, {best.label} took {tokens:,.0f} of"
+            f" {of:,.0f} tokens: {tokens / of:.0%}.",
+            f"Compute to that loss: scratch {scratch:.3g} Hoffmann FLOPs, warmstart {own:.3g}{with_base}",
+        ]
     return "\n".join(lines)
 
 
-def all_runs(runs: Runs) -> Section:
+def all_runs(found: Found) -> Section:
     """Every run that was found, and how far it got."""
     kinds = {"scratch": SCRATCH, "standard": "from scratch (SP)", "warmstart": "grown", "continued": "continued"}
-    rows = []
-    for row in runs.rows():
-        grown = ", ".join(filter(None, [row["source"] and f" from {row['source']}", row["growth"]]))
-        kind = kinds[row["kind"]] + grown * (row["kind"] not in ("scratch", "standard"))
-        told = {"run": row["run"], "kind": kind, "seed": str(row["seed"])}
-        rows.append(told | {column: row[column] for column in COLUMNS})
-    rows += runs.left_out.drop(columns="folder").reset_index().to_dict("records")
+    rows: list[dict[str, Any]] = []
+    for run in found.runs:
+        grown = ", ".join(filter(None, [run.source and f" from {run.source}", run.growth]))
+        kind = kinds[run.kind] + grown * (run.kind not in ("scratch", "standard"))
+        rows.append({
+            "run": run.name, "kind": kind, "seed": str(run.seed), "model": run.model,
+            "learning_rate": run.record.base_lr, "batch_size": run.record.global_batch_size,
+            "schedule": run.settings["schedule"]["name"], "tokens": run.tokens,
+            "tokens_per_param": run.tokens_per_param, "val_loss": run.val_loss, "status": run.status, "told": run.told,
+        })  # fmt: skip
+    whole = dict(tokens="", batch_size="")  # as a gap in them would make numbers with a point of all others
+    rows += [{"run": name, "status": "left out", "told": why} | whole for name, why in found.left_out.items()]
     table = pd.DataFrame(rows)
-    caption = f"All {len(rows)} runs that were found. A run that is going on and one that broke off look alike."
+    caption = f"All {len(table)} runs that were found. A run that is going on and one that broke off look alike."
     return Section("Runs", tables=[Table("runs", caption, table, readable(table), folded=True)])

@@ -102,7 +102,7 @@ class Estimate:
         return f"{self.low:{sign}.{digits}f} {high}"
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float] | pd.Series) -> Estimate:
     """Mean and 95% interval: mean ± t s / sqrt(n), s the standard deviation with n - 1, t for n - 1 degrees of freedom.
 
     Above 30 degrees of freedom t is that of 30, which makes the interval 4% too wide at most.
@@ -115,7 +115,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half_width, mean + half_width, n)
 
 
-def speed_up(shares: Sequence[float]) -> Estimate:
+def speed_up(shares: Sequence[float] | pd.Series) -> Estimate:
     """How many times the compute from scratch is a warmstart's, up to the same loss; above 1 it saved some.
 
     The mean and the interval are those of the ``shares``, the warmstart's compute over that from scratch of each seed,

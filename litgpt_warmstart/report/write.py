@@ -2,8 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
@@ -12,7 +11,7 @@ from litgpt_warmstart.report import sections
 from litgpt_warmstart.report.chains import chains, successive
 from litgpt_warmstart.report.compare import compare_all
 from litgpt_warmstart.report.layers import add_norms
-from litgpt_warmstart.report.page import FIGURES, MARK, TABLES, Kind, Section, as_csv, listed_files, render
+from litgpt_warmstart.report.page import FIGURES, MARK, TABLES, Kind, Section, as_csv, listed_files, render, writing
 from litgpt_warmstart.report.runs import find
 
 PAGE = "index.html"
@@ -35,40 +34,32 @@ def write_report(
     Raises:
         UserError: There is nothing to report, or ``out_dir`` holds another page or cannot be written.
     """
-    runs = find(paths, [kind.RESULTS for kind in kinds])
-    compared = compare_all(runs)
-    linked = chains(runs, compared)
-    chained = {stage["run"] for chain in linked for stage in chain.stages if stage["status"] == "finished"}
-    compared.notes = [(run, why) for run, why in compared.notes if run["run"] not in chained]
-    made = [sections.answer(compared, runs)]
-    pairs = sections.pairs(compared, runs)
-    add_norms(pairs, compared, runs)
-    made += [pairs] if pairs.parts else []
-    if linked:
-        made.append(successive(linked, runs))
-    made += [section for kind in kinds if (section := kind.section(runs))]
-    if len(runs.table) or len(runs.left_out):
-        made.append(sections.all_runs(runs))
+    found = find(paths, [results for results, _ in kinds])
+    compared = compare_all(found)
+    linked = chains(found, compared)
+    chained = [run for chain in linked for run in chain.stages if run.status == "finished"]
+    compared.notes = [(run, why) for run, why in compared.notes if run not in chained]
+    pairs = sections.pairs(compared)
+    add_norms(pairs, compared, found)
+    made = [
+        sections.answer(compared, found),
+        *([pairs] if pairs.parts else []),
+        *([successive(linked)] if linked else []),
+    ]
+    made += filter(None, (section(found) for _, section in kinds))
+    made += [sections.all_runs(found)] if found.runs or found.left_out else []
     parts = [part for section in made for part in section.whole]
     files = {f"{TABLES}/{table.name}.csv": as_csv(table.frame) for part in parts for table in part.tables}
     below = f"Made by litgpt warmstart_report {', '.join(map(str, paths))}; Python {platform.python_version()}."
-    with _writing("--out_dir", out_dir):
+    with writing("--out_dir", out_dir):
         _replace(out_dir, render("Did the warmstart pay?", made, below, sorted(files)), files)
     if picture:
         if not compared.comparisons:
             raise UserError("--picture shows a warmstart beside its run from scratch, and there is none")
-        with _writing("--picture", picture):
+        with writing("--picture", picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
             write_whole(picture, pairs.parts[0].figures[0].png)
     return made
-
-
-@contextmanager
-def _writing(option: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {option} {str(path)!r}: {error.strerror}: choose another") from error
 
 
 def _replace(out_dir: Path, page: str, files: Mapping[str, str | bytes]) -> None:

@@ -21,13 +21,15 @@ from litgpt_warmstart.method.growth import Growth, check_growable, resolve_align
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report.figures import dots
-from litgpt_warmstart.report.page import write_csv
+from litgpt_warmstart.report.page import as_text, write_csv
+from litgpt_warmstart.report.runs import curve
 from litgpt_warmstart.report.statistics import tokens_to_last_loss, tokens_to_reach
+from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.optimizer import named
 from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import as_text, check_results
-from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, val_losses, warmstarted
+from litgpt_warmstart.study.folder import check_results
+from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, warmstarted
 from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 
@@ -124,22 +126,14 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
 def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     """What all arms share, in words, and what tells each from the others."""
     varied = {name for name in DEFAULTS if len({arm.options[name] for arm in arms}) > 1}
+    words = dict(tokens_per_param="{:g} tokens per parameter", schedule="{}", weight_decay="weight decay {:g}")
 
     def named(arm: Arm, names: set[str]) -> list[str]:
-        parts = []
-        if names & {"base", "target"}:
-            parts.append(f"{short_name(arm.base)} -> {short_name(arm.target)}")
-        if "tokens_per_param" in names:
-            parts.append(f"{arm.tokens_per_param:g} tokens per parameter")
-        if "schedule" in names:
-            parts.append(arm.schedule)
-        if "weight_decay" in names and arm.weight_decay:
-            parts.append(f"weight decay {arm.weight_decay:g}")
-        return parts
+        models = [f"{short_name(arm.base)} -> {short_name(arm.target)}"] * bool(names & {"base", "target"})
+        return models + [form.format(arm.options[n]) for n, form in words.items() if n in names and arm.options[n]]
 
-    shared = named(arms[0], DEFAULTS.keys() - varied)
     own = [["from scratch" if arm.growth.from_scratch else arm.growth.label, *named(arm, varied)] for arm in arms]
-    return ", ".join(shared), [", ".join(parts) for parts in own]
+    return ", ".join(named(arms[0], DEFAULTS.keys() - varied)), [", ".join(parts) for parts in own]
 
 
 def conclude(
@@ -237,19 +231,20 @@ def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
 def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
     """A row a run that trains an arm: what it was, and how it ended beside its run from scratch."""
     rows = outcomes_of(runs, outcomes, COLUMNS)
-    curves = {run.name: val_losses(run) for run in runs if run.factors and outcomes[run.name].status == "finished"}
+    ended = [run for run in runs if run.factors and outcomes[run.name].status == "finished"]
+    curves = {run.name: curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss") for run in ended}
     same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
     scratch = rows[from_scratch(rows)].set_index(same)[["status", "val_loss", "run"]].add_prefix("scratch_")
     rows = rows.join(scratch, on=same)
-    own, reference = rows.pop("run"), rows.pop("scratch_run")
-    reached = []
-    for name, beside, loss in zip(own, reference, rows["scratch_val_loss"], strict=True):
-        both = name in curves and beside in curves and name != beside
+    names, reached = list(zip(rows.pop("run"), rows.pop("scratch_run"), strict=True)), []
+    for own, beside in names:
+        both = own in curves and beside in curves and own != beside
+        loss = curves[beside].iloc[-1] if both else math.nan
         reached.append(
-            (tokens_to_reach(curves[name], loss), tokens_to_last_loss(curves[beside])) if both else (math.nan,) * 2
+            (tokens_to_reach(curves[own], loss), tokens_to_last_loss(curves[beside])) if both else (loss, loss)
         )
     rows[["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss"]] = reached
-    return rows.assign(run=own)
+    return rows.assign(run=[own for own, _ in names])
 
 
 def from_scratch(rows: pandas.DataFrame) -> Any:

@@ -29,15 +29,15 @@ from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
 from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.report.figures import Figure, panels
 from litgpt_warmstart.report.layers import layer_name
-from litgpt_warmstart.report.page import Section, Table, write_csv
-from litgpt_warmstart.report.runs import Runs
+from litgpt_warmstart.report.page import Section, Table, as_text, write_csv, writing
+from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.study.folder import add_parts, as_text, check_results, read_table
+from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, named, table, way_name
 
 WayName = Literal["sp", "mup", "warmstart"]
@@ -183,14 +183,11 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
     print(f"\nLog-log slope of mean |activation| against n_embd at step {check.steps}")
     print(as_text(table(slopes)))
     print(f"* grows: above {MAX_SLOPE:g}; wide models have 0 or less under muP, 1 under SP")
-    out_dir = spec.out_dir
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        save(coordinates, slopes, f"{name}: Adam, {tuned}, mean of {seeds}", out_dir)
-        write_whole(out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
-    except OSError as error:
-        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
-    print(f"Wrote {RESULTS}, {SLOPES} and {PICTURE} to {str(out_dir)!r}")
+    with writing("--out_dir", spec.out_dir):
+        spec.out_dir.mkdir(parents=True, exist_ok=True)
+        save(coordinates, slopes, f"{name}: Adam, {tuned}, mean of {seeds}", spec.out_dir)
+        write_whole(spec.out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
+    print(f"Wrote {RESULTS}, {SLOPES} and {PICTURE} to {str(spec.out_dir)!r}")
 
 
 def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT:
@@ -265,23 +262,23 @@ def save(coordinates: pandas.DataFrame, slopes: pandas.DataFrame, title: str, ou
     write_whole(out_dir / PICTURE, picture(coordinates, title).png)
 
 
-def section(runs: Runs) -> Section | None:
+def section(found: Found) -> Section | None:
     """Mean |activation| over width, and its log-log slopes, for each folder of a coordinate check."""
-    found = Section(
+    whole = Section(
         "Coordinate checks",
         "How each layer's mean absolute activation goes with width after a few steps on one batch: L1 ~ n_embd^slope. A"
         f" slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has it; under muP it is 0 or less.",
     )
-    add_parts(found, runs.results[RESULTS], _part, "damaged or half-written: ")
-    return found if runs.results[RESULTS] else None
 
+    def part(name: str, folder: Path, number: int) -> Section:
+        coordinates = read_table(folder / RESULTS).astype({"t": int, "width": int, "l1": float})
+        slopes = read_table(folder / SLOPES)
+        title = setting(read_yaml(folder / HYPERPARAMETERS), int(max(coordinates["t"])))
+        shown = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))
+        return Section(name, title, figures=[picture(coordinates, title, f"coordinates-{number}")], tables=[shown])
 
-def _part(name: str, folder: Path, number: int) -> Section:
-    coordinates = read_table(folder / RESULTS).astype({"t": int, "width": int, "l1": float})
-    slopes = read_table(folder / SLOPES)
-    title = setting(read_yaml(folder / HYPERPARAMETERS), int(max(coordinates["t"])))
-    slope_table = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))
-    return Section(name, title, figures=[picture(coordinates, title, f"coordinates-{number}")], tables=[slope_table])
+    add_parts(whole, found.results[RESULTS], part)
+    return whole if found.results[RESULTS] else None
 
 
 def setting(arguments: Mapping[str, Any], step: int) -> str:

@@ -2,64 +2,47 @@
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas
 import torch
 
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.report.page import as_text
 from litgpt_warmstart.run.plan import duration, parameter_count
 from litgpt_warmstart.run.tuning import Measurement, measure
-from litgpt_warmstart.study.folder import as_text
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome
 
-
-@dataclass(frozen=True)
-class Cost:
-    """What the runs of one model with one batch size take."""
-
-    model: str
-    parameters: int
-    batch_size: int
-    """Sequences per step."""
-    runs: int
-    finished: int
-    """Those of them whose tokens are not counted."""
-    tokens: int
-    """Of the runs that have not ended, from their beginning."""
-    hoffmann_flops: float
-    measurement: Measurement | None
-
-    @property
-    def seconds(self) -> float:
-        """On the measured device, one run after another, without validation and saving; 0 where nothing was timed."""
-        return self.tokens / self.measurement.tokens_per_sec if self.measurement else 0.0
+COUNTS = ["runs", "finished", "tokens", "hoffmann_flops"]
 
 
-def costs(runs: Sequence[StudyRun], measured: bool = True) -> list[Cost]:
-    """What runs that have no outcome yet take, for each model and batch size, the smallest first.
+def costs(runs: Sequence[StudyRun]) -> pandas.DataFrame:
+    """What runs that have no outcome yet take, a row for each model and batch size, the smallest first.
 
-    Where ``measured``, each model is built, and a few steps of it are timed.
+    Returns:
+        Columns ``parameters``, ``batch`` (sequences a step), ``model``, ``block_size``; ``runs``, ``finished``, and of
+        those that have not, from their beginning, ``tokens`` and ``hoffmann_flops``; ``run``, one of those, or None.
     """
-    groups: dict[tuple[int, int, str, int], list[StudyRun]] = {}
+    rows = []
     for run in runs:
-        spec = run.spec
-        # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
-        key = parameter_count(spec.config), spec.global_batch_size, spec.config.name, spec.block_size
-        groups.setdefault(key, []).append(run)
-    found = []
-    for (parameters, batch_size, model, block_size), members in sorted(groups.items(), key=lambda group: group[0][:2]):
-        left = [run.spec for run in members if read_outcome(run) is None]
-        tokens = sum(spec.max_tokens for spec in left)
-        flops = tokens * hoffmann_flops_per_token(members[0].spec.config, block_size)
-        timed = None
-        if measured and left:
-            start_afresh()
-            # a run from scratch needs no base, and takes as long
-            timed = measure(replace(left[0], growth=None, source_dir=None, command="warmstart_scratch"))
-        ended = len(members) - len(left)
-        found.append(Cost(model, parameters, batch_size, len(members), ended, tokens, flops, timed))
-    return found
+        spec, finished = run.spec, read_outcome(run) is not None
+        tokens = 0 if finished else spec.max_tokens
+        rows.append({
+            # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
+            "parameters": parameter_count(spec.config), "batch": spec.global_batch_size, "model": spec.config.name,
+            "block_size": spec.block_size, "runs": 1, "finished": int(finished), "tokens": tokens,
+            "hoffmann_flops": tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
+            "run": None if finished else run,
+        })  # fmt: skip
+    groups = pandas.DataFrame(rows).groupby(["parameters", "batch", "model", "block_size"])
+    return groups.agg(dict.fromkeys(COUNTS, "sum") | {"run": "first"}).reset_index()
+
+
+def measured(run: StudyRun) -> Measurement:
+    """A few steps of a run's model on this device, timed."""
+    start_afresh()
+    # a run from scratch needs no base, and takes as long
+    return measure(replace(run.spec, growth=None, source_dir=None, command="warmstart_scratch"))
 
 
 def start_afresh() -> None:
@@ -69,28 +52,24 @@ def start_afresh() -> None:
     torch.cuda.empty_cache()
 
 
-def told_costs(found: Sequence[Cost]) -> str:
-    """Costs in lines, and their sum."""
-    timed = [cost.measurement for cost in found if cost.measurement]
-    sums = {name: sum(getattr(cost, name) for cost in found) for name in ("runs", "finished", "tokens")}
-    sums |= {"hoffmann_flops": sum(cost.hoffmann_flops for cost in found), "seconds": sum(c.seconds for c in found)}
-    rows = [{**vars(cost), "seconds": cost.seconds} for cost in found] + [{**sums, "model": "in all"}]
-    speeds = [f"{c.measurement.tokens_per_sec:,.0f}" if c.measurement else "-" for c in found]
-    table = {
-        "model": [row["model"] for row in rows],
-        "parameters": [*(f"{cost.parameters:,}" for cost in found), ""],
-        "batch": [*(str(cost.batch_size) for cost in found), ""],
-        "runs": [row["runs"] for row in rows],
-        "finished": [row["finished"] for row in rows],
-        "tokens": [f"{row['tokens']:,}" for row in rows],
-        "Hoffmann FLOPs": [f"{row['hoffmann_flops']:.3g}" for row in rows],
-        "tokens/s": [*speeds, ""],
-        "time": [duration(row["seconds"]) if row.get("measurement", timed) else "-" for row in rows],
-    }
+def told_costs(found: pandas.DataFrame, time: bool = True) -> str:
+    """Costs in lines, and their sum; with ``time``, that on this device, where a run of each model is timed."""
+    timed = [measured(run) if time and run else None for run in found["run"]]
+    speeds = [one.tokens_per_sec if one else None for one in timed]
+    seconds = [tokens / speed if speed else 0.0 for tokens, speed in zip(found["tokens"], speeds, strict=True)]
+    sums = {"model": "in all", "parameters": "", "batch": ""} | {name: found[name].sum() for name in COUNTS}
+    rows = pandas.concat([found, pandas.DataFrame([sums])])
+    table = pandas.DataFrame({
+        "model": rows["model"], "parameters": [*(f"{count:,}" for count in found["parameters"]), ""],
+        "batch": rows["batch"], "runs": rows["runs"], "finished": rows["finished"],
+        "tokens": rows["tokens"].map("{:,}".format), "Hoffmann FLOPs": rows["hoffmann_flops"].map("{:.3g}".format),
+        "tokens/s": [*(f"{speed:,.0f}" if speed else "-" for speed in speeds), ""],
+        "time": [duration(each) if each else "-" for each in (*seconds, sum(seconds))],
+    })  # fmt: skip
     told = "Tokens are those of the runs that have not ended; FLOPs, Hoffmann et al.'s count."
-    if timed:
+    if one := next(filter(None, timed), None):
         told += (
-            f" Time is that of the runs one after another on {timed[0].device}, {timed[0].precision}; validation and"
+            f" Time is that of the runs one after another on {one.device}, {one.precision}; validation and"
             " saving are not in it."
         )
-    return f"{as_text(pandas.DataFrame(table))}\n{told}"
+    return f"{as_text(table)}\n{told}"

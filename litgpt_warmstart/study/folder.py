@@ -10,16 +10,10 @@ import pandas
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import LOCK, entries, locked
-from litgpt_warmstart.report.page import Section
+from litgpt_warmstart.report.page import Section, writing
 from litgpt_warmstart.report.runs import display_names
 from litgpt_warmstart.run.metrics import FILE_NAME
 from litgpt_warmstart.run.resume import check_writable
-
-
-def check_out_dir(out_dir: Path) -> None:
-    """Raise a UserError for the folder of a run: a study has folders of runs in its own."""
-    if (out_dir / FILE_NAME).exists() or (out_dir / "final").exists():
-        raise UserError(f"--out_dir {str(out_dir)!r} is the folder of a run: choose another for the study")
 
 
 def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
@@ -41,13 +35,13 @@ def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:
 
 @contextmanager
 def study_folder(out_dir: Path) -> Iterator[None]:
-    """Keep other processes out of a study's folder; one that was made for nothing goes again."""
+    """Keep other processes out of a study's folder, which is no run's; one that was made for nothing goes again."""
+    if (out_dir / FILE_NAME).exists() or (out_dir / "final").exists():
+        raise UserError(f"--out_dir {str(out_dir)!r} is the folder of a run: choose another for the study")
     check_writable(out_dir)
     made = not out_dir.exists()
-    try:
+    with writing("--out_dir", out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write --out_dir {str(out_dir)!r}: {error.strerror}: choose another") from error
     with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
         try:
             yield
@@ -65,23 +59,13 @@ def read_table(path: Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def add_parts(
-    section: Section, folders: Sequence[Path], part: Callable[[str, Path, int], Section], damaged: str = ""
-) -> None:
+def add_parts(section: Section, folders: Sequence[Path], part: Callable[[str, Path, int], Section]) -> None:
     """Put a part into a section for each folder of a study, made of its name, itself and the part's number.
 
-    One whose files cannot be read has a note instead, which says ``damaged`` before the reason.
+    One whose files cannot be read has a note instead.
     """
     for name, folder in zip(display_names(folders), folders, strict=True):
         try:
             section.parts.append(part(name, folder, len(section.parts) + 1))
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            section.notes.append(f"Left out: {name}: {damaged}{one_line(error, 100)}")
-
-
-def as_text(table: pandas.DataFrame) -> str:
-    """A table of words in lines, its first column to the left."""
-    heading, *_ = table.columns
-    width = max(map(len, (heading, *table[heading])))
-    first = table[heading].map(lambda cell: cell.ljust(width))
-    return table.assign(**{heading: first}).rename(columns={heading: heading.ljust(width)}).to_string(index=False)
+            section.notes.append(f"Left out: {name}: damaged or half-written: {one_line(error, 100)}")

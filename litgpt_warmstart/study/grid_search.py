@@ -16,13 +16,13 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder, write_whole
 from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
 from litgpt_warmstart.report.figures import heat_map
-from litgpt_warmstart.report.page import Section, Table, write_csv
-from litgpt_warmstart.report.runs import Runs
+from litgpt_warmstart.report.page import Section, Table, as_text, write_csv
+from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.folder import add_parts, as_text, check_results, read_table
+from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun
 from litgpt_warmstart.study.outcomes import results as outcomes_of
 
@@ -200,9 +200,9 @@ def wider(config: Config) -> str:
     return wider[0] if wider and find_scale(config.name) else "WIDER_MODEL_CONFIG.yaml"
 
 
-def section(runs: Runs) -> Section | None:
+def section(found: Found) -> Section | None:
     """A heat map for each folder of a grid search."""
-    found = Section(
+    whole = Section(
         "Grid searches",
         "Last validation loss, mean over seeds, after the same tokens in every cell; the winner is framed. A cell"
         " diverged if a seed's loss was not finite, or ended above its start and a uniform guess.",
@@ -212,23 +212,23 @@ def section(runs: Runs) -> Section | None:
     def part(name: str, folder: Path, number: int) -> Section:
         rows: Any = read_table(folder / RESULTS)
         losses = mean_losses(rows)
-        best = winner(losses)
+        lr, batch_size = best = winner(losses)
         tokens = rows["tokens"][rows["status"] == "finished"].astype(int).max()
         inside = (folder / CELLS).resolve()
-        own = [run for run in runs.rows() if Path(run["folder"]).resolve().parent == inside]
         told = f"{tokens:,} tokens"
-        if own:
-            told = f"{own[0]['model']}, {tokens / own[0]['parameters']:.3g} tokens per parameter"
-        lr, batch_size = best
-        answers = [f"Best: lr {lr:g}, batch {batch_size}, validation loss {losses.loc[best]:.4f}."]
-        if edge := at_the_edge(losses, best):
-            answers.append(f"{edge}.")
+        if own := next((run for run in found.runs if run.folder.resolve().parent == inside), None):
+            told = f"{own.model}, {tokens / own.record.parameters:.3g} tokens per parameter"
+        edge = at_the_edge(losses, best)
+        answers = [
+            f"Best: lr {lr:g}, batch {batch_size}, validation loss {losses.loc[best]:.4f}.",
+            *([f"{edge}."] if edge else []),
+        ]
         caption = f"Last validation loss by learning rate and batch, {told}"
         figure = heat_map(f"grid-search-{number}", caption, losses, best, told)
         tables.append(rows.reindex(columns=COLUMNS).assign(grid=name)[["grid", *COLUMNS]])
         return Section(f"{name}: {told}", answers=answers, figures=[figure])
 
-    add_parts(found, runs.results[RESULTS], part)
+    add_parts(whole, found.results[RESULTS], part)
     if tables:
-        found.tables.append(Table("grid_searches", "All cells and seeds", pandas.concat(tables)))
-    return found if runs.results[RESULTS] else None
+        whole.tables.append(Table("grid_searches", "All cells and seeds", pandas.concat(tables)))
+    return whole if found.results[RESULTS] else None

@@ -149,12 +149,6 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], columns: 
     return pandas.DataFrame(rows).astype({"first_val_loss": float, "val_loss": float})
 
 
-def val_losses(run: StudyRun) -> pandas.Series:
-    """Validation losses of a run that has ended, by tokens."""
-    rows = read_metrics(run.spec.out_dir / FILE_NAME)
-    return pandas.Series({row["tokens"]: row["val_loss"] for row in rows if "val_loss" in row})
-
-
 def warmstarted(spec: RunSpec, source_dir: Path, growth: Growth) -> RunSpec:
     """A run from scratch, made into one that grows a checkpoint, which may still have to be trained."""
     others = {k: v for k, v in spec.hyperparameters.items() if k not in ("parametrization", "initial_checkpoint_dir")}

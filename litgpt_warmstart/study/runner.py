@@ -27,7 +27,7 @@ from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, read_outco
 def conduct(study: Study, args: StudyArgs) -> None:
     """Carry out a study and conclude it, or say what it takes."""
     if args.plan:
-        print(told_costs(costs(study.runs, measured=args.plan == "time")))
+        print(told_costs(costs(study.runs), time=args.plan == "time"))
         return
     with study_folder(study.out_dir):
         study.conclude(carry_out(study.runs, args))

@@ -2,12 +2,13 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from litgpt_warmstart.method.schedule import Wsd
 from litgpt_warmstart.report.compare import compare_all, differences
-from litgpt_warmstart.report.runs import find
+from litgpt_warmstart.report.runs import Run, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
@@ -16,11 +17,11 @@ def compared(make_run):
 
 
 def told(result) -> dict[str, str]:
-    return {run["run"]: why for run, why in result.notes}
+    return {run.name: why for run, why in result.notes}
 
 
-def rows(make_run) -> dict[str, dict]:
-    return {row["run"]: row for row in find([make_run.folder]).rows()}
+def runs(make_run) -> dict[str, Run]:
+    return {run.name: run for run in find([make_run.folder]).runs}
 
 
 def interval(found) -> tuple[float, float]:
@@ -129,15 +130,16 @@ def test_a_repetition_of_a_seed_is_not_counted_twice(study):
 
 
 def test_schedules_of_different_budgets_are_compared_as_they_were_asked_for(study):
-    run = rows(study)["warm-1"]
+    run = runs(study)["warm-1"]
     found = []
     for fraction, tokens, steps, start in ((0.2, 1000, 10, 8), (0.2, 2000, 20, 16), (0.5, 2000, 20, 10)):
         schedule = Wsd(steps, cooldowns=((start, steps),)).plain
-        found.append(run | {"max_tokens": tokens, "settings": {**run["settings"], "schedule": schedule},
-                            "asked_schedule": dict(name="wsd", cooldown_fraction=fraction)})  # fmt: skip
+        asked = dict(name="wsd", cooldown_fraction=fraction)
+        settings = {**run.settings, "schedule": schedule}
+        found.append(replace(run, max_tokens=tokens, settings=settings, asked_schedule=asked))
     one, longer, other = found
     assert differences(one, longer) == [] and [name for name, *_ in differences(one, other)] == ["schedule"]
-    assert [name for name, *_ in differences(one, other | {"max_tokens": 1000})] == ["schedule"]
+    assert [name for name, *_ in differences(one, replace(other, max_tokens=1000))] == ["schedule"]
 
 
 def test_shrink_0_counts_as_a_run_from_scratch_and_not_its_bases_compute(study):
@@ -145,7 +147,7 @@ def test_shrink_0_counts_as_a_run_from_scratch_and_not_its_bases_compute(study):
     study("zero", [8.0, 7.0, 6.0, 5.0, 4.0], seed=1, shrink=0.0, base=study.folder / "base")
     (arm,) = compared(study).comparisons[0].arms
     assert len(arm.pairs) == 3 and set(arm.pairs["share_of_scratch_hoffmann_flops"]) == {0.5, 0.25}
-    assert rows(study)["zero"]["kind"] == "scratch"
+    assert runs(study)["zero"].kind == "scratch"
 
 
 def test_the_bases_compute_is_unknown_where_its_record_does_not_tell(make_run):
@@ -154,7 +156,7 @@ def test_the_bases_compute_is_unknown_where_its_record_does_not_tell(make_run):
     foreign = make_run("foreign", [9.0, 7.0], width=48, steps=10, hoffmann_flops=0)
     for base in (known, old, foreign):
         make_run(f"from-{base.name}", [6.0, 5.0], width=96, shrink=0.4, base=base)
-    flops = {name: row["base_hoffmann_flops"] for name, row in rows(make_run).items()}
+    flops = {name: run.base_flops for name, run in runs(make_run).items()}
     assert flops["from-old"] == flops["from-base"] > 0 and math.isnan(flops["from-foreign"]) and flops["base"] == 0
 
 

@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.report.runs import COLUMNS, display_names, find
+from litgpt_warmstart.report.runs import Run, display_names, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
-def test_a_run_is_a_row_with_typed_columns_and_its_curves(make_run):
-    runs = find([make_run("a", [8.0, 6.0, 4.0])])
-    run = runs.table.loc["a"]
-    assert runs.table.dtypes.astype(str).to_dict() == COLUMNS
-    assert runs.val_losses("a").to_dict() == {0: 8.0, 20 * PER_STEP: 6.0, 40 * PER_STEP: 4.0}
-    assert runs.losses("a").iloc[0] == 8.9 and len(runs.losses("a")) == 40
+def named(*folders: Path) -> dict[str, Run]:
+    return {run.name: run for run in find(folders).runs}
+
+
+def test_a_run_has_its_curves_and_how_far_it_got(make_run):
+    run = named(make_run("a", [8.0, 6.0, 4.0]))["a"]
+    assert run.val_losses.to_dict() == {0: 8.0, 20 * PER_STEP: 6.0, 40 * PER_STEP: 4.0}
+    assert run.losses.iloc[0] == 8.9 and len(run.losses) == 40
     assert run.status == "finished" and run.tokens == 40 * PER_STEP and run.tokens_per_param == 2.0
-    assert run.kind == "scratch" and run.hoffmann_flops_per_token == pytest.approx(FLOPS_PER_TOKEN[48])
+    assert run.kind == "scratch" and run.flops_per_token == pytest.approx(FLOPS_PER_TOKEN[48])
 
 
 def test_flops_of_an_older_metrics_file_are_counted_from_the_config(make_run):
-    runs = find([make_run("a", [8.0, 4.0], hoffmann=False)])
-    assert runs.table.loc["a", "hoffmann_flops_per_token"] == FLOPS_PER_TOKEN[48]
+    assert named(make_run("a", [8.0, 4.0], hoffmann=False))["a"].flops_per_token == FLOPS_PER_TOKEN[48]
 
 
 def test_runs_are_found_beneath_folders_each_once_and_not_in_their_own_logs(study):
@@ -30,28 +31,29 @@ def test_runs_are_found_beneath_folders_each_once_and_not_in_their_own_logs(stud
     logs.mkdir(parents=True)
     shutil.copy(study.folder / "base" / "metrics.csv", logs)
     found = find([study.folder, study.folder / "base", study.folder.parent])
-    assert len(found.table) == 7 and found.left_out.empty
+    assert len(found.runs) == 7 and not found.left_out
 
 
 def test_folders_of_studies_are_found_by_the_files_that_tell_them(make_run):
     make_run("grid/cells/a", [8.0, 7.0])
     (make_run.folder / "grid/grid_search.csv").touch()
     found = find([make_run.folder], ["grid_search.csv", "coord_check.csv"])
-    assert found.results == {"grid_search.csv": (make_run.folder / "grid",), "coord_check.csv": ()}
+    assert found.results == {"grid_search.csv": [make_run.folder / "grid"], "coord_check.csv": []}
 
 
 def test_equal_settings_and_equal_growth_have_one_number(study):
     study("other", [8.0, 7.0], base_lr=0.5)
-    table = find([study.folder]).table
-    assert table.loc["scratch-1":"warm-3", "settings_key"].nunique() == 1
-    assert table.loc["other", "settings_key"] != table.loc["scratch-1", "settings_key"]
-    assert table.loc[["warm-1", "warm-2", "warm-3"], "growth_key"].nunique() == 1
-    assert table.loc["warm-1", "growth_key"] != table.loc["scratch-1", "growth_key"]
+    runs = named(study.folder)
+    settings = {name: run.settings_key for name, run in runs.items()}
+    assert len({settings[f"{kind}-{seed}"] for kind in ("scratch", "warm") for seed in (1, 2, 3)}) == 1
+    assert settings["other"] != settings["scratch-1"]
+    assert len({runs[f"warm-{seed}"].growth_key for seed in (1, 2, 3)}) == 1
+    assert runs["warm-1"].growth_key != runs["scratch-1"].growth_key
 
 
 def test_a_run_whose_metrics_go_on_behind_its_checkpoint_has_not_finished(make_run):
     make_run.metrics(make_run("a", [8.0, 6.0, 4.0], planned=40), [8.0, 6.0, 4.0], 60)
-    run = find([make_run.folder]).table.loc["a"]
+    run = named(make_run.folder)["a"]
     assert run.status == "not finished" and run.told.startswith("step 60 of 40; last written 20")
 
 
@@ -68,30 +70,27 @@ def test_what_is_half_written_is_said_and_skipped(study):
     silent = study("silent", [8.0, 7.0])
     (silent / "metrics.csv").write_text("step,tokens,loss\n1,512,8.5\n")
     found = find([study.folder])
-    said = {Path(row["folder"]).name: row for row in found.left_out.to_dict("records")}
-    assert len(found.table) == 7 and said.keys() == {"no-checkpoint", "header", "torn", "odd", "gone", "silent"}
-    assert said["no-checkpoint"]["status"] == "not finished" and "no checkpoint yet" in said["no-checkpoint"]["told"]
-    assert (said["no-checkpoint"]["tokens"], said["no-checkpoint"]["val_loss"]) == (4 * PER_STEP, 7.0)
-    assert said["header"]["status"] == "empty"
-    assert all(said[name]["status"] == "damaged" for name in ("torn", "odd", "gone", "silent"))
-    assert "has no validation losses" in said["silent"]["told"]
-    assert all("\n" not in row["told"] for row in said.values())
+    told = dict.fromkeys(("torn", "gone"), "") | {
+        "no-checkpoint": "step 4, no checkpoint yet; last written 20", "header": "no run in this folder",
+        "odd": "has no validation losses", "silent": "has no validation losses",
+    }  # fmt: skip
+    assert len(found.runs) == 7 and found.left_out.keys() == told.keys()
+    assert all(told[name] in why and "\n" not in why for name, why in found.left_out.items())
 
 
 def test_a_diverged_run_without_a_checkpoint_says_why(make_run):
     out_dir = make_run("a", [8.0, 7.0], checkpoint=None, steps=4)
     (out_dir / "outcome.json").write_text('{"status": "diverged", "reason": "the loss is nan at step 4"}')
     make_run("b", [8.0, 7.0])
-    (row,) = find([make_run.folder]).left_out.to_dict("records")
-    assert (row["status"], row["told"]) == ("diverged", "the loss is nan at step 4")
+    assert find([make_run.folder]).left_out == {"a": "the loss is nan at step 4"}
 
 
 def test_a_run_that_ended_above_its_start_and_chance_diverged(study):
     study("lost", [8.0, 9.0, 9.5], seed=4, shrink=0.4, base=study.folder / "base")
     study("bad_start", [3.0, 3.5, 3.6], seed=5, shrink=0.4, base=study.folder / "base")  # below ln 96: no divergence
-    table = find([study.folder]).table
-    assert table.loc["lost", "told"] == "its last validation loss is 9.5, its first was 8"
-    assert (table.loc["lost", "status"], table.loc["bad_start", "status"]) == ("diverged", "finished")
+    runs = named(study.folder)
+    assert runs["lost"].told == "its last validation loss is 9.5, its first was 8"
+    assert (runs["lost"].status, runs["bad_start"].status) == ("diverged", "finished")
 
 
 def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
@@ -103,7 +102,8 @@ def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
         assert "\n" not in str(error.value)
     make_run("a", [8.0, 7.0])
     found = find([make_run.folder, tmp_path / "empty"])
-    assert len(found.table) == 1 and found.left_out["told"].item() == "no run in this folder"
+    (why,) = found.left_out.values()
+    assert len(found.runs) == 1 and why.startswith("no run in this folder")
 
 
 def test_folders_are_called_by_what_tells_them_apart(tmp_path):

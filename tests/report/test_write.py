@@ -16,7 +16,7 @@ from litgpt_warmstart.run.spec import TrainArgs
 from litgpt_warmstart.study import coord_check, grid_search
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
 
-KINDS = (coord_check, grid_search)
+KINDS = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
 
 
 def headings(page: str) -> list[str]:
@@ -129,8 +129,8 @@ def test_norms_over_training_are_drawn_for_one_seed_beside_scratch(make_run):
 def test_answers_and_tables_have_the_numbers(written, report):
     about, told = list(answers(written).items())[1]
     assert about == "neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter"
-    assert "shrink 0.6, from neox-16 (0.001M) at 6.14 tokens/param has one seed" in " ".join(told)
-    assert "speed-up in Hoffmann FLOPs of 2.40 (95% interval 1.29 to 17.22): faster" in told[0]
+    assert "Of one seed there is no interval" in " ".join(told)
+    assert "speed-up in Hoffmann FLOPs of 2.40 (1.29 to 17.22): faster" in told[0]
     assert any("25% of the target's tokens" in words and "1.33 at most" in words for words in told)
     tables = report / "tables"
     table = {row["warmstart"]: row for row in rows(tables / "speed_up.csv")}
@@ -182,7 +182,7 @@ def test_the_terminal_has_the_losses_side_by_side_and_the_compute(written):
 def test_one_comparison_is_answered_in_one_sentence_and_several_are_counted(study, tmp_path):
     (headline,) = answers(write_report([study.folder], tmp_path / "a"))["The answer"]
     assert headline.startswith("neox-16 (0.001M) → neox-48 (0.0102M), 2 tokens per parameter: with shrink 0.4")
-    assert "a speed-up in Hoffmann FLOPs of 2.17 with the base's counted" in headline and "faster" in headline
+    assert "a speed-up in Hoffmann FLOPs of 2.17 (" in headline and ") with the base's counted: faster" in headline
     study("longer", [8.0, 6.0, 5.0, 4.0], steps=80)
     study("warm-longer", [6.0, 5.0, 4.0, 3.0], steps=80, shrink=0.4, base=study.folder / "base")
     (headline,) = answers(write_report([study.folder], tmp_path / "b"))["The answer"]
@@ -264,11 +264,11 @@ def test_a_grid_search_is_drawn_and_its_winner_told_and_a_damaged_one_is_left_ou
     (make_run.folder / "commas/grid_search.csv").write_text(grid + lines[0] + ",\n")
     written = write_report([make_run.folder], tmp_path / "report", KINDS)
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")
-    assert "commas: a row has more or fewer columns" in page
+    assert "commas: damaged or half-written: a row has more or fewer columns" in page
     assert headings(page) == ["The answer", "Grid searches", "Runs"] and page.count("<svg") == 1
     assert "Best: lr 0.02, batch 8, validation loss 7.0000." in page and "0.02 is the smallest of --lrs" in page
     assert "grid: neox-48 (0.0102M), 2 tokens per parameter" in page  # not grid/wider
-    assert "worse: could not convert string to float" in page and len(notes(written)) == 2
+    assert "worse: damaged or half-written: could not convert string to float" in page and len(notes(written)) == 2
     assert [row["val_loss"] for row in rows(tmp_path / "report/tables/grid_searches.csv")] == ["7.0", "7.5", "9.0"]
     assert "diverged" in page and "7.500" in page
 
@@ -299,8 +299,8 @@ def test_no_speed_up_is_an_answer(make_run, tmp_path):
     make_run("scratch", [8.0, 6.0, 4.0])
     make_run("warm", [6.0, 5.5, 5.0], shrink=0.4, base=base)
     headline, told = map(" ".join, answers(write_report([make_run.folder], tmp_path / "report")).values())
-    assert "No warmstart reached the scratch run's last validation loss, 4.0000: no speed-up." in told
-    assert "has one seed: an interval needs two" in told and "Fewer than 4 validations" in told
+    assert "No warmstart reached the scratch run's last validation loss, 4.0000, with every seed: no speed-up." in told
+    assert "Of one seed there is no interval" in told and "Fewer than 4 validations" in told
     assert headline.endswith("no warmstart reached the scratch run's last validation loss.")
 
 
@@ -340,7 +340,7 @@ def test_folders_are_typed_one_after_the_other_or_named_in_a_file(study, tmp_pat
     folders = [study.folder / name for name in ("base", "scratch-1", "warm-1")]
     command(monkeypatch, *folders, "--out_dir", tmp_path / "a", "--picture", tmp_path / "a.png")
     told = capsys.readouterr().out
-    assert "speed-up in Hoffmann FLOPs of 2.00 (one seed: no interval)" in told and "from scratch    shrink 0.4" in told
+    assert "speed-up in Hoffmann FLOPs of 2.00 (no interval: one seed)" in told and "from scratch    shrink 0.4" in told
     assert "Compute to that loss: scratch" in told and (tmp_path / "a.png").is_file()
     (tmp_path / "report.yaml").write_text(f"runs: [{folders[0]}, {folders[1]}]\nout_dir: {tmp_path / 'b'}\n")
     command(monkeypatch, "--config", tmp_path / "report.yaml")

@@ -20,15 +20,12 @@ def settings(stdlib_path, tmp_path):
 def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):
     runs = [StudyRun(f"seed-{seed}", make_spec(f"seed-{seed}", seed=seed)) for seed in (1, 2, 3)]
     carry_out(runs[:1], say=lambda line: None)
-    (found,) = costs(runs)
-    spec = runs[0].spec
+    found, spec = costs(runs).iloc[0], runs[0].spec
     tokens = 2 * 4 * 4 * 64  # runs, steps, sequences, block
-    assert (found.runs, found.finished, found.tokens) == (3, 1, tokens)
-    assert found.hoffmann_flops == tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
-    assert found.seconds == pytest.approx(tokens / found.measurement.tokens_per_sec)
+    assert (found["runs"], found["finished"], found["tokens"]) == (3, 1, tokens)
+    assert found["hoffmann_flops"] == tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
     assert not runs[1].spec.out_dir.exists()
-    ended = costs(runs[:1])
-    assert ended[0].measurement is None and "in all" in told_costs(ended)
+    assert told_costs(costs(runs[:1])).splitlines()[-2].split()[:5] == ["in", "all", "1", "1", "0"]
 
 
 def test_a_planned_study_trains_nothing_and_counts_bases_and_runs_from_scratch(settings, tiny, tmp_path, capsys):
