@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -196,3 +197,24 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def dump_yaml(content: dict[str, Any], path: Path) -> None:
     """Write plain values as YAML in their own order."""
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def cache_file(name: str) -> Path:
+    """Where something is remembered for this user; a RuntimeError where no home folder is known."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "litgpt_warmstart" / f"{name}.json"
+
+
+def remembered(name: str) -> dict[str, Any]:
+    """What :func:`remember` has kept under a name; nothing where it is damaged. Anybody may have changed it."""
+    with suppress(OSError, ValueError, RuntimeError):  # the last one of nesting without end, too
+        found = json.loads(cache_file(name).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def remember(name: str, content: dict[str, Any]) -> None:
+    """Keep plain values in the user's cache, where there is one that can be written."""
+    with suppress(OSError, RuntimeError):
+        cache_file(name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache_file(name), json.dumps(content, indent=1))

@@ -14,7 +14,7 @@ HELD_BY = {
     "test_plugin.py": ("_hook",),
     "guards/test_arguments.py": ("edge", "run/optimizer"),
     "guards/test_wrong_input.py": ("errors", "parsing"),
-    "guards/test_user_files.py": ("files", "run/ownership"),
+    "guards/test_user_files.py": ("files", "run/folder"),
     "guards/test_breaking_off.py": ("run/breaking_off",),
     "guards/test_damage.py": ("run/record",),
     "guards/test_trust.py": ("data/recorded", "data/use"),

@@ -29,7 +29,7 @@ def setup(
         overwrite: Replace an earlier export in ``out_dir``; nothing else is.
     """
     from litgpt_warmstart.run.export import export, foreign_to_export
-    from litgpt_warmstart.run.resume import check_writable
+    from litgpt_warmstart.run.folder import check_writable
 
     source = read_base(checkpoint_dir, "--checkpoint_dir")
     if out_dir is None:

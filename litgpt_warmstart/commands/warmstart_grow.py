@@ -36,8 +36,8 @@ def setup(
         seed: The random seed of the perturbation.
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
+    from litgpt_warmstart.run.folder import check_writable
     from litgpt_warmstart.run.grow import grow_folder
-    from litgpt_warmstart.run.resume import check_writable
 
     if out_dir is None:
         raise UserError("--out_dir is missing: give the checkpoint folder to write")

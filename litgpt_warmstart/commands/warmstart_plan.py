@@ -1,7 +1,6 @@
 """litgpt warmstart_plan: what a warmstart will take, and whether growth that large pays, before it is begun."""
 
 from contextlib import suppress
-from dataclasses import asdict
 from json import dumps, loads
 from pathlib import Path
 
@@ -46,12 +45,12 @@ def setup(
     spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), run, {})
     if json is not None:
         _check_free(Path(json))
-    plan = make_plan(spec, start, measure)
-    print(plan.describe())
+    told, figures = make_plan(spec, start, measure)
+    print(told)
     if json is not None:
         try:
             Path(json).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(json), dumps(asdict(plan), indent=1) + "\n")
+            write_whole(Path(json), dumps(figures, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write --json {str(json)!r}: {error.strerror}: choose another file") from error
 

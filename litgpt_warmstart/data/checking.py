@@ -1,15 +1,12 @@
 """Whether prepared tokens are as they were prepared: looked at in the background while a run trains."""
 
-import json
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import file_sha256, write_whole
-from litgpt_warmstart.parsing import Unreadable, parse
+from litgpt_warmstart.files import file_sha256, remember, remembered
 
 
 class ChunkCheck:
@@ -20,7 +17,7 @@ class ChunkCheck:
 
     def __init__(self, sha256: Mapping[Path, str], name: str) -> None:
         self._sha256 = sha256
-        self._name = name
+        self._memory = f"checked/{name}"
         self._bad: str | None = None
         self._thread = threading.Thread(target=self._look, name="chunk check", daemon=True)
 
@@ -36,7 +33,7 @@ class ChunkCheck:
             raise UserError(self._bad)
 
     def _look(self) -> None:
-        known = self._remembered()
+        known = remembered(self._memory)
         for path, sha256 in self._sha256.items():
             try:
                 state = [sha256, path.stat().st_size, path.stat().st_mtime_ns]
@@ -53,18 +50,4 @@ class ChunkCheck:
                 )
                 return
             known[str(path.resolve())] = state
-        with suppress(OSError, RuntimeError):  # no home folder, or a full disk: the next run looks again
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._memory, json.dumps({p: state for p, state in known.items() if os.path.exists(p)}))
-
-    def _remembered(self) -> dict[str, list[str | int]]:
-        """Path -> SHA-256, size and time of files that were found good."""
-        with suppress(OSError, RuntimeError, ValueError, RecursionError, Unreadable):
-            return parse(dict[str, list[str | int]], json.loads(self._memory.read_text(encoding="utf-8")))
-        return {}
-
-    @property
-    def _memory(self) -> Path:
-        """Where it is remembered; a RuntimeError where no home folder is known."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "litgpt-warmstart" / "checked" / f"{self._name}.json"
+        remember(self._memory, {path: state for path, state in known.items() if os.path.exists(path)})

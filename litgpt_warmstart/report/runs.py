@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.method.schedule import ScheduleOptions
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
-from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD, step_folders
+from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD
+from litgpt_warmstart.run.folder import OUTCOME, trained
 from litgpt_warmstart.run.identity import recorded_identity
 from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged, read_metrics
 from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
 from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
-from litgpt_warmstart.run.ownership import OUTCOME
 from litgpt_warmstart.run.record import Ancestor, Record
 
 
@@ -191,17 +191,10 @@ def newest_record(folder: Path) -> tuple[Path, Record] | None:
     Raises:
         UserError: No record of the run can be read.
     """
-    trained, failed = [], None
-    for checkpoint in (folder / "final", *step_folders(folder)):
-        if (checkpoint / RECORD).is_file():
-            try:
-                trained.append((checkpoint, Record.load(checkpoint / RECORD)))
-            except UserError as error:
-                failed = error
-    trained = [(checkpoint, record) for checkpoint, record in trained if record.training]
-    if failed and not trained:
-        raise failed
-    return max(trained, key=lambda saved: saved[1].step_count, default=None)
+    found, unread = trained(folder)
+    if unread and not found:
+        raise UserError(unread[-1][1])
+    return next(iter(found.items()), None)
 
 
 def _why_diverged(folder: Path) -> str | None:
@@ -280,7 +273,7 @@ def _read(name: str, folder: Path) -> Run:
         base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
         val_losses=val_losses,
         losses=curve(rows, "loss").dropna(),
-        norms=pd.DataFrame([asdict(norm) for norm in NORMS.read(folder / NORMS_FILE)]),
+        norms=pd.DataFrame(NORMS.read(folder / NORMS_FILE)),
         settings=_settings(record, config, identity, asked),
         asked_schedule=schedule,
     )

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
-from litgpt_warmstart.run import checkpoint, ownership
-from litgpt_warmstart.run.interrupt import StopRequest, deaf_to_children
+from litgpt_warmstart.run.folder import is_checkpoint, newest_checkpoint
+from litgpt_warmstart.run.interrupt import deaf_to_children
 from litgpt_warmstart.run.resume import OpenRun, resume_command, save
 from litgpt_warmstart.run.tuning import out_of_memory
 
@@ -26,22 +26,19 @@ def end_early(error: Exception, run: OpenRun) -> Path:
 
     Raises:
         UserError: What has failed, in one line, and the checkpoint to go on from.
-        SystemExit: It diverged after a signal.
         Exception: ``error`` itself, where it is none that is known.
     """
     if isinstance(error, torch.OutOfMemoryError):
         raise out_of_memory(run.spec.micro_batch_size) from error
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
-    if isinstance(error, Diverged) and run.stop:
-        raise told_and_stopped(error, run.stop) from error
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
         raise error
     try:
         with deaf_to_children():
             saved, note = _save_once(run)
     except Exception as failed:  # whatever it is, the first one is told
-        saved, _ = checkpoint.newest_checkpoint(run.spec.out_dir)
+        saved, _ = newest_checkpoint(run.spec.out_dir)
         note = "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
     if run.stop and saved and isinstance(error, BrokeOff | OSError):
         return saved
@@ -53,13 +50,6 @@ def end_early(error: Exception, run: OpenRun) -> Path:
     raise error
 
 
-def told_and_stopped(error: UserError, stop: StopRequest) -> SystemExit:
-    """Print an error, and give what to raise instead after a signal: a study would go on with its next run."""
-    with suppress(OSError):  # a closed terminal
-        print(error, file=sys.stderr)
-    return SystemExit(stop.exit_status)
-
-
 def _save_once(run: OpenRun) -> tuple[Path | None, str]:
     """Save the last whole step unless that is done; nothing before the first, nor in the middle of one.
 
@@ -67,10 +57,10 @@ def _save_once(run: OpenRun) -> tuple[Path | None, str]:
         The folder to go on from, and what to say besides.
     """
     if not run.state.whole:
-        return checkpoint.newest_checkpoint(run.spec.out_dir)[0], ""
+        return newest_checkpoint(run.spec.out_dir)[0], ""
     if run.state.step_count == 0:
         return None, ""
-    if ownership.is_checkpoint(run.step_folder):
+    if is_checkpoint(run.step_folder):
         return run.step_folder, ""
     note = "" if run.spec.out_dir.is_dir() else ", in a folder made anew"
     return save(run, run.step_folder), note
@@ -83,8 +73,8 @@ def save_whole(run: OpenRun, folder: Path) -> Path:
         Diverged: A weight is not finite.
         BrokeOff: Something cannot be written.
     """
-    run.rows.flush_to_disk()
-    run.tracker.flush_to_disk()
+    for file in filter(None, (run.rows, run.tracker.file)):
+        file.flush_to_disk()
     try:
         return save(run, folder)
     except Diverged:

@@ -3,7 +3,7 @@
 Training, growing a folder, the coordinate check, the Python API and the tests have their models from here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -16,7 +16,8 @@ from litgpt_warmstart.method.growth import Grown, Growth, grow
 from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.checkpoint import Checkpoint
-from litgpt_warmstart.run.resume import Resumed, State
+from litgpt_warmstart.run.record import Ancestor
+from litgpt_warmstart.run.resume import State
 from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 
@@ -79,7 +80,7 @@ def bare_loss(fabric: L.Fabric, spec: RunSpec, empty_init: bool = False) -> Next
     return NextTokenLoss(gpt, spec.loss)
 
 
-def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None = None) -> State:
+def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resumed: Checkpoint | None = None) -> State:
     """A run's model, loss and optimizer, set up by Fabric, before the first or the next step.
 
     It starts from ``start``, grown where the specification says how, else as it is, or goes on from ``resumed``; from
@@ -87,7 +88,8 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
     """
     eager = bare_loss(fabric, spec, empty_init=True)
     gpt = eager.gpt
-    mup.load_weights(gpt, _weights(gpt, spec, start, resumed))
+    weights, lineage, grown = _origin(gpt, spec, start, resumed)
+    mup.load_weights(gpt, weights)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
     loss = fabric.setup(compiled(eager, spec.compile) if spec.compile else eager)
@@ -95,39 +97,32 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
     bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
     optimizer: Any = fabric.setup_optimizers(bare)
-    lineage = resumed.record.lineage if resumed else start.ancestors() if start else ()
-    return State(gpt, loss, optimizer, lineage, _grown(spec, start, resumed))
+    return State(gpt, loss, optimizer, lineage, grown)
 
 
 def update_weights(fabric: L.Fabric, spec: RunSpec, state: State) -> None:
     """Clip the gradients, take an optimizer step, and drop them."""
-    if spec.max_norm is not None:
+    if (max_norm := spec.args.train.max_norm) is not None:
         # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
-        fabric.clip_gradients(state.gpt, state.optimizer, max_norm=spec.max_norm, error_if_nonfinite=False)
+        fabric.clip_gradients(state.gpt, state.optimizer, max_norm=max_norm, error_if_nonfinite=False)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=not uses_cuda_graphs(spec.compile, fabric.device))
 
 
-def _weights(
-    gpt: MuGPT, spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    if resumed:
-        return iter(resumed.weights.items())
+def _origin(
+    gpt: MuGPT, spec: RunSpec, start: Checkpoint | None, resumed: Checkpoint | None
+) -> tuple[Iterable[tuple[str, torch.Tensor]], tuple[Ancestor, ...], Grown | None]:
+    """The weights to train, the checkpoints that they come from, and how a run's first ones were grown."""
+    if resumed and resumed.record:
+        return resumed.weights.items(), resumed.record.lineage, resumed.record.growth
     if start and not spec.growth:
         under = mup.folding(start.config, spec.mup_base_config, spec.parametrization)
-        return iter(start.weights_under(under).items())
-    return first_weights(gpt, spec.mup_base_config, spec.seed, spec.growth, start, spec.parametrization)
-
-
-def _grown(spec: RunSpec, start: Checkpoint | None, resumed: Resumed | None) -> Grown | None:
-    """How the first weights were grown: by this run, or before it where nothing was trained since."""
-    if resumed:
-        return resumed.record.growth
-    if start and spec.growth:
-        return spec.growth.done(start.config, spec.config, start.path, spec.seed)
-    if start and start.record and not start.record.tokens:
-        return start.record.growth
-    return None
+        grown = start.record.growth if start.record and not start.record.tokens else None  # and not trained since
+        return start.weights_under(under).items(), start.ancestors(), grown
+    weights = first_weights(gpt, spec.mup_base_config, spec.seed, spec.growth, start, spec.parametrization)
+    if start is None or spec.growth is None:
+        return weights, (), None
+    return weights, start.ancestors(), spec.growth.done(start.config, spec.config, start.path, spec.seed)
 
 
 def compiled(loss: NextTokenLoss, compile: bool | CompileMode) -> nn.Module:

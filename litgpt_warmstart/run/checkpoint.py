@@ -28,8 +28,8 @@ from litgpt.utils import incremental_save, save_config
 
 from litgpt_warmstart.data.tokenizer_files import NAMES as TOKENIZER_FILES
 from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer_files
-from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others, where_it_is
+from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, width_mult
 from litgpt_warmstart.method.scales import read_config
@@ -85,9 +85,9 @@ class Header:
         return self.trained_under if self.record.format_version > 2 else without_attention(self.trained_under)
 
     def check_files(self) -> None:
-        """Raise a UserError where a file has changed since it was saved; one that was deleted is not missed."""
+        """See :func:`check_files`; of a folder that this package did not write nothing is known."""
         if self.record:
-            _check_files(self.path, self.record)
+            check_files(self.path, self.record)
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,19 @@ class Checkpoint(Header):
         earlier = self.record.lineage if self.record else ()
         if self.record and not self.record.tokens:
             return earlier
+        told = ("tokens", "matmul_flops", "hoffmann_flops", "data", "growth")
         this = Ancestor(
             name=self.config.name,
             path=str(self.path),
             sha256=file_sha256(self.path / WEIGHTS),
             parameters=sum(weight.numel() for weight in self.weights.values()),
-            tokens=self.record.tokens if self.record else 0,
-            matmul_flops=self.record.matmul_flops if self.record else 0,
-            hoffmann_flops=self.record.hoffmann_flops if self.record else 0,
-            data=self.record.data if self.record else None,
-            growth=self.record.growth if self.record else None,
+            **({name: getattr(self.record, name) for name in told} if self.record else {}),
         )
         return (*earlier, this)
 
 
-def _check_files(folder: Path, record: Record) -> None:
-    """See :meth:`Header.check_files`."""
+def check_files(folder: Path, record: Record) -> None:
+    """Raise a UserError where a file has changed since it was saved; one that was deleted is not missed."""
     for name, sha256 in record.sha256.items():
         path = folder / name
         if name in DECISIVE and path.is_file() and file_sha256(path) != sha256:
@@ -284,7 +281,7 @@ def save_checkpoint(
         weights: The model's weights as trained, with their LitGPT names, on any device. Each is written before the next
             one is asked for, so that they need not be in memory together.
         config: The model, with the ``attention_scores_scalar`` that the weights were trained under.
-        record: Goes into ``warmstart.yaml``; what it says of config and files is filled in here.
+        record: Goes into ``warmstart.yaml``; what it says of config, versions and files is filled in here.
         hyperparameters: The command's arguments.
         tokenizer: Copied, if there is one.
         training_state: What only training needs; tensors and plain values.
@@ -310,50 +307,11 @@ def save_checkpoint(
         write_hf_configs(partial, plain, tokenizer)
         save_config(plain, partial)
         sha256 = {name: file_sha256(partial / name) for name in DECISIVE if (partial / name).is_file()}
-        told = dict(attention_scores_scalar=config.attention_scores_scalar, sha256=sha256)
-        replace(record, tokenizer_sha256=tokenizer and tokenizer.sha256, **told).save(partial / RECORD)
+        told = dict(attention_scores_scalar=config.attention_scores_scalar, versions=installed_versions())
+        replace(record, tokenizer_sha256=tokenizer and tokenizer.sha256, sha256=sha256, **told).save(partial / RECORD)
         dump_yaml(hyperparameters, partial / HYPERPARAMETERS)
 
 
 def foreign_entries(folder: Path) -> list[str]:
     """What in a folder is no part of a checkpoint of ours; without a record, all of it."""
     return others(folder, FILES) if (folder / RECORD).is_file() else entries(folder)
-
-
-def step_folders(out_dir: Path) -> list[Path]:
-    """The folders step-<digits>, by their steps; step-best is a user's own."""
-    numbered = [(int(f.name[5:]), f) for f in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]+", f.name)]
-    return [folder for _, folder in sorted(numbered)]
-
-
-def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
-
-    Folders without a record, and those that were only grown, are no part of a run. Nothing is moved: final/ may be at
-    :func:`older_folder`.
-
-    Returns:
-        The folder, and those that were passed over, with the reason: their record cannot be read, a file is missing,
-        or, of those with more steps, one has changed since it was saved.
-    """
-    final = where_it_is(out_dir / "final")
-    found, unread = [], []
-    for folder in (*step_folders(out_dir), final):
-        if not (folder / RECORD).is_file():
-            continue
-        try:
-            record = Record.load(folder / RECORD)
-            missing = [name for name in DECISIVE if not (folder / name).is_file()]
-            if record.training and missing:
-                unread.append((folder, f"{missing[0]} is missing"))
-            elif record.training:
-                found.append((record.step_count, folder == final, folder, record))
-        except (UserError, OSError) as error:
-            unread.append((folder, one_line(error)))
-    for _, _, folder, record in sorted(found, key=lambda one: one[:2], reverse=True):
-        try:
-            _check_files(folder, record)
-            return folder, unread
-        except (UserError, OSError) as error:
-            unread.append((folder, one_line(error)))
-    return None, unread

@@ -46,9 +46,9 @@ class Family:
     wanted: Mapping[str, Any]
     """What a LitGPT config must say for that class to compute the same."""
     fields: Mapping[str, str]
-    """Entries of config.json, beside those that all families share, and the fields of LitGPT's config they have."""
-    constants: Mapping[str, Any]
-    """Entries of config.json that are always the same."""
+    """Entries of config.json, beside those that all families share, and the fields of LitGPT's config they have.
+
+    Others, such as biases and dropout, are the class's defaults."""
     convert: Callable[..., None]
     """LitGPT's own conversion of weights."""
     prefix: str
@@ -81,39 +81,29 @@ class Family:
         self.convert(replace(config, name=litgpt_name(config)), found, known)
         return found
 
-    def entries(self, config: Config) -> dict[str, Any]:
-        """What config.json says beside what all families share."""
-        found = {name: getattr(config, field) for name, field in self.fields.items()} | dict(self.constants)
-        if "hidden_act" not in found:
-            found["hidden_act"] = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
-        return found
 
-
-_NO_DROPOUT = dict(attention_dropout=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
 _LLAMA_FIELDS = dict(head_dim="head_size", num_key_value_heads="n_query_groups", rms_norm_eps="norm_eps")
-_LLAMA_CONSTANTS = dict(hidden_act="silu", attention_bias=False, mlp_bias=False)
 FAMILIES = (
     Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX,
            dict(layer_norm_eps="norm_eps", rotary_pct="rotary_percentage", rotary_emb_base="rope_base",
                 use_parallel_residual="parallel_residual"),
-           dict(attention_bias=True), litgpt_convert.copy_weights_gpt_neox, "pythia-", query_groups=False),
+           litgpt_convert.copy_weights_gpt_neox, "pythia-", query_groups=False),
     Family("phi", "PhiForCausalLM", _NEOX | dict(shared_attention_norm=True, lm_head_bias=True, parallel_residual=True),
            dict(layer_norm_eps="norm_eps", partial_rotary_factor="rotary_percentage",
                 num_key_value_heads="n_query_groups"),
-           _NO_DROPOUT | dict(qk_layernorm=False), litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
+           litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
     Family("phi3", "Phi3ForCausalLM", _LLAMA, _LLAMA_FIELDS | dict(original_max_position_embeddings="block_size"),
-           _LLAMA_CONSTANTS | _NO_DROPOUT | dict(sliding_window=None, pad_token_id=None),
            litgpt_convert.copy_weights_phi, "phi-3-", ("phi-3", "phi-4")),
-    Family("llama", "LlamaForCausalLM", _LLAMA, _LLAMA_FIELDS, _LLAMA_CONSTANTS, litgpt_convert.copy_weights_llama,
-           "Llama-", whole_heads=False),
-    Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _LLAMA_FIELDS, _LLAMA_CONSTANTS,
+    Family("llama", "LlamaForCausalLM", _LLAMA, _LLAMA_FIELDS, litgpt_convert.copy_weights_llama, "Llama-",
+           whole_heads=False),
+    Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _LLAMA_FIELDS,
            litgpt_convert.copy_weights_qwen_2_5, "Qwen2.5-", ("qwen2.5", "qwq"), whole_heads=False),
     Family("qwen3", "Qwen3ForCausalLM", _LLAMA | dict(norm_qk=True, norm_qk_type="default"), _LLAMA_FIELDS,
-           _LLAMA_CONSTANTS, litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
+           litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
     Family("olmo2", "Olmo2ForCausalLM",
            _LLAMA | dict(norm_qk=True, norm_qk_type="olmo2", post_attention_norm=True, post_mlp_norm=True,
                          norm_1=False, norm_2=False),
-           _LLAMA_FIELDS, _LLAMA_CONSTANTS, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
+           _LLAMA_FIELDS, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
            renamed=(".post_attention_norm.", ".norm_2.")),
 )  # fmt: skip
 """In the order in which they are tried: a phi-3 has the fields of a Llama, and is known by its name."""
@@ -163,12 +153,16 @@ def hf_config(config: Config, tokenizer: TokenizerFiles | None = None, dtype: st
             rope_type="llama3", original_max_position_embeddings=adjusted["original_max_seq_len"],
             **{name: adjusted[name] for name in ("factor", "low_freq_factor", "high_freq_factor")},
         )  # fmt: skip
+    activation = "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+    if config.mlp_class_name == "LLaMAMLP":
+        activation = "silu"
     return dict(
         architectures=[family.architecture], model_type=family.model_type, hidden_size=config.n_embd,
         num_hidden_layers=config.n_layer, num_attention_heads=config.n_head,
         intermediate_size=config.intermediate_size, max_position_embeddings=config.block_size,
-        vocab_size=config.padded_vocab_size, tie_word_embeddings=False, dtype=dtype, **rope,
-        **special_ids(tokenizer), **family.entries(config),
+        vocab_size=config.padded_vocab_size, tie_word_embeddings=False, pad_token_id=None, dtype=dtype,
+        hidden_act=activation, **rope, **special_ids(tokenizer),
+        **{name: getattr(config, field) for name, field in family.fields.items()},
     )  # fmt: skip
 
 

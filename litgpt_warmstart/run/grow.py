@@ -12,7 +12,7 @@ from litgpt_warmstart.edge import checking, flat
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.build import bare_model, build_model, first_weights
-from litgpt_warmstart.run.checkpoint import Checkpoint, installed_versions, read_checkpoint, save_checkpoint
+from litgpt_warmstart.run.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import Tuned, check_seed, read_base, resolve_models
 
@@ -79,7 +79,6 @@ def grow_folder(
         global_batch_size=tuned.record.global_batch_size if tuned.record else None,
         growth=growth.done(source.config, config, source.path, seed),
         lineage=source.ancestors(),
-        versions=installed_versions(),
     )
     weights = first_weights(model, tuned.config, seed, growth, source)
     save_checkpoint(out_dir, weights, model.config, record, arguments, source.tokenizer)

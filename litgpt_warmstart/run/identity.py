@@ -22,9 +22,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
-    """The identity of the run that made a checkpoint; of an older version's record, what can be told from it."""
-    if record.identity:
-        return record.identity
+    """The identity of the run that made a checkpoint, as far as its record's other entries tell it."""
     training = record.training
     return plain(
         {
@@ -41,9 +39,15 @@ def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
             "train.max_norm": training.get("max_norm") or NO_CLIPPING,
             "tokens": training.get("max_tokens"),
             "schedule": recorded_schedule(training["schedule"]).plain if "schedule" in training else None,
+            "starts_from": record.identity.get("starts_from", _source_sha256(record)),
             "data": record.data and (record.data.fingerprint or record.data.class_path),
         }
     )
+
+
+def _source_sha256(record: Record) -> str | None:
+    """Of what a warmstart grew; other runs may have started from a folder that was only grown, which is no ancestor."""
+    return record.lineage[-1].sha256 if record.lineage and record.command == "warmstart" else None
 
 
 NO_CLIPPING = "none"

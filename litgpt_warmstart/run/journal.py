@@ -10,7 +10,6 @@ import torch
 from tqdm import tqdm
 
 from litgpt_warmstart.errors import Diverged
-from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.run.breaking_off import blaming, tell
 from litgpt_warmstart.run.resume import OpenRun, remedy
 
@@ -27,7 +26,8 @@ class Journal:
         self.logged_step, self.logged_at = step, self.seconds
         self.steady_from: tuple[int, float] | None = None
         """Step and time after the first one: what it takes, compiling, is no measure of the others."""
-        self.tell_interval = spec.log_interval * max(1, spec.max_steps // (20 * spec.log_interval))
+        self.log_interval = spec.args.train.log_interval
+        self.tell_interval = self.log_interval * max(1, spec.max_steps // (20 * self.log_interval))
         self.bar = tqdm(
             total=spec.max_tokens,
             initial=run.tokens,
@@ -53,12 +53,9 @@ class Journal:
         for value in values.values():
             if not math.isfinite(value):
                 raise Diverged(f"training diverged: the loss is {value} at step {step}. {remedy(spec)}")
-        matmul_flops = tokens * matmul_flops_per_token(spec.config, spec.block_size)
-        hoffmann_flops = tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
-        flops = {"matmul_flops": matmul_flops, "hoffmann_flops": hoffmann_flops}
-        row = {"tokens": tokens, "seconds": self.seconds, **flops, **values}
+        row = {"tokens": tokens, "seconds": self.seconds, **spec.flops(tokens), **values}
         self.run.rows.write(step=step, **row)
-        with blaming(f"the logger {spec.logger_name}"):
+        with blaming(f"the logger {spec.args.logger_name}"):
             self.run.fabric.log_dict(row, step=step)
 
     def add_step(self, learning_rate: float) -> None:
@@ -66,7 +63,7 @@ class Journal:
         spec, step = self.run.spec, self.run.state.step_count
         self.steady_from = self.steady_from or (step, time.perf_counter())
         self.bar.update(spec.tokens_per_step)
-        if step % spec.log_interval and step != spec.max_steps:
+        if step % self.log_interval and step != spec.max_steps:
             return
         loss = self.running_loss.item() / (step - self.logged_step)  # waits for the device
         now = self.seconds

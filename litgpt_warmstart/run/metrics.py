@@ -2,36 +2,35 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any
 
 from litgpt_warmstart.errors import BrokeOff
 from litgpt_warmstart.files import free_name, write_whole
 
-FILE_NAME = "metrics.csv"
-COLUMNS = (
-    "step", "tokens", "loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops"
-)  # fmt: skip
-HEADERS = (COLUMNS, COLUMNS[:-1])
-"""What a metrics.csv of ours begins with, an older version's too."""
-
-Cells = dict[str, str]
-Row = TypeVar("Row")
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class RowFormat(Generic[Row]):
+class RowFormat:
     """What a CSV file holds whose rows begin with their optimizer step."""
 
-    columns: tuple[str, ...]
-    parse: Callable[[Cells], Row]
-    """Raises a ValueError for cells that are no row of such a file."""
+    columns: Mapping[str, Callable[[str], Any]]
+    """By name what makes a value of a cell, None of an empty one, or raises a ValueError where it cannot be one."""
+    optional: int = 0
+    """How many of the last columns an older version's file may lack."""
+
+    @property
+    def headers(self) -> list[str]:
+        """What such a file begins with, the present version's first."""
+        names = list(self.columns)
+        return [",".join(names[: len(names) - lacking]) for lacking in range(1 + self.optional)]
 
     def read(self, path: Path) -> list[Row]:
-        """A file's rows, without those that cannot be read, which are counted in a line; a missing file has none.
+        """A file's rows without empty cells. Those that cannot be read are counted in a line; a missing file has none.
 
         A last row that has no end of line was cut off when the run was killed, and is dropped.
         """
@@ -51,33 +50,48 @@ class RowFormat(Generic[Row]):
             aside = free_name(path, f"{path.name}.damaged")
             write_whole(aside, path.read_bytes())
             print(f"Warning: {told}; the file as it was is {str(aside)!r}")
-        kept = [(cells, row) for cells, row in rows if int(cells["step"]) <= (resume_step or 0)]
+        kept = [(cells, row) for cells, row in rows if row["step"] <= (resume_step or 0)]
         lines = [self.columns, *([cells.get(column, "") for column in self.columns] for cells, _ in kept)]
         write_whole(path, "".join(map(_line, lines)))
         return [row for _, row in kept]
 
-    def _read(self, path: Path) -> tuple[list[tuple[Cells, Row]], str]:
-        """The rows that can be read, as cells and parsed, and how many cannot, in words."""
+    def _read(self, path: Path) -> tuple[list[tuple[dict[str, str], Row]], str]:
+        """The rows that can be read, as cells and as values, and how many cannot, in words."""
         if not path.is_file():
             return [], ""
         text = path.read_bytes().decode(errors="surrogateescape")  # whose replacements are in no number and no name
-        header, *lines = text.split("\n")[:-1] or [""]
-        named: Sequence[str] = header.removesuffix("\r").split(",")
-        unread = 0
-        if "step" not in named or not set(named) <= set(self.columns):  # an older version's may have fewer
-            named, unread = self.columns, 1
+        header, *lines = [line.removesuffix("\r") for line in text.split("\n")[:-1]] or [""]
+        unread = int(header not in self.headers)
+        names = (self.headers[0] if unread else header).split(",")
         rows = []
         for line in lines:
             try:
-                cells = dict(zip(named, line.removesuffix("\r").split(","), strict=True))
-                rows.append((cells, self.parse(cells)))
-            except (ValueError, KeyError):
+                cells = dict(zip(names, line.split(","), strict=True))
+                values = {name: self.columns[name](cell) for name, cell in cells.items()}
+                rows.append((cells, {name: value for name, value in values.items() if value is not None}))
+            except ValueError:
                 unread += 1
         told = f"{path}: {unread} of {1 + len(lines)} lines could not be read and are left out" if unread else ""
         return rows, told
 
 
-class RowFile(Generic[Row]):
+def whole_number(cell: str) -> int:
+    """A count; raises a ValueError where the cell is none."""
+    if not (cell.isascii() and cell.isdigit()):
+        raise ValueError(f"{cell!r} is no count")
+    return int(cell)
+
+
+def _number(cell: str) -> float | None:
+    return float(cell) if cell else None
+
+
+FILE_NAME = "metrics.csv"
+_NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops")
+METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, _number)}, optional=1)
+
+
+class RowFile:
     """A file of rows that is being written.
 
     Rows outlive this process when :meth:`append` returns, and a loss of power when :meth:`flush_to_disk` does.
@@ -88,7 +102,7 @@ class RowFile(Generic[Row]):
         resume_step: Keep the rows up to this step of an earlier part of the run; None starts anew.
     """
 
-    def __init__(self, path: Path, format: RowFormat[Row], resume_step: int | None = None) -> None:
+    def __init__(self, path: Path, format: RowFormat, resume_step: int | None = None) -> None:
         self.path, self.columns = path, format.columns
         self.kept = format.keep(path, resume_step)
         """The rows up to ``resume_step``."""
@@ -131,29 +145,12 @@ class RowFile(Generic[Row]):
             self._file.close()
 
 
-def whole_number(cell: str) -> int:
-    """A count; raises a ValueError where the cell is none."""
-    if not (cell.isascii() and cell.isdigit()):
-        raise ValueError(f"{cell!r} is no count")
-    return int(cell)
-
-
-def _numbers(cells: Cells) -> dict[str, float]:
-    """A row of metrics.csv, empty cells left out."""
-    whole_number(cells["step"])
-    whole_number(cells["tokens"])
-    return {column: float(cell) for column, cell in cells.items() if cell}
-
-
-METRICS = RowFormat(COLUMNS, _numbers)
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a metrics.csv, empty cells left out; see :meth:`RowFormat.read`."""
     return METRICS.read(path)
 
 
-class MetricsFile(RowFile[dict[str, float]]):
+class MetricsFile(RowFile):
     """The metrics.csv in a run's folder; see :class:`RowFile`."""
 
     def __init__(self, out_dir: Path, resume_step: int | None = None) -> None:

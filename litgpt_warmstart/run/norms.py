@@ -10,9 +10,8 @@ eager forward pass of the bare model: hooks in the compiled one would have it co
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -20,45 +19,34 @@ from torch import nn
 
 from litgpt_warmstart.method.loss import chunk_size, head_dtype
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.metrics import Cells, RowFile, RowFormat, whole_number
+from litgpt_warmstart.run.metrics import RowFile, RowFormat, whole_number
 from litgpt_warmstart.run.spec import RunSpec
-
-FILE_NAME = "norms.csv"
-COLUMNS = ("step", "tokens", "kind", "name", "l1", "l2")
 
 Kind = Literal["activation", "weight"]
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A row of norms.csv."""
+def _kind(cell: str) -> str:
+    if cell not in get_args(Kind):
+        raise ValueError(f"{cell!r} is no kind")
+    return cell
 
-    step: int
-    """Optimizer steps before."""
-    tokens: int
-    kind: Kind
-    name: str
+
+def _name(cell: str) -> str:
     """LitGPT's name of the module, or of the parameter."""
-    l1: float
-    """Mean absolute value."""
-    l2: float
-    """Root mean square."""
+    if not cell or not cell.isprintable():
+        raise ValueError(f"{cell!r} is no name")
+    return cell
 
 
-def _norm(cells: Cells) -> Norm:
-    """A row from its cells."""
-    kind: Kind = "weight" if cells["kind"] == "weight" else "activation"
-    if cells["kind"] != kind or not cells["name"].isprintable() or not cells["name"]:
-        raise ValueError("no kind, or no name")
-    step, tokens = whole_number(cells["step"]), whole_number(cells["tokens"])
-    return Norm(step, tokens, kind, cells["name"], float(cells["l1"]), float(cells["l2"]))
-
-
-NORMS = RowFormat(COLUMNS, _norm)
+FILE_NAME = "norms.csv"
+NORMS = RowFormat(
+    {"step": whole_number, "tokens": whole_number, "kind": _kind, "name": _name, "l1": float, "l2": float}
+)
+"""Its rows tell optimizer steps and tokens trained on before."""
 
 
 class Tracker:
-    """Records norms at step 0, every ``spec.track`` steps and after the last one; nothing where that is None.
+    """Records norms at step 0, every ``--track`` steps and after the last one; nothing where that is None.
 
     Args:
         fabric: Its precision is the outputs' own.
@@ -72,35 +60,24 @@ class Tracker:
         self, fabric: L.Fabric, spec: RunSpec, gpt: MuGPT, probe: torch.Tensor | None, resume_step: int | None
     ) -> None:
         self._fabric, self._spec, self._gpt, self._probe = fabric, spec, gpt, probe
-        self._file, path = None, spec.out_dir / FILE_NAME
-        self._recorded: set[int] = set()
-        if spec.track:
-            self._file = RowFile(path, NORMS, resume_step)
-            self._recorded = {row.step for row in self._file.kept}
-            fabric.print(f"Norms at step 0, every {spec.track:,} steps and the last one: {str(path)!r}")
+        path = spec.out_dir / FILE_NAME
+        self.file = RowFile(path, NORMS, resume_step) if spec.args.track else None
+        self._recorded = {row["step"] for row in self.file.kept} if self.file else set()
+        if spec.args.track:
+            fabric.print(f"Norms at step 0, every {spec.args.track:,} steps and the last one: {str(path)!r}")
         elif resume_step is not None and path.exists():  # of an earlier part of the run, which may have got further
             NORMS.keep(path, resume_step)
 
     def record_if_due(self, step_count: int) -> None:
         """Record, after so many optimizer steps, if it is the step to, and an earlier part of the run has not."""
-        if self._file is None or self._probe is None or step_count in self._recorded:
+        if self.file is None or self._probe is None or step_count in self._recorded:
             return
-        if step_count % (self._spec.track or 1) and step_count != self._spec.max_steps:
+        if step_count % (self._spec.args.track or 1) and step_count != self._spec.max_steps:
             return
         with self._fabric.autocast():
             norms = measure(self._gpt, self._probe)
         row = {"step": step_count, "tokens": step_count * self._spec.tokens_per_step}
-        self._file.append(row | norm for norm in norms)
-
-    def flush_to_disk(self) -> None:
-        """Have what is recorded on disk against a loss of power."""
-        if self._file is not None:
-            self._file.flush_to_disk()
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self.file.append(row | norm for norm in norms)
 
 
 @torch.no_grad()

@@ -5,21 +5,32 @@ Nothing is downloaded, prepared or written.
 
 import itertools
 import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
+import lightning as L
+import torch
 from litgpt.config import Config
 
 from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, unread_blocks
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
-from litgpt_warmstart.run import checkpoint
+from litgpt_warmstart.run.build import build_state, update_weights
+from litgpt_warmstart.run.checkpoint import Header, read_checkpoint
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tuning import Measurement, measure
+from litgpt_warmstart.run.tuning import now, out_of_memory, tuned
 
 RELIABLE_GROWTH = 2.0
 """The growth in parameters that arXiv 2605.13405 finds the most reliable."""
@@ -28,16 +39,18 @@ ABOUT = 1.25
 MANY_TOKENS_PER_PARAM = 20.0
 """Below it that paper finds the largest gains."""
 
+ROUNDS, LEAST_SECONDS, MOST_SECONDS = 3, 2.0, 30.0
+"""Optimizer steps that are timed: at least so many, and more for so long; fewer where one takes very long."""
+
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """A model and what its training takes; of the base, what its whole lineage took."""
+    """A model and what its training takes; of the base, what its whole lineage took, None where no record tells."""
 
     name: str
     n_embd: int
     parameters: int
     tokens: int | None
-    """None where no record tells."""
     matmul_flops: int | None
     """By :func:`litgpt_warmstart.method.flops.matmul_flops_per_token`."""
     hoffmann_flops: int | None
@@ -45,54 +58,94 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """What ``litgpt warmstart_plan`` tells."""
+class Measurement:
+    """A few optimizer steps of a run's model on this device; validation and saving are not in it."""
 
-    base: ModelFigures
-    target: ModelFigures
-    parameter_growth: float
-    width_growth: float
-    steps: int
-    tokens_per_step: int
-    tokens_per_param: float
-    state_bytes: int
-    """Weights, gradients and Adam's two moments, in closed form."""
-    measurement: Measurement | None
-    data: str
-    tokens_left: int | None
-    """In the data after what the lineage has read; None where it is not prepared here, or does not tell."""
-    warnings: tuple[str, ...]
-    route: tuple[str, ...]
-    """Instead of one large growth: the stages from base to target; empty where nothing speaks against one."""
+    device: str
+    precision: str
+    compile: bool | str
+    choices: str
+    """Loss and micro-batch, and why."""
+    micro_batch_size: int
+    micro_batches: int
+    """Of an optimizer step."""
+    micro_batch_seconds: float
+    """Forward and backward."""
+    update_seconds: float
+    """Clipping and the optimizer."""
+    step_seconds: float
+    """An optimizer step: all its micro-batches and its update."""
+    compile_seconds: float
+    """What the first micro-batch took beyond another: compiling, for the most part."""
+    run_seconds: float
+    """The whole run, compiling included."""
+    tokens_per_sec: float
+    matmul_flops_per_sec: float
+    peak_bytes: int
+    """CUDA: allocated at most. CPU: resident at most, Python and its libraries included."""
 
-    def describe(self) -> str:
-        """All of it in lines."""
-        base, target, measured = self.base, self.target, self.measurement
-        lines = [
-            f"{base.name} -> {target.name}: {base.parameters:,} -> {target.parameters:,} parameters"
-            f" ({self.parameter_growth:.2f}x), n_embd {base.n_embd} -> {target.n_embd} ({self.width_growth:.2f}x)",
-            f"Budget: {target.tokens:,} tokens ({self.tokens_per_param:.2f} per parameter) in {self.steps:,} steps of"
-            f" {self.tokens_per_step:,}; the base's lineage has read {_count(base.tokens)}",
-            f"Hoffmann FLOPs, with embedding and softmax: target {target.hoffmann_flops:.3g}, the base's lineage"
-            f" {_count(base.hoffmann_flops)}",
-            f"Data: {self.data}",
+    def lines(self, steps: int) -> list[str]:
+        """Time in lines, of a run of so many steps."""
+        compiling = f", and {duration(self.compile_seconds)} to compile" if self.compile else ""
+        return [
+            f"Time on {self.device}, {self.precision}: {duration(self.run_seconds)} for {steps:,} steps of"
+            f" {duration(self.step_seconds)}{compiling}; validation is not in it",
+            f"  {self.micro_batches:,} micro-batches of {self.micro_batch_size} at"
+            f" {duration(self.micro_batch_seconds)}, update {duration(self.update_seconds)};"
+            f" {self.tokens_per_sec:,.0f} tokens/s, {self.matmul_flops_per_sec / 1e9:,.0f} matmul GFLOP/s",
+            f"  {self.choices}",
         ]
-        memory = f"Memory: {self.state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments"
-        if measured is None:
-            lines.append(f"{memory}; activations are not in it, and time was not measured")
-        else:
-            whole = "resident, Python and libraries included" if measured.device.startswith("CPU") else "allocated"
-            compiling = f", and {duration(measured.compile_seconds)} to compile" if measured.compile else ""
-            lines += [
-                f"{memory}; {measured.peak_bytes / 1e9:.2f} GB at the measured peak ({whole})",
-                f"Time on {measured.device}, {measured.precision}: {duration(measured.run_seconds)} for"
-                f" {self.steps:,} steps of {duration(measured.step_seconds)}{compiling}; validation is not in it",
-                f"  {measured.micro_batches:,} micro-batches of {measured.micro_batch_size} at"
-                f" {duration(measured.micro_batch_seconds)}, update {duration(measured.update_seconds)};"
-                f" {measured.tokens_per_sec:,.0f} tokens/s, {measured.matmul_flops_per_sec / 1e9:,.0f} matmul GFLOP/s",
-                f"  {measured.choices}",
-            ]
-        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+
+
+def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, dict[str, Any]]:
+    """Plan a warmstart from a base; unless ``measured``, nothing is built and timed.
+
+    Returns:
+        The plan in lines, and as plain values.
+
+    Raises:
+        UserError: The run cannot start, or does not fit into memory.
+    """
+    config, tokens, parameters = spec.config, spec.max_tokens, parameter_count(spec.config)
+    source = base_figures(base)
+    target = ModelFigures(config.name, config.n_embd, parameters, tokens, **spec.flops(tokens))
+    data, tokens_left, warnings = tokens_left_in_data(spec)
+    factor, widening, per_param = parameters / source.parameters, config.n_embd / source.n_embd, tokens / parameters
+    at_least_many = tokens + spec.tokens_per_step > MANY_TOKENS_PER_PARAM * parameters  # a budget is cut to whole steps
+    stages = route(base.config, config) if factor > ABOUT * RELIABLE_GROWTH and at_least_many else ()
+    if stages:
+        warnings.append(growth_warning(factor, per_param, stages))
+    state_bytes = 4 * parameters * (2 if spec.precision == "bf16-true" else 4)  # weights, gradients, Adam's moments
+    memory = f"Memory: {state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments; "
+    measurement = measure(spec) if measured else None
+    if measurement is None:
+        memory += "activations are not in it, and time was not measured"
+    else:
+        whole = "resident, Python and libraries included" if measurement.device.startswith("CPU") else "allocated"
+        memory += f"{measurement.peak_bytes / 1e9:.2f} GB at the measured peak ({whole})"
+        max_time = spec.args.train.max_time
+        if max_time and measurement.run_seconds > max_time:
+            reached = max_time / measurement.run_seconds
+            warnings.append(f"--train.max_time {max_time:g} ends the run after about {reached:.0%} of its tokens")
+    lines = [
+        f"{source.name} -> {target.name}: {source.parameters:,} -> {parameters:,} parameters ({factor:.2f}x),"
+        f" n_embd {source.n_embd} -> {target.n_embd} ({widening:.2f}x)",
+        f"Budget: {tokens:,} tokens ({per_param:.2f} per parameter) in {spec.max_steps:,} steps of"
+        f" {spec.tokens_per_step:,}; the base's lineage has read {_count(source.tokens)}",
+        f"Hoffmann FLOPs, with embedding and softmax: target {target.hoffmann_flops:.3g}, the base's lineage"
+        f" {_count(source.hoffmann_flops)}",
+        f"Data: {data}",
+        memory,
+        *(measurement.lines(spec.max_steps) if measurement else ()),
+        *(f"Warning: {warning}" for warning in warnings),
+    ]
+    figures = dict(
+        base=asdict(source), target=asdict(target), parameter_growth=factor, width_growth=widening,
+        steps=spec.max_steps, tokens_per_step=spec.tokens_per_step, tokens_per_param=per_param,
+        state_bytes=state_bytes, measurement=measurement and asdict(measurement), data=data, tokens_left=tokens_left,
+        warnings=warnings, route=[short_name(stage.name) for stage in stages] if len(stages) > 2 else [],
+    )  # fmt: skip
+    return "\n".join(lines), figures
 
 
 def _count(number: int | None) -> str:
@@ -109,51 +162,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def make_plan(spec: RunSpec, base: checkpoint.Header, measured: bool = True) -> RunPlan:
-    """Plan a warmstart from a base; unless ``measured``, nothing is built and timed.
-
-    Raises:
-        UserError: The run cannot start, or does not fit into memory.
-    """
-    config, steps, tokens = spec.config, spec.max_steps, spec.max_tokens
-    parameters = parameter_count(config)
-    target = ModelFigures(
-        config.name,
-        config.n_embd,
-        parameters,
-        tokens,
-        tokens * matmul_flops_per_token(config, spec.block_size),
-        tokens * hoffmann_flops_per_token(config, spec.block_size),
-    )
-    source = base_figures(base)
-    data, tokens_left, warnings = tokens_left_in_data(spec)
-    factor, stages = parameters / source.parameters, ()
-    at_least_many = tokens + spec.tokens_per_step > MANY_TOKENS_PER_PARAM * parameters  # a budget is cut to whole steps
-    if factor > ABOUT * RELIABLE_GROWTH and at_least_many:
-        stages = route(base.config, spec.config)
-        warnings.append(growth_warning(factor, tokens / parameters, stages))
-    measurement = measure(spec) if measured else None
-    if measurement and spec.max_time and measurement.run_seconds > spec.max_time:
-        reached = spec.max_time / measurement.run_seconds
-        warnings.append(f"--train.max_time {spec.max_time:g} ends the run after about {reached:.0%} of its tokens")
-    return RunPlan(
-        base=source,
-        target=target,
-        parameter_growth=factor,
-        width_growth=spec.config.n_embd / base.config.n_embd,
-        steps=steps,
-        tokens_per_step=spec.tokens_per_step,
-        tokens_per_param=tokens / parameters,
-        state_bytes=4 * parameters * (2 if spec.precision == "bf16-true" else 4),
-        measurement=measurement,
-        data=data,
-        tokens_left=tokens_left,
-        warnings=tuple(warnings),
-        route=tuple(short_name(config.name) for config in stages) if len(stages) > 2 else (),
-    )
-
-
-def base_figures(base: checkpoint.Header) -> ModelFigures:
+def base_figures(base: Header) -> ModelFigures:
     """The base, with what it and all before it have spent by their own records."""
     record, config = base.record, base.config
     parameters = parameter_count(config)
@@ -183,37 +192,26 @@ def growth_warning(factor: float, tokens_per_param: float, stages: tuple[Config,
 
 
 def route(source: Config, target: Config) -> tuple[Config, ...]:
-    """The stages from source to target over Table 1's scales whose growths are the nearest to twice.
-
-    Of all ways over scales that can be grown from one another the one whose worst growth deviates least, by ratio; of
-    equal ones the one that deviates least in sum.
+    """The stages from source to target over Table 1's scales, each grown as nearly to twice as there is one.
 
     Returns:
         Source, scales in between, target.
     """
     vocabulary = dict(padded_vocab_size=source.padded_vocab_size, vocab_size=source.vocab_size)
-    between = [resolve_config(scale.name, **vocabulary) for scale in SCALES]
-    between = [config for config in between if source.n_embd < config.n_embd < target.n_embd]
-    ways = (
-        (source, *stages, target)
-        for count in range(len(between) + 1)
-        for stages in itertools.combinations(between, count)  # narrow to wide, as SCALES is
-    )
-    sizes = {config.n_embd: parameter_count(config) for config in (source, *between, target)}
+    scales = [resolve_config(scale.name, **vocabulary) for scale in SCALES]
 
-    def deviation(way: tuple[Config, ...]) -> tuple[float, float]:
-        parameters = [sizes[config.n_embd] for config in way]
-        off = [abs(math.log(later / earlier / RELIABLE_GROWTH)) for earlier, later in itertools.pairwise(parameters)]
-        return max(off), sum(off)
-
-    def possible(way: tuple[Config, ...]) -> bool:
+    def leads_on(earlier: Config, later: Config) -> bool:
         with suppress(UserError):
-            for earlier, later in itertools.pairwise(way):
-                check_growable(earlier, later)
-            return True
+            check_growable(earlier, later)
+            return earlier.n_embd < later.n_embd
         return False
 
-    return min(filter(possible, ways), key=deviation)
+    way = [source]
+    while way[-1] is not target:
+        size = RELIABLE_GROWTH * parameter_count(way[-1])
+        between = (scale for scale in scales if leads_on(way[-1], scale) and leads_on(scale, target))
+        way.append(min((*between, target), key=lambda stage: abs(math.log(parameter_count(stage) / size))))
+    return tuple(way)
 
 
 def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
@@ -234,3 +232,60 @@ def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
         return told, left, plan_blocks(spec).warnings
     except UserError as error:
         return told, left, [f"the run would be refused: {error}"]
+
+
+def measure(spec: RunSpec) -> Measurement:
+    """Build the model as a run does, and time some of its optimizer steps on random tokens. Nothing is written.
+
+    Raises:
+        UserError: The base cannot be read, or the device's memory is too small.
+    """
+    on_gpu = torch.cuda.is_available()
+    fabric = L.Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=spec.precision)
+    fabric.launch()
+    fabric.seed_everything(spec.seed, verbose=False)
+    device = fabric.device
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        spec, choices = tuned(fabric, spec)
+        state = build_state(fabric, spec, read_checkpoint(spec.start_dir) if spec.start_dir else None)
+        batch, accumulation = spec.micro_batch_size, spec.accumulation_iters
+        tokens = torch.randint(spec.config.vocab_size, (batch, spec.block_size + 1)).to(device)  # (B, T + 1)
+        input_ids, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        parametrization.set_learning_rate(state.optimizer, spec.base_lr, 0.0)  # the arithmetic of a step, no way to NaN
+
+        def train_micro_batch() -> None:
+            fabric.backward(state.loss(input_ids, targets) / accumulation)
+
+        update = partial(update_weights, fabric, spec, state)
+        first_seconds = _timed(train_micro_batch, device)
+        _timed(train_micro_batch, device)
+        _timed(update, device)
+        micro_seconds, update_seconds, started = [], [], time.perf_counter()
+        while (spent := time.perf_counter() - started) < LEAST_SECONDS or len(update_seconds) < ROUNDS:
+            micro_seconds += [_timed(train_micro_batch, device) for _ in range(min(2, accumulation))]
+            update_seconds.append(_timed(update, device))
+            if spent > MOST_SECONDS:
+                break
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(spec.micro_batch_size) from error
+    micro, updating = statistics.median(micro_seconds), statistics.median(update_seconds)
+    step_seconds = accumulation * micro + updating
+    compile_seconds = max(0.0, first_seconds - micro) if spec.compile else 0.0
+    tokens_per_sec = spec.tokens_per_step / step_seconds
+    name, peak = f"CPU, {torch.backends.cpu.get_cpu_capability()}", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    if on_gpu:
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    return Measurement(
+        name, spec.precision, spec.compile, choices, batch, accumulation, micro, updating, step_seconds,
+        compile_seconds, compile_seconds + spec.max_steps * step_seconds, tokens_per_sec,
+        tokens_per_sec * matmul_flops_per_token(spec.config, spec.block_size), peak,
+    )  # fmt: skip
+
+
+def _timed(work: Callable[[], None], device: torch.device) -> float:
+    start = now(device)
+    work()
+    return now(device) - start

@@ -35,8 +35,8 @@ class Ancestor:
     sha256: str
     """Of its lit_model.pth."""
     parameters: Size
-    tokens: Count
-    matmul_flops: int
+    tokens: Count = 0
+    matmul_flops: int = 0
     data: DataUse | None = None
     growth: Grown | None = None
     """How its own first weights came from the ancestor before it."""
@@ -78,45 +78,6 @@ class Training(TypedDict, total=False):
     grid_search: GridSearch
 
 
-class _Optimizer(TypedDict):
-    class_path: str
-    init_args: dict[str, Any]
-
-
-@with_config({"extra": "allow"})
-class _MupBase(TypedDict):
-    name: str
-    n_embd: Size
-
-
-Identity = with_config({"extra": "allow"})(
-    TypedDict(
-        "Identity",
-        {
-            "lr": Positive,
-            "train.global_batch_size": Size,
-            "seed": int,
-            "growth": dict[str, Any],
-            "target": dict[str, Any],
-            "mup_base": _MupBase,
-            "optimizer": _Optimizer,
-            "precision": str,
-            "train.max_seq_length": Size,
-            "train.max_norm": Positive | str,
-            "tokens": Count,
-            "schedule": Annotated[dict[str, Any], AfterValidator(_is_schedule)],
-        },
-    )
-)
-"""What all readers of a run's identity rely on; it may tell more."""
-
-
-def _is_identity(content: dict[str, Any]) -> dict[str, Any]:
-    if content:
-        parse(Identity, content)
-    return content
-
-
 def _is_training(content: dict[str, Any]) -> dict[str, Any]:
     parse(Training, content)
     return content
@@ -155,9 +116,10 @@ class Record:
     """Oldest first, without this run."""
     training: Annotated[dict[str, Any], AfterValidator(_is_training)] = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
-    identity: Annotated[dict[str, Any], AfterValidator(_is_identity)] = field(default_factory=dict)
-    """What the run is, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`; nothing where a checkpoint was only
-    grown, or an older version wrote the record."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What the run is, for whoever reads the file, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`. Here it is
+    told from the rest of the record, as older versions wrote none, by
+    :func:`litgpt_warmstart.run.identity.recorded_identity`."""
     versions: dict[str, str] = field(default_factory=dict)
     tokenizer_sha256: str | None = None
     """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.data.tokenizer_files.TokenizerFiles.sha256`."""

@@ -1,6 +1,7 @@
 """From what a user has typed to a run's specification: what was left out comes from the base's record or Table 1."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,6 @@ class Tuned:
     def settings(self) -> Record | Scale | None:
         """What tells learning rate and batch size: a checkpoint's own record, whatever its name, else Table 1's row."""
         return self.header.record if self.header else find_scale(self.config.name)
-
-
-OPTIONS_AS_TYPED = (
-    "eval", "log", "tokens_per_param", "resume", "overwrite", "track", "logger_name", "seed", "loss_impl", "compile"
-)  # fmt: skip
-TRAIN_OPTIONS_AS_TYPED = ("log_interval", "save_interval", "max_norm", "max_time")
-"""Of :class:`RunArgs` and its ``train``: what a specification has as the user has typed it."""
 
 
 def resolve(
@@ -113,15 +107,15 @@ def resolve(
         lr=base_lr,
         precision=precision,
         data=data,
-        train=replace(args.train, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size),
+        train=replace(args.train, global_batch_size=global_batch_size),
         eval=replace(args.eval, interval=val_interval),
         optimizer=optimizer.plain,
         tokenizer_dir=tokenizer_dir,
     )
-    as_typed: dict[str, Any] = {name: getattr(args.train, name) for name in TRAIN_OPTIONS_AS_TYPED}
-    as_typed |= {name: getattr(args, name) for name in OPTIONS_AS_TYPED}
     return RunSpec(
         command=command,
+        args=filled_in,
+        own=own_arguments,
         config=config,
         mup_base_config=tuned.config,
         parametrization=parametrization,
@@ -130,6 +124,7 @@ def resolve(
         data=data,
         optimizer=optimizer,
         precision=precision,
+        compile=args.compile,
         out_dir=out_dir,
         max_steps=max_steps,
         global_batch_size=global_batch_size,
@@ -137,15 +132,13 @@ def resolve(
         block_size=block_size,
         num_classes=Sizes.of(config).padded_vocab_size,
         val_interval=val_interval,
-        source_dir=start.path if start and growth else None,
+        start_dir=start.path if start else None,
         growth=growth,
-        initial_checkpoint_dir=start.path if start and not growth else None,
         mup_base_dir=tuned.header.path if tuned.header else None,
         seen=record.data_uses if record else (),
         tokenizer_dir=tokenizer_dir,
-        find_micro_batch=args.train.micro_batch_size is None,
-        hyperparameters={**own_arguments, "out_dir": str(out_dir), **filled_in.written()},
-        **as_typed,
+        tokens_per_param=args.tokens_per_param,
+        seed=args.seed,
     )
 
 
@@ -319,10 +312,8 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     """The tuned shapes and record of a checkpoint folder given as ``--mup_base``; None for anything else."""
     if mup_base is None:
         return None
-    try:
+    with suppress(OSError):  # of which read_base tells
         if not (extend_checkpoint_dir(Path(mup_base)) / WEIGHTS).is_file():
             return None
-    except OSError as error:
-        raise UserError(f"--mup_base {mup_base!r} is unreadable: {error.strerror}: give another") from error
     header = read_base(mup_base, "--mup_base")
     return Tuned(header.mup_base_config, header)

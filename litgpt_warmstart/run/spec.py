@@ -16,6 +16,7 @@ from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.use import class_path, data_arguments, init_args
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice, LossImpl
 from litgpt_warmstart.method.parametrization import ParametrizationName
@@ -196,6 +197,10 @@ class RunSpec(Reading):
 
     command: str
     """The command that makes the run, as typed: ``warmstart`` or ``warmstart_scratch``."""
+    args: RunArgs
+    """As typed, and what was left out filled in; the micro-batch and the way of the loss once the device was asked."""
+    own: dict[str, Any]
+    """The command's other arguments, for hyperparameters.yaml."""
     config: Config
     """The target."""
     mup_base_config: Config
@@ -205,39 +210,15 @@ class RunSpec(Reading):
     schedule: Schedule
     optimizer: ChosenOptimizer
     precision: Precision
+    compile: bool | CompileMode
     out_dir: Path
     val_interval: int
     """Optimizer steps between two validations."""
-    eval: EvalArgs
-    """What else there is to say of validations, as typed."""
-    log: LogArgs
-    log_interval: int = 1
-    """Optimizer steps between two rows of metrics."""
-    save_interval: int | None = 1000
-    """Optimizer steps between two checkpoints; None saves none but the last."""
-    max_norm: float | None = 1.0
-    """Of gradients, to which they are clipped; None does not clip."""
-    max_time: float | None = None
-    """Seconds of training after which the run is stopped and saved."""
-    source_dir: Path | None = None
-    """Checkpoint folder that ``growth`` starts from."""
+    start_dir: Path | None = None
+    """Checkpoint folder that the weights come from: grown, or without a growth as they are; None from scratch."""
     growth: Growth | None = None
-    initial_checkpoint_dir: Path | None = None
-    """Weights to start from as they are; excludes ``growth``."""
     mup_base_dir: Path | None = None
     """Checkpoint folder that tells where the learning rate was tuned; None for a scale or a config."""
-    resume: bool | Literal["auto"] | Path = False
-    overwrite: bool = False
-    track: int | None = None
-    """Optimizer steps between two recordings of norms; None records nothing."""
-    logger_name: LoggerChoice = "tensorboard"
-    loss_impl: LossChoice = "auto"
-    """``auto`` until the device has been asked, see :mod:`litgpt_warmstart.run.tuning`."""
-    find_micro_batch: bool = False
-    """Whether ``micro_batch_size`` is only a first guess, and no earlier run's."""
-    compile: bool | CompileMode = True
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    """The command's arguments with every default filled in, for hyperparameters.yaml."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.micro_batch_size:  # or another batch would be trained than recorded
@@ -254,16 +235,26 @@ class RunSpec(Reading):
     @property
     def loss(self) -> LossImpl:
         """How the loss is taken."""
-        if self.loss_impl == "auto":
+        if self.args.loss_impl == "auto":
             raise ValueError("the device has not been asked yet: see litgpt_warmstart.run.tuning.tuned")
-        return self.loss_impl
+        return self.args.loss_impl
+
+    def flops(self, tokens: int) -> dict[str, Any]:
+        """What training on so many tokens takes, by both counts, as records and rows of metrics.csv have it."""
+        per_token = {"matmul_flops": matmul_flops_per_token, "hoffmann_flops": hoffmann_flops_per_token}
+        return {name: tokens * count(self.config, self.block_size) for name, count in per_token.items()}
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The command's arguments with every default filled in, for hyperparameters.yaml."""
+        return {**self.own, "out_dir": str(self.out_dir), **self.args.written()}
 
     def identity(self) -> dict[str, Any]:
         """What decides the run's numbers, as plain values, the most telling first: the one definition of what a run is.
 
         What is not known yet, such as the fingerprint of data that is not prepared, is left out.
         """
-        start, data = self.source_dir or self.initial_checkpoint_dir, self.data
+        data = self.data
         ours = isinstance(data, BlockDataModule)
         return plain(
             {
@@ -277,11 +268,11 @@ class RunSpec(Reading):
                 "optimizer": self.optimizer.plain,
                 "precision": self.precision,
                 "train.max_seq_length": self.block_size,
-                "train.max_norm": self.max_norm or NO_CLIPPING,
+                "train.max_norm": self.args.train.max_norm or NO_CLIPPING,
                 "tokens": self.max_tokens,
                 "schedule": self.schedule.plain,
-                "eval": {"interval": self.val_interval, "max_iters": self.eval.max_iters},
-                "starts_from": weights_sha256(start) if start else None,
+                "eval": {"interval": self.val_interval, "max_iters": self.args.eval.max_iters},
+                "starts_from": weights_sha256(self.start_dir) if self.start_dir else None,
                 "data": class_path(data) if not ours else data.fingerprint if data.is_prepared else None,
                 "data.order_seed": (data.order_seed or ORDER_SEED) if ours else None,
                 "data.init_args": None if ours else data_arguments(init_args(data)),

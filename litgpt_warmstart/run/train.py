@@ -4,6 +4,7 @@ A loop of our own, because LitGPT's writes one learning rate into every paramete
 """
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -21,12 +22,13 @@ from litgpt_warmstart.data.plan import DataPlan, plan_data
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.files import locked, older_folder, put_back
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.run import checkpoint, metrics, norms, ownership
-from litgpt_warmstart.run.breaking_off import end_early, guarded, save_whole, tell, told_and_stopped
+from litgpt_warmstart.run import checkpoint, metrics, norms
+from litgpt_warmstart.run.breaking_off import end_early, guarded, save_whole, tell
 from litgpt_warmstart.run.build import build_state, update_weights
+from litgpt_warmstart.run.folder import claim, find_resume_dir, newest_checkpoint, remove_left_overs, remove_run
 from litgpt_warmstart.run.interrupt import StopRequest
 from litgpt_warmstart.run.journal import Journal
-from litgpt_warmstart.run.resume import OpenRun, Resumed, State, find_resume_dir, resume_command
+from litgpt_warmstart.run.resume import OpenRun, State, read_resumed, restore, resume_command
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.run.tuning import tuned
 
@@ -45,12 +47,12 @@ def setup(spec: RunSpec) -> Path:
     resume_dir = find_resume_dir(spec)
     try:
         logger = choose_logger(
-            spec.logger_name,
+            spec.args.logger_name,
             spec.out_dir,
             name=f"{spec.command}-{spec.config.name}",
             resume=resume_dir is not None,
-            log_interval=spec.log_interval,
-            log_args=asdict(spec.log),
+            log_interval=spec.args.train.log_interval,
+            log_args=asdict(spec.args.log),
         )
     except Exception as error:  # it is not installed, its server does not answer, a login is missing
         raise _logger_failed(spec, error) from error
@@ -65,7 +67,7 @@ def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
         failed, remedy = f"is not installed ({one_line(error, 120)})", "pip install it, or choose csv"
     else:
         failed, remedy = f"failed ({type(error).__name__}: {one_line(error, 200)})", "mend that, or choose csv"
-    return UserError(f"--logger_name {spec.logger_name} {failed}: {remedy}")
+    return UserError(f"--logger_name {spec.args.logger_name} {failed}: {remedy}")
 
 
 def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
@@ -73,57 +75,53 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     before = checkpoint.read_header(resume_dir, "--resume").record if resume_dir else None
     spec, choices = tuned(fabric, spec, before)
     fabric.seed_everything(spec.seed, verbose=False)
-    start = None
-    if spec.source_dir:
-        start = checkpoint.read_checkpoint(spec.source_dir)
-    elif spec.initial_checkpoint_dir:
-        start = checkpoint.read_checkpoint(spec.initial_checkpoint_dir, "--initial_checkpoint_dir")
+    what = "base" if spec.growth else "--initial_checkpoint_dir"
+    start = checkpoint.read_checkpoint(spec.start_dir, what) if spec.start_dir and not resume_dir else None
     plan = plan_data(spec)
     plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
 
-    resumed = Resumed.read(resume_dir, spec, plan, start.ancestors() if start else ()) if resume_dir else None
+    resumed = read_resumed(resume_dir, spec, plan) if resume_dir else None
     final = spec.out_dir / "final"
-    if resume_dir and resumed:
-        steps_left = spec.max_steps - resumed.record.step_count
+    if resume_dir and before:
+        steps_left = spec.max_steps - before.step_count
         if steps_left < 0 or (steps_left == 0 and final.exists()):
             return nothing_to_do(fabric, spec, resume_dir)
-    for folder, reason in checkpoint.newest_checkpoint(spec.out_dir)[1]:
+    for folder, reason in newest_checkpoint(spec.out_dir)[1]:
         fabric.print(f"Warning: passing over {str(folder)!r}: {reason}")
 
     state = build_state(fabric, spec, start, resumed)
     del start
-    if resumed:
-        resumed.restore(fabric, state)
+    if resume_dir:
+        restore(resume_dir, fabric, state)
     loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
     plan.check.begin()
     describe(fabric, spec, state, plan, choices)
 
-    with opened(fabric, spec, plan, state, resume_dir) as run:
-        try:
-            fit(run, loader)
-            ended = not run.stop or state.step_count == spec.max_steps
-            folder = save_whole(run, final if ended else run.step_folder)
-        except Exception as error:
-            ended, folder = False, end_early(error, run)
-
-    if not ended:
-        with suppress(BrokeOff):  # a closed terminal
-            tell(
-                f"Saved {str(folder)!r} at step {state.step_count:,} of {spec.max_steps:,}. Go on with:"
-                f"\n  {resume_command(spec)}"
-            )
-        raise SystemExit(run.stop.exit_status)
+    stop = StopRequest()
     try:
-        check_end(spec, run.rows.val_losses, folder)
-        tell(f"Saved {str(folder)!r} after {run.tokens:,} tokens")
+        with opened(fabric, spec, plan, state, stop, resume_dir) as run:
+            try:
+                fit(run, loader)
+                ended = not stop or state.step_count == spec.max_steps
+                folder = save_whole(run, final if ended else run.step_folder)
+            except Exception as error:
+                ended, folder = False, end_early(error, run)
+        if ended:
+            check_end(spec, run.rows.val_losses, folder)
+            tell(f"Saved {str(folder)!r} after {run.tokens:,} tokens")
+        else:
+            reached = f"step {state.step_count:,} of {spec.max_steps:,}"
+            tell(f"Saved {str(folder)!r} at {reached}. Go on with:\n  {resume_command(spec)}")
     except UserError as error:
-        if run.stop:
-            raise told_and_stopped(error, run.stop) from error
-        raise
-    if run.stop:  # in the last step, validation or save: the run is done, and what comes after it is not begun
-        raise SystemExit(run.stop.exit_status)
+        if not stop:
+            raise
+        with suppress(OSError):  # a closed terminal
+            print(error, file=sys.stderr)
+        raise SystemExit(stop.exit_status) from error  # else a study would go on with its next run
+    if stop:  # perhaps in the last step, validation or save: the run is done, and what comes after it is not begun
+        raise SystemExit(stop.exit_status)
     return folder
 
 
@@ -150,14 +148,16 @@ def _busy(spec: RunSpec) -> str:
 
 
 @contextmanager
-def opened(fabric: L.Fabric, spec: RunSpec, plan: DataPlan, state: State, resume_dir: Path | None) -> Iterator[OpenRun]:
+def opened(
+    fabric: L.Fabric, spec: RunSpec, plan: DataPlan, state: State, stop: StopRequest, resume_dir: Path | None
+) -> Iterator[OpenRun]:
     """The run with its folder locked, what it replaces removed, its files open, and signals taken as wishes.
 
     Raises:
         UserError: Another process has the folder, it cannot be written, or the logger fails.
     """
     out_dir, resume_step = repr(str(spec.out_dir)), state.step_count or None
-    probe = first_val_block(spec, fabric.device) if spec.track else None
+    probe = first_val_block(spec, fabric.device) if spec.args.track else None
     with ExitStack() as held:
         try:
             spec.out_dir.mkdir(parents=True, exist_ok=True)
@@ -166,23 +166,23 @@ def opened(fabric: L.Fabric, spec: RunSpec, plan: DataPlan, state: State, resume
                 raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
             if resume_dir:
                 put_back(spec.out_dir / "final")
-                ownership.remove_left_overs(spec.out_dir, "partial", "removed")
-            elif spec.overwrite:
-                ownership.remove_run(spec.out_dir)
-            written = (metrics.FILE_NAME, *([norms.FILE_NAME] if spec.track else []))
-            ownership.claim(spec.out_dir, written, getattr(fabric.logger, "log_dir", None))
+                remove_left_overs(spec.out_dir, "partial", "removed")
+            elif spec.args.overwrite:
+                remove_run(spec.out_dir)
+            claim(spec.out_dir, getattr(fabric.logger, "log_dir", None))
             rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, resume_step)))
-            tracker = held.enter_context(closing(norms.Tracker(fabric, spec, state.gpt, probe, resume_step)))
+            tracker = norms.Tracker(fabric, spec, state.gpt, probe, resume_step)
+            held.callback(lambda: tracker.file and tracker.file.close())
         except BrokenPipeError:  # of standard output
             raise
         except OSError as error:
             raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
-        if spec.logger_name in ("tensorboard", "wandb", "mlflow"):
+        if spec.args.logger_name in ("tensorboard", "wandb", "mlflow"):
             try:
                 fabric.logger.log_hyperparams(spec.hyperparameters)
             except Exception as error:
                 raise _logger_failed(spec, error) from error
-        yield OpenRun(fabric, spec, plan, state, rows, tracker, held.enter_context(StopRequest()))
+        yield OpenRun(fabric, spec, plan, state, rows, tracker, held.enter_context(stop))
 
 
 def check_end(spec: RunSpec, val_losses: dict[float, float], folder: Path) -> None:
@@ -208,12 +208,12 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
     spec, state, device = run.spec, run.state, run.fabric.device
     batches = guarded(next_batches(loader, device, ahead=run.plan.blocks is not None), "the data")
     run.tracker.record_if_due(state.step_count)  # as of the validation: it may have broken off before
-    journal = Journal(run)
+    journal, max_time = Journal(run), spec.args.train.max_time
     with journal.bar:
         validate_if_due(run, journal)
         while state.step_count < spec.max_steps and not run.stop:
-            if spec.max_time and time.perf_counter() - journal.started >= spec.max_time:
-                tell(f"Stopping after --train.max_time {spec.max_time:g} s")
+            if max_time and time.perf_counter() - journal.started >= max_time:
+                tell(f"Stopping after --train.max_time {max_time:g} s")
                 break
             run.plan.check.raise_if_bad(wait=False)
             lr_multiplier = spec.schedule(state.step_count)
@@ -225,7 +225,7 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
             run.tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
             journal.add_step(spec.base_lr * lr_multiplier)
             validate_if_due(run, journal)
-            interval = spec.save_interval
+            interval = spec.args.train.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
             if due and state.step_count < spec.max_steps:
                 with journal.saving():
@@ -266,13 +266,13 @@ def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]
 def validate_if_due(run: OpenRun, journal: Journal) -> None:
     """Validate where this step is one of those at which the run is, and has not been yet."""
     fabric, spec, step = run.fabric, run.spec, run.state.step_count
-    due = step % spec.val_interval == 0 if step else spec.eval.initial_validation
+    due = step % spec.val_interval == 0 if step else spec.args.eval.initial_validation
     if step == spec.max_steps:
-        due = spec.eval.final_validation
+        due = spec.args.eval.final_validation
     if not due or step in run.rows.validated:
         return
     with journal.validating():
-        blocks = guarded(val_batches(spec, spec.eval.max_iters, fabric.device), "the validation data")
+        blocks = guarded(val_batches(spec, spec.args.eval.max_iters, fabric.device), "the validation data")
         val_loss = validate(fabric, run.state.loss, blocks)
     journal.log(val_loss=val_loss)
     tell(f"step {step:>7,} of {spec.max_steps:,} | {run.tokens:,} tokens | val loss {val_loss:.4f}")

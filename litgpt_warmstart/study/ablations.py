@@ -206,7 +206,7 @@ def plan(
         check_growable(config, spec.config)
         resolve_alignment(config, spec.config, arm.growth.alignment)
         if arm.growth.from_scratch:  # its --config file reads on after the base, too
-            spec = replace(spec, hyperparameters={**spec.hyperparameters, "mup_base": str(source)})
+            spec = replace(spec, args=replace(spec.args, mup_base=str(source)))
         else:
             spec = warmstarted(spec, source, arm.growth)
         after = tuple(run.name for run in runs if run.spec.out_dir / "final" == source)

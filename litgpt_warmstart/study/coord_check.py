@@ -33,9 +33,9 @@ from litgpt_warmstart.report.page import Section, Table, as_text, write_csv, wri
 from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
+from litgpt_warmstart.run.folder import check_writable
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
-from litgpt_warmstart.run.resume import check_writable
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, named, table, way_name

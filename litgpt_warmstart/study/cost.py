@@ -7,10 +7,8 @@ from dataclasses import replace
 import pandas
 import torch
 
-from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.report.page import as_text
-from litgpt_warmstart.run.plan import duration, parameter_count
-from litgpt_warmstart.run.tuning import Measurement, measure
+from litgpt_warmstart.run.plan import Measurement, duration, measure, parameter_count
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome
 
 COUNTS = ["runs", "finished", "tokens", "hoffmann_flops"]
@@ -31,8 +29,7 @@ def costs(runs: Sequence[StudyRun]) -> pandas.DataFrame:
             # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
             "parameters": parameter_count(spec.config), "batch": spec.global_batch_size, "model": spec.config.name,
             "block_size": spec.block_size, "runs": 1, "finished": int(finished), "tokens": tokens,
-            "hoffmann_flops": tokens * hoffmann_flops_per_token(spec.config, spec.block_size),
-            "run": None if finished else run,
+            "hoffmann_flops": spec.flops(tokens)["hoffmann_flops"], "run": None if finished else run,
         })  # fmt: skip
     groups = pandas.DataFrame(rows).groupby(["parameters", "batch", "model", "block_size"])
     return groups.agg(dict.fromkeys(COUNTS, "sum") | {"run": "first"}).reset_index()
@@ -42,7 +39,7 @@ def measured(run: StudyRun) -> Measurement:
     """A few steps of a run's model on this device, timed."""
     start_afresh()
     # a run from scratch needs no base, and takes as long
-    return measure(replace(run.spec, growth=None, source_dir=None, command="warmstart_scratch"))
+    return measure(replace(run.spec, growth=None, start_dir=None))
 
 
 def start_afresh() -> None:

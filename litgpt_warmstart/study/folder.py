@@ -12,8 +12,8 @@ from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import LOCK, entries, locked
 from litgpt_warmstart.report.page import Section, writing
 from litgpt_warmstart.report.runs import display_names
+from litgpt_warmstart.run.folder import check_writable
 from litgpt_warmstart.run.metrics import FILE_NAME
-from litgpt_warmstart.run.resume import check_writable
 
 
 def check_results(table: Path, columns: Sequence[str], *beside: str) -> None:

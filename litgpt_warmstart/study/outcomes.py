@@ -14,10 +14,10 @@ from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.parsing import Count, Finite, Unreadable, parse
 from litgpt_warmstart.run.checkpoint import weights_sha256
+from litgpt_warmstart.run.folder import OUTCOME
 from litgpt_warmstart.run.identity import NO_CLIPPING, WORDS, difference_in_words
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.optimizer import recorded_optimizer
-from litgpt_warmstart.run.ownership import OUTCOME
 from litgpt_warmstart.run.spec import RunSpec
 
 Status = Literal["finished", "diverged", "skipped"]
@@ -89,7 +89,7 @@ def write_outcome(run: StudyRun, status: Status, reason: str | None = None) -> O
     outcome = Outcome(
         status,
         reason,
-        first_val_loss=losses[0] if losses and spec.eval.initial_validation else None,
+        first_val_loss=losses[0] if losses and spec.args.eval.initial_validation else None,
         val_loss=losses[-1] if losses else None,
         step_count=int(last.get("step", 0)),
         tokens=int(last.get("tokens", 0)),
@@ -151,6 +151,5 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], columns: 
 
 def warmstarted(spec: RunSpec, source_dir: Path, growth: Growth) -> RunSpec:
     """A run from scratch, made into one that grows a checkpoint, which may still have to be trained."""
-    others = {k: v for k, v in spec.hyperparameters.items() if k not in ("parametrization", "initial_checkpoint_dir")}
-    own = dict(base=str(source_dir), target=others.pop("target")) | growth.options
-    return replace(spec, command="warmstart", source_dir=source_dir, growth=growth, hyperparameters=own | others)
+    own = dict(base=str(source_dir), target=spec.own["target"]) | growth.options
+    return replace(spec, command="warmstart", start_dir=source_dir, growth=growth, own=own)

@@ -16,8 +16,7 @@ from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.executors import Task, ray_cluster
 from litgpt_warmstart.run import train
 from litgpt_warmstart.run.checkpoint import read_header
-from litgpt_warmstart.run.ownership import check_free
-from litgpt_warmstart.run.resume import check_writable
+from litgpt_warmstart.run.folder import check_free, check_writable
 from litgpt_warmstart.study import StudyArgs
 from litgpt_warmstart.study.cost import costs, start_afresh, told_costs
 from litgpt_warmstart.study.folder import study_folder
@@ -117,7 +116,7 @@ def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:
         if outcome.status != "finished":
             return Outcome("skipped", f"{name} {outcome.status}")
     start_afresh()
-    spec = replace(run.spec, resume="auto")
+    spec = run.spec
     if run.data_after is not None:
         record = read_header(run.data_after).record
         spec = replace(spec, seen=record.data_uses if record else ())

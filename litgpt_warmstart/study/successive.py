@@ -15,7 +15,6 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config, short_name
 from litgpt_warmstart.report.chains import Chain, lineage_figure, parent
@@ -143,7 +142,7 @@ def check_order(configs: Sequence[Config], growth: Growth) -> None:
 
 def flops(spec: RunSpec, tokens: int | None = None) -> float:
     """Hoffmann FLOPs of a run, or of so many of its tokens."""
-    return (tokens or spec.max_tokens) * hoffmann_flops_per_token(spec.config, spec.block_size)
+    return spec.flops(tokens or spec.max_tokens)["hoffmann_flops"]
 
 
 def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: float | None) -> list[int]:

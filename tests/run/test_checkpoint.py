@@ -16,6 +16,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.run import checkpoint
+from litgpt_warmstart.run.folder import newest_checkpoint
 from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import build, neox, randomized
 
@@ -180,9 +181,9 @@ def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
             (partial / "file").write_text("new")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -SIGKILL and not final.exists()
-    assert checkpoint.newest_checkpoint(tmp_path)[0] == tmp_path / ".final.older" and not final.exists()
+    assert newest_checkpoint(tmp_path)[0] == tmp_path / ".final.older" and not final.exists()
     files.put_back(final)
-    assert checkpoint.newest_checkpoint(tmp_path)[0] == final and (final / "lit_model.pth").is_file()
+    assert newest_checkpoint(tmp_path)[0] == final and (final / "lit_model.pth").is_file()
 
 
 @pytest.mark.parametrize("fits", [1_000, 400_000, 2_300_000])

@@ -11,7 +11,7 @@ from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
 from tests.conftest import TRAIN
 
-UNTOLD = {"data.order_seed", "eval", "starts_from"}
+UNTOLD = {"data.order_seed", "eval"}
 """What records of older versions do not tell, or not in these words."""
 
 

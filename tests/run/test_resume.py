@@ -17,9 +17,8 @@ from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.files import LOCK, locked
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run import train as pretrain
-from litgpt_warmstart.run.ownership import MANIFEST, OUTCOME
+from litgpt_warmstart.run.folder import MANIFEST, OUTCOME, newest_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs
 from tests.conftest import TRAIN, assert_same_weights, losses, weights
@@ -75,7 +74,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, stdlib_path, tmp_path, numbe
     assert "Traceback" not in result.stdout
     told = result.stdout.split("Go on with:")[1].strip().splitlines()[0]
     assert told.endswith("--resume true") and "warmstart_scratch --target" in told
-    saved = checkpoint.newest_checkpoint(tmp_path)[0]
+    saved = newest_checkpoint(tmp_path)[0]
     assert 5 <= Record.load(saved / "warmstart.yaml").step_count < 60
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == [LOCK, MANIFEST]
 
@@ -101,7 +100,7 @@ def test_ctrl_c_reaches_the_loaders_workers_too_and_the_run_still_saves(tiny, st
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output and output.count("stopping after this optimizer step") == 1
-    saved = Record.load(checkpoint.newest_checkpoint(tmp_path / "run")[0] / "warmstart.yaml")
+    saved = Record.load(newest_checkpoint(tmp_path / "run")[0] / "warmstart.yaml")
     assert 5 <= saved.step_count < 150 and "Go on with:" in output
 
 

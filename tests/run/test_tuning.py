@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.files import cache_file
 from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.record import Record
@@ -31,7 +32,7 @@ class Spec:
     """What :func:`find` reads of a run."""
 
     def __init__(self, max_steps: int, batch: int = 8) -> None:
-        self.global_batch_size, self.max_steps, self.loss_impl = batch, max_steps, "full"
+        self.global_batch_size, self.max_steps, self.loss = batch, max_steps, "full"
         self.block_size, self.precision, self.config, self.compile = 64, "32-true", neox(), False
 
 
@@ -64,7 +65,7 @@ class Timed(NextTokenLoss):
 @pytest.fixture
 def clock(monkeypatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(tuning, "_now", lambda device: now[0])
+    monkeypatch.setattr(tuning, "now", lambda device: now[0])
     return now
 
 
@@ -92,7 +93,7 @@ def test_another_model_or_a_damaged_cache_is_measured_anew(fabric, clock):
     other.config = neox(n_query_groups=1)
     assert find(fabric, other, lambda: Timed({1: 0.1, 2: 0.5, 4: 0.6}, clock))[0] == 1
     for damaged in ("[]", "null", "{", "3"):
-        tuning._cache_file().write_text(damaged)
+        cache_file(tuning.CACHE).write_text(damaged)
         assert find(fabric, Spec(10_000), lambda: Timed({1: 1.0, 2: 0.5, 4: 0.6}, clock))[0] == 2
 
 

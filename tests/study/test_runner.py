@@ -59,7 +59,7 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_ends_the_same(mak
 
 def test_a_diverged_run_is_a_result_and_what_needs_its_checkpoint_is_skipped(make_spec, started):
     bad = StudyRun("bad", make_spec("bad", lr=1e6))
-    grown = replace(make_spec("next"), source_dir=bad.spec.out_dir / "final", growth=Growth())
+    grown = replace(make_spec("next"), start_dir=bad.spec.out_dir / "final", growth=Growth())
     runs = [bad, StudyRun("next", grown, after=("bad",), data_after=bad.spec.out_dir / "final")]
     ended = carry_out(runs)
     assert ended["bad"].status == "diverged" and "loss is" in ended["bad"].reason
@@ -170,7 +170,7 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
         grown = make_spec(f"{where}-second")
         source = first.spec.out_dir / "final"
         second = StudyRun(
-            "second", replace(grown, source_dir=source, growth=Growth()), after=("first",), data_after=source
+            "second", replace(grown, start_dir=source, growth=Growth()), after=("first",), data_after=source
         )
         return [first, second, StudyRun("bad", make_spec(f"{where}-bad", lr=1e6))]
 
