@@ -240,9 +240,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{str(path)!r} does not exist") from None
-    except PermissionError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"{str(path)!r} is unreadable: {error.strerror}") from error
     except UnpicklingError as error:
         raise UserError(

@@ -159,8 +159,6 @@ class MetricsFile(RowFile):
         """Training time up to ``resume_step``."""
         self.val_losses = {row["step"]: row["val_loss"] for row in self.kept if "val_loss" in row}
         """All so far."""
-        self.validated = {int(step) for step in self.val_losses}
-        """Steps up to ``resume_step`` that have one."""
 
     def write(self, **row: float) -> None:
         """Append one row; see :meth:`append`."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.utils import extend_checkpoint_dir, init_out_dir
+from litgpt.utils import extend_checkpoint_dir, init_out_dir, parse_devices
 
 from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
@@ -185,12 +185,12 @@ def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_
 
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:
-    any_number = str(devices) in ("auto", "-1")
-    count = torch.cuda.device_count() if any_number else int(devices) if str(devices).isdigit() else 0
-    if count > 1 or num_nodes != 1 or (count == 0 and not any_number):
-        raise UserError(
-            f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
-        )
+    with suppress(ValueError):
+        if parse_devices(devices) == num_nodes == 1:
+            return
+    raise UserError(
+        f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
+    )
 
 
 def _default_precision() -> Precision:

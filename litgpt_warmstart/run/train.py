@@ -63,11 +63,9 @@ def setup(spec: RunSpec) -> Path:
 
 
 def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
-    if isinstance(error, ModuleNotFoundError):
-        failed, remedy = f"is not installed ({one_line(error, 120)})", "pip install it, or choose csv"
-    else:
-        failed, remedy = f"failed ({type(error).__name__}: {one_line(error, 200)})", "mend that, or choose csv"
-    return UserError(f"--logger_name {spec.args.logger_name} {failed}: {remedy}")
+    remedy = "install" if isinstance(error, ModuleNotFoundError) else "mend"
+    failed = f"--logger_name {spec.args.logger_name} failed ({type(error).__name__}: {one_line(error, 200)})"
+    return UserError(f"{failed}: {remedy} that, or choose csv")
 
 
 def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
@@ -269,7 +267,7 @@ def validate_if_due(run: OpenRun, journal: Journal) -> None:
     due = step % spec.val_interval == 0 if step else spec.args.eval.initial_validation
     if step == spec.max_steps:
         due = spec.args.eval.final_validation
-    if not due or step in run.rows.validated:
+    if not due or step in run.rows.val_losses:
         return
     with journal.validating():
         blocks = guarded(val_batches(spec, spec.args.eval.max_iters, fabric.device), "the validation data")

@@ -1,6 +1,7 @@
 """The loop: LitGPT's losses under SP, muP's rates at every step, resumes to the bit, no token twice."""
 
 import itertools
+import math
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +19,7 @@ from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart import files
-from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+from litgpt_warmstart.commands import warmstart, warmstart_grow
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.data.workers import start_method_kept
@@ -61,7 +62,7 @@ def pretrain_with_litgpt(
 OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "betas": [0.9, 0.95], "weight_decay": 0.0}}
 
 
-def test_the_same_sp_run_has_litgpts_losses(tiny, tiny_settings, stdlib_path, tmp_path):
+def test_the_same_sp_run_has_litgpts_losses(scratch, tiny, stdlib_path, tmp_path):
     config, initial = Config.from_file(tiny[16]), tmp_path / "initial"
     initial.mkdir()
     torch.save(build(config, seed=7).state_dict(), initial / "lit_model.pth")
@@ -69,11 +70,8 @@ def test_the_same_sp_run_has_litgpts_losses(tiny, tiny_settings, stdlib_path, tm
     expected = pretrain_with_litgpt(
         tmp_path / "stock", config, StdlibText(stdlib_path), initial, OPTIMIZER, 20, tokenizer_dir=None, tokenizer=None
     )
-    warmstart_scratch.setup(
-        initial_checkpoint_dir=initial, parametrization="sp", optimizer=OPTIMIZER, out_dir=tmp_path / "ours",
-        train=replace(TRAIN, max_steps=20), **tiny_settings,
-    )  # fmt: skip
-    ours = losses(tmp_path / "ours")
+    own = dict(target=None, lr=None, initial_checkpoint_dir=initial, parametrization="sp", optimizer=OPTIMIZER)
+    ours = losses(scratch("ours", train=replace(TRAIN, max_steps=20), **own))
     assert len(ours) == len(expected) == 20
     assert ours[0] == pytest.approx(expected[0], abs=1e-5)
     assert ours == pytest.approx(expected, abs=1e-3)
@@ -128,9 +126,8 @@ def test_litgpts_own_checkpoint_and_data_work_end_to_end(
 # --- warmstarts ---------------------------------------------------------------------------------------------------
 
 
-def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, tmp_path):
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, compile=False, logger_name="csv",
-                    train=TrainArgs(max_steps=3), eval=EvalArgs(max_iters=4))  # fmt: skip
+def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(warm, base, tmp_path):
+    warm(data=None, train=TrainArgs(max_steps=3))
     before, after = Record.load(base / "warmstart.yaml"), Record.load(tmp_path / "final/warmstart.yaml")
     assert (after.base_lr, after.global_batch_size) == (before.base_lr, before.global_batch_size) == (0.02, 8)
     assert after.mup_base_config["n_embd"] == 16 and after.width_mult == 3
@@ -144,39 +141,30 @@ def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(base, tiny, 
         assert (tmp_path / "final" / name).is_file()
 
 
-def test_a_mup_base_named_as_the_record_has_it_keeps_the_records_rate_and_batch(base, tiny, tmp_path):
-    warmstart.setup(base=base, target=tiny[48], mup_base=tiny[16], out_dir=tmp_path, compile=False, logger_name="csv",
-                    train=TrainArgs(max_steps=1), eval=EvalArgs(max_iters=2))  # fmt: skip
-    record = Record.load(tmp_path / "final/warmstart.yaml")
+def test_a_mup_base_named_as_the_record_has_it_keeps_the_records_rate_and_batch(warm, tiny):
+    record = Record.load(warm(mup_base=tiny[16], train=TrainArgs(max_steps=1)) / "final/warmstart.yaml")
     assert (record.base_lr, record.global_batch_size, record.mup_base_config["n_embd"]) == (0.02, 8, 16)
 
 
-def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(base, tiny, tiny_settings, tmp_path):
-    shared = dict(target=tiny[48], train=TRAIN, **tiny_settings)
-    warmstart.setup(base=base, shrink=0.0, out_dir=tmp_path / "warm", **shared)
-    warmstart_scratch.setup(mup_base=str(base), out_dir=tmp_path / "scratch", **shared)
-    assert_same_weights(tmp_path / "warm/final", tmp_path / "scratch/final")
-    assert losses(tmp_path / "warm") == losses(tmp_path / "scratch")
-    uses = [Record.load(tmp_path / run / "final/warmstart.yaml").data for run in ("warm", "scratch")]
+def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(warm, scratch, base, tiny):
+    runs = warm("warm", shrink=0.0), scratch("scratch", target=tiny[48], mup_base=str(base), lr=None)
+    assert_same_weights(*(run / "final" for run in runs))
+    assert losses(runs[0]) == losses(runs[1])
+    uses = [Record.load(run / "final/warmstart.yaml").data for run in runs]
     assert uses[0] == uses[1] and uses[0].start_token == 10 * 8 * 65
 
 
-def test_warmstart_equals_grow_then_train(base, tiny, tiny_settings, tmp_path):
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "warm", train=TRAIN, **tiny_settings)
+def test_warmstart_equals_grow_then_train(warm, scratch, base, tiny, tmp_path):
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
-    warmstart_scratch.setup(
-        initial_checkpoint_dir=tmp_path / "grown", out_dir=tmp_path / "trained", train=TRAIN, **tiny_settings
-    )
-    assert_same_weights(tmp_path / "warm/final", tmp_path / "trained/final")
-    one, two = (Record.load(tmp_path / run / "final/warmstart.yaml") for run in ("warm", "trained"))
+    runs = warm("warm"), scratch("trained", target=None, lr=None, initial_checkpoint_dir=tmp_path / "grown")
+    assert_same_weights(*(run / "final" for run in runs))
+    one, two = (Record.load(run / "final/warmstart.yaml") for run in runs)
     assert (one.lineage, one.growth, one.data) == (two.lineage, two.growth, two.data)
 
 
-def test_perturb_0_starts_from_the_shrunk_base_alone(base, tiny, tiny_settings, tmp_path):
-    settings = tiny_settings | dict(eval=EvalArgs(max_iters=2))
-    for perturb, seed in ((0.0, 1), (0.0, 2), (1.0, 1), (1.0, 2)):
-        warmstart.setup(base=base, target=tiny[48], perturb=perturb, seed=seed, out_dir=tmp_path / f"{perturb}-{seed}",
-                        train=replace(TRAIN, max_steps=1), **settings)  # fmt: skip
+def test_perturb_0_starts_from_the_shrunk_base_alone(warm, tmp_path):
+    for perturb, seed in itertools.product((0.0, 1.0), (1, 2)):
+        warm(f"{perturb}-{seed}", perturb=perturb, seed=seed, train=replace(TRAIN, max_steps=1))
     first = {run.name: losses(run, "val_loss")[0] for run in tmp_path.iterdir()}
     assert first["0.0-1"] == first["0.0-2"] and first["1.0-1"] != first["1.0-2"]
 
@@ -188,23 +176,20 @@ def test_growing_follows_its_seed(base, tiny, tmp_path):
     assert not torch.equal(a, b)
 
 
-def test_a_checkpoint_starts_with_its_own_loss_under_sp_and_under_another_mup_base(base, tiny, tiny_settings, tmp_path):
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "wide", train=TRAIN, **tiny_settings)
-    expected = losses(tmp_path / "wide", "val_loss")[-1]
-    wide = tmp_path / "wide/final"
+def test_a_checkpoint_starts_with_its_own_loss_under_sp_and_under_another_mup_base(warm, scratch, tiny, tmp_path):
+    wide = warm("wide") / "final"
+    expected = losses(wide.parent, "val_loss")[-1]
     other = tmp_path / "other.yaml"  # as wide as the checkpoint, with heads of the muP base's size
     config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_head=6, n_query_groups=6, head_size=8)
     other.write_text(yaml.safe_dump(config))
     for name, more in (("as_is", {}), ("sp", dict(parametrization="sp")), ("mup_base", dict(mup_base=str(other)))):
-        warmstart_scratch.setup(initial_checkpoint_dir=wide, lr=0.01, out_dir=tmp_path / name,
-                                train=replace(TRAIN, max_steps=1), **more, **tiny_settings)  # fmt: skip
-        assert losses(tmp_path / name, "val_loss")[0] == pytest.approx(expected, abs=1e-5), name
+        run = scratch(name, target=None, initial_checkpoint_dir=wide, train=replace(TRAIN, max_steps=1), **more)
+        assert losses(run, "val_loss")[0] == pytest.approx(expected, abs=1e-5), name
 
 
-def test_a_comparison_run_takes_the_bases_tokenizer(base, tiny, tiny_settings, tmp_path):
-    train = replace(TRAIN, max_steps=1)
-    warmstart_scratch.setup(mup_base=str(base), target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
-    assert (tmp_path / "final/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+def test_a_comparison_run_takes_the_bases_tokenizer(scratch, base, tiny):
+    run = scratch(mup_base=str(base), target=tiny[48], train=replace(TRAIN, max_steps=1))
+    assert (run / "final/tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
 def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tmp_path):
@@ -218,15 +203,12 @@ def test_a_checkpoint_folders_logits_in_stock_litgpt_equal_mugpts(base, tiny, tm
     torch.testing.assert_close(stock(tokens), ours(tokens), rtol=0, atol=1e-5)
 
 
-def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(base, tiny, tiny_settings, tmp_path):
+def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(warm, tiny, tmp_path):
     wider = tmp_path / "wider.yaml"
     config = yaml.safe_load(Path(tiny[48]).read_text()) | dict(n_embd=96, n_head=8, n_query_groups=8, head_size=12)
     wider.write_text(yaml.safe_dump(config | dict(name="neox-96", intermediate_size=384)))
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / "second", train=TRAIN, **tiny_settings)
-    warmstart.setup(
-        base=tmp_path / "second/final", target=str(wider), out_dir=tmp_path / "third", train=TRAIN, **tiny_settings
-    )
-    record = Record.load(tmp_path / "third/final/warmstart.yaml")
+    third = warm("third", base=warm("second") / "final", target=str(wider))
+    record = Record.load(third / "final/warmstart.yaml")
     assert record.mup_base_config["n_embd"] == 16 and record.width_mult == 6
     assert [ancestor.name for ancestor in record.lineage] == ["neox-16", "neox-48"]
     assert [ancestor.growth and ancestor.growth.shrink for ancestor in record.lineage] == [None, 0.4]
@@ -237,7 +219,7 @@ def test_a_chain_keeps_its_first_mup_base_and_reads_no_token_twice(base, tiny, t
 # --- learning rates, validation, budget ---------------------------------------------------------------------------
 
 
-def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tiny_settings, tmp_path, monkeypatch):
+def test_groups_have_mups_rates_times_the_schedule_at_every_step(warm, tmp_path, monkeypatch):
     seen = []
     set_learning_rate = parametrization.set_learning_rate
 
@@ -246,29 +228,27 @@ def test_groups_have_mups_rates_times_the_schedule_at_every_step(base, tiny, tin
         seen.append({round(group["lr_scale"], 6): group["lr"] for group in optimizer.param_groups if group["params"]})
 
     monkeypatch.setattr(parametrization, "set_learning_rate", record)
-    shared = dict(base=base, target=tiny[48], schedule="cosine", out_dir=tmp_path, **tiny_settings)
     train = replace(TRAIN, max_steps=8, lr_warmup_steps=2, min_lr=0.25, save_interval=3)
-    warmstart.setup(train=train, **shared)
-    expected = parametrization_free_cosine(8, 2, 0.25)
+    warm(train=train, schedule="cosine")
+    expected = [0.0, 0.5, *(0.25 + 0.375 * (1 + math.cos(math.pi * step / 6)) for step in range(6))]
     for step, (rates, multiplier) in enumerate(zip(seen, expected, strict=True)):
         assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier}), step
     logged = [row["learning_rate"] for row in read_metrics(tmp_path / "metrics.csv") if "learning_rate" in row]
     assert logged == pytest.approx([0.02 * m for m in expected])
 
     seen.clear()  # and after a resume in the middle
-    warmstart.setup(train=train, resume=tmp_path / "step-00000003", **shared)
+    warm(train=train, schedule="cosine", resume=tmp_path / "step-00000003")
     for rates, multiplier in zip(seen, expected[3:], strict=True):
         assert rates == pytest.approx({1.0: 0.02 * multiplier, round(1 / 3, 6): 0.02 / 3 * multiplier})
 
 
-def test_validations_are_a_tenth_of_the_run_apart_and_not_twice_at_its_end(base, tiny, tiny_settings, tmp_path):
-    settings = tiny_settings | {"eval": EvalArgs(max_iters=4)}
-    warmstart.setup(base=base, target=tiny[48], train=replace(TRAIN, max_steps=21), out_dir=tmp_path, **settings)
-    steps = [row["step"] for row in read_metrics(tmp_path / "metrics.csv") if "val_loss" in row]
+def test_validations_are_a_tenth_of_the_run_apart_and_not_twice_at_its_end(warm):
+    run = warm(train=replace(TRAIN, max_steps=21), eval=EvalArgs(max_iters=4))
+    steps = [row["step"] for row in read_metrics(run / "metrics.csv") if "val_loss" in row]
     assert steps == [0, 3, 6, 9, 12, 15, 18, 21]
 
 
-def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, tiny_settings, tmp_path, monkeypatch):
+def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(warm, tmp_path, monkeypatch):
     def slow(seconds, function):
         def slowed(*args):
             time.sleep(seconds)
@@ -279,10 +259,9 @@ def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, 
     monkeypatch.setattr(parametrization, "set_learning_rate", slow(0.05, parametrization.set_learning_rate))
     monkeypatch.setattr(pretrain, "validate", slow(0.25, pretrain.validate))
     monkeypatch.setattr(breaking_off, "save", slow(0.5, breaking_off.save))
-    settings = tiny_settings | {"eval": EvalArgs(max_iters=4, interval=1)}
     train = replace(TRAIN, max_steps=8, log_interval=4, save_interval=3)
     start = time.perf_counter()
-    warmstart.setup(base=base, target=tiny[48], train=train, out_dir=tmp_path, **settings)
+    warm(train=train, eval=EvalArgs(max_iters=4, interval=1))
     whole = time.perf_counter() - start
     logged = [row for row in read_metrics(tmp_path / "metrics.csv") if "tokens_per_sec" in row]
     seconds = [4 * 8 * 64 / row["tokens_per_sec"] for row in logged]
@@ -291,28 +270,16 @@ def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(base, tiny, 
     assert logged[-1]["seconds"] <= whole - 8 * 0.25 - 0.5  # no validation does, nor the save at the end
 
 
-def parametrization_free_cosine(total: int, warmup: int, ratio: float) -> list[float]:
-    import math
-
-    return [
-        s / warmup
-        if s < warmup
-        else ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * (s - warmup) / (total - warmup)))
-        for s in range(total)
-    ]
-
-
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
-def test_validation_is_the_same_blocks_whatever_the_micro_batch(base, tiny, tiny_settings, tmp_path, micro_batch_size):
-    settings = tiny_settings | dict(eval=EvalArgs(max_iters=7))
+def test_validation_is_the_same_blocks_whatever_the_micro_batch(warm, tiny_settings, micro_batch_size):
     train = replace(TRAIN, max_steps=1, micro_batch_size=micro_batch_size)
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **settings)
-    model = build_from(tmp_path / "final")
+    run = warm(train=train, eval=EvalArgs(max_iters=7))
+    model = build_from(run / "final")
     data = tiny_settings["data"]
     blocks = torch.from_numpy(data.tokens("val")[: 7 * 65].astype("int64")).view(7, 65)
     logits = model(blocks[:, :-1])
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten()).item()
-    assert losses(tmp_path, "val_loss")[-1] == pytest.approx(expected, abs=2e-5)
+    assert losses(run, "val_loss")[-1] == pytest.approx(expected, abs=2e-5)
 
 
 def build_from(folder: Path) -> GPT:
@@ -321,42 +288,34 @@ def build_from(folder: Path) -> GPT:
     return model
 
 
-def test_the_budget_is_cut_to_whole_steps_and_max_tokens_goes_before_tokens_per_param(
-    base, tiny, tiny_settings, tmp_path
-):
+def test_the_budget_is_cut_to_whole_steps_and_max_tokens_goes_before_tokens_per_param(warm):
     for name, arguments, tokens in (
         ("per_param", dict(tokens_per_param=0.01, train=TrainArgs(save_interval=None)), 4096),
         ("max_tokens", dict(train=TrainArgs(max_tokens=1500)), 1024),
         ("max_steps", dict(train=TrainArgs(max_steps=1)), 512),
     ):
-        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, **arguments, **tiny_settings)
-        record = Record.load(tmp_path / name / "final/warmstart.yaml")
+        run = warm(name, **arguments)
+        record = Record.load(run / "final/warmstart.yaml")
         assert record.tokens == tokens, (name, record.parameters)
-        assert len(losses(tmp_path / name)) == tokens // 512
+        assert len(losses(run)) == tokens // 512
     assert record.matmul_flops > 0
 
 
-def test_max_time_ends_the_run_with_a_checkpoint(base, tiny, tiny_settings, tmp_path):
-    train = replace(TRAIN, max_steps=400, max_time=1.0)
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=train, **tiny_settings)
-    assert 0 < Record.load(tmp_path / "final/warmstart.yaml").step_count < 400
+def test_max_time_ends_the_run_with_a_checkpoint(warm):
+    run = warm(train=replace(TRAIN, max_steps=400, max_time=1.0))
+    assert 0 < Record.load(run / "final/warmstart.yaml").step_count < 400
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.float32), ("bf16-true", torch.bfloat16)])
-def test_bf16_stays_close_to_fp32(base, tiny, tiny_settings, tmp_path, precision, dtype):
-    for name in (precision, "32-true"):
-        settings = tiny_settings | dict(precision=name)
-        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=TRAIN, **settings)
-    assert weights(tmp_path / precision / "final")["lm_head.weight"].dtype == dtype
-    assert losses(tmp_path / precision) == pytest.approx(losses(tmp_path / "32-true"), abs=0.05)
+def test_bf16_stays_close_to_fp32(warm, precision, dtype):
+    runs = [warm(name, precision=name) for name in (precision, "32-true")]
+    assert weights(runs[0] / "final")["lm_head.weight"].dtype == dtype
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=0.05)
 
 
-def test_without_a_compiler_training_goes_on_eagerly_and_says_so(
-    base, tiny, tiny_settings, tmp_path, monkeypatch, capsys
-):
+def test_without_a_compiler_training_goes_on_eagerly_and_says_so(warm, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    settings = tiny_settings | dict(compile=True)
-    warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path, train=replace(TRAIN, max_steps=1), **settings)
+    warm(train=replace(TRAIN, max_steps=1), compile=True)
     told = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
     assert told == ["Training without torch.compile: no C++ compiler 'no-such-compiler'; install one for more speed"]
 
@@ -366,12 +325,10 @@ def test_without_a_compiler_training_goes_on_eagerly_and_says_so(
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
 @pytest.mark.parametrize("compile", [True, "reduce-overhead"])
 @pytest.mark.parametrize("loss_impl", ["full", "chunked"])
-def test_a_cuda_run_trains_compiled_and_fused(base, tiny, tiny_settings, tmp_path, precision, compile, loss_impl):
+def test_a_cuda_run_trains_compiled_and_fused(warm, precision, compile, loss_impl):
     if (precision, loss_impl) == ("16-mixed", "chunked"):
         pytest.skip("refused")
-    for name, compiled in (("compiled", compile), ("eager", False)):  # each step accumulates two micro-batches
-        settings = tiny_settings | dict(precision=precision, compile=compiled, loss_impl=loss_impl)
-        train = replace(TRAIN, max_steps=20)
-        warmstart.setup(base=base, target=tiny[48], out_dir=tmp_path / name, train=train, **settings)
-    assert losses(tmp_path / "compiled")[-1] < losses(tmp_path / "compiled")[0]
-    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=0.05)
+    shared = dict(precision=precision, loss_impl=loss_impl, train=replace(TRAIN, max_steps=20))
+    compiled, eager = warm("compiled", compile=compile, **shared), warm("eager", compile=False, **shared)
+    assert losses(compiled)[-1] < losses(compiled)[0]  # each step accumulates two micro-batches
+    assert losses(compiled) == pytest.approx(losses(eager), abs=0.05)
