@@ -71,9 +71,15 @@ class Growth:
         return {field.name: getattr(self, field.name) for field in fields(Growth)}
 
     @property
+    def without_source(self) -> "Growth":
+        """The same where nothing is left of the source: no rows of it to align, and no gain."""
+        options: dict[str, Any] = self.options | dict(shrink=0.0, alignment=Growth.alignment, gains=Growth.gains)
+        return Growth(**options)
+
+    @property
     def from_scratch(self) -> bool:
         """Whether nothing of the source is left, and muP's own initialization is all there is."""
-        return self.shrink == 0 and self.perturb == 1
+        return self.shrink == 0 and self.without_source == Growth(shrink=0.0)
 
     @property
     def label(self) -> str:

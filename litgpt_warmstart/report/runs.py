@@ -100,7 +100,7 @@ class Run:
     @property
     def ancestors(self) -> list[tuple[Any, ...]]:
         """What its ancestors were, whatever their seeds."""
-        return [(a.name, a.parameters, a.tokens, a.growth and a.growth.shrink) for a in self.record.lineage]
+        return [(a.name, a.parameters, a.tokens, a.growth and a.growth.options) for a in self.record.lineage]
 
 
 @dataclass(frozen=True)

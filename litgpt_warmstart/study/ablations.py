@@ -64,9 +64,7 @@ class Arm:
         """The arm with these options, as YAML has them; what is left out is as by default."""
         typed: dict[str, Any] = {name: type(DEFAULTS[name])(value) for name, value in options.items()}
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
-        if not growth.shrink:  # nothing is left of the base to align, and no gain
-            growth = Growth(shrink=0.0, perturb=growth.perturb)
-        return cls(growth=growth, **typed)
+        return cls(growth=growth if growth.shrink else growth.without_source, **typed)
 
     @property
     def scratch(self) -> "Arm":
@@ -249,7 +247,8 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
 
 def from_scratch(rows: pandas.DataFrame) -> Any:
     """Which of these rows are of runs from scratch."""
-    return (rows["shrink"] == 0) & (rows["perturb"] == 1)
+    growths = (Growth(*options) for options in zip(*(rows[name] for name in Growth().options), strict=True))
+    return pandas.Series([growth.from_scratch for growth in growths], rows.index, dtype=bool)
 
 
 def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, Any]]:

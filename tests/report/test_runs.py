@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.report.runs import Run, display_names, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
@@ -49,6 +50,15 @@ def test_equal_settings_and_equal_growth_have_one_number(study):
     assert settings["other"] != settings["scratch-1"]
     assert len({runs[f"warm-{seed}"].growth_key for seed in (1, 2, 3)}) == 1
     assert runs["warm-1"].growth_key != runs["scratch-1"].growth_key
+
+
+def test_lineages_that_differ_in_any_option_of_a_growth_have_numbers_of_their_own(make_run):
+    base = make_run("base", [8.0, 7.0], width=16)
+    for name, gains in (("a", "shrunk"), ("b", "reset")):
+        grown = Grown(0.4, gains=gains, source_dir="", asked_alignment="heads", alignment_reason=None, seed=1)
+        make_run(f"{name}-end", [8.0, 6.0], 96, shrink=0.4, base=make_run(name, [8.0, 6.0], base=base, growth=grown))
+    runs = named(make_run.folder)
+    assert runs["a-end"].growth_key != runs["b-end"].growth_key
 
 
 def test_a_run_whose_metrics_go_on_behind_its_checkpoint_has_not_finished(make_run):

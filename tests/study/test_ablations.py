@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method import growth
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.study import ablations
 from litgpt_warmstart.study.ablations import expand, labels, table
 from tests.conftest import assert_same_weights
 
@@ -34,6 +37,18 @@ def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled()
     none = [(arm.growth.perturb, arm.growth.gains, arm.growth.from_scratch) for arm in arms if not arm.growth.shrink]
     assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
     assert len(arms) == 2 + 4
+
+
+def test_a_new_option_of_growth_that_is_not_of_the_source_is_varied_at_shrink_0_too(monkeypatch):
+    @dataclass(frozen=True)
+    class Noisy(growth.Growth):
+        noise: str = "normal"
+
+    monkeypatch.setattr(growth, "Growth", Noisy)
+    monkeypatch.setattr(ablations, "Growth", Noisy)
+    monkeypatch.setitem(ablations.DEFAULTS, "noise", "normal")
+    arms = expand([dict(shrink=0, noise=["normal", "uniform"])], DEFAULTS)
+    assert [(arm.growth.noise, arm.growth.from_scratch) for arm in arms] == [("normal", True), ("uniform", False)]
 
 
 def test_an_arms_folder_is_named_as_in_the_first_landing():
