@@ -24,7 +24,6 @@ HELD_BY = {
     "commands/test_bad_input.py": ("run/resolve", "run/spec"),
     "data/test_ranges.py": ("data/plan",),
     "data/preparing/test_prepare.py": ("data/preparing/index",),
-    "method/test_schedule.py": ("method/cooldowns",),
     "report/test_write.py": ("report/layers", "report/sections"),
     "study/test_runner.py": ("study/folder", "study/outcomes"),
     "run/test_train.py": ("run/journal",),

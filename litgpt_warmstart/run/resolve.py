@@ -19,7 +19,7 @@ from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, ParametrizationName, mup_config
 from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
-from litgpt_warmstart.method.schedule import SCHEDULES, RunFigures
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
@@ -101,7 +101,6 @@ def resolve(
     if args.tokenizer_dir:
         tokenizer_dir = extend_checkpoint_dir(Path(args.tokenizer_dir))
     out_dir = init_out_dir(out_dir)
-    figures = RunFigures(max_steps, base_lr, global_batch_size, global_batch_size * block_size)
     filled_in = replace(
         args,
         lr=base_lr,
@@ -120,7 +119,14 @@ def resolve(
         mup_base_config=tuned.config,
         parametrization=parametrization,
         base_lr=base_lr,
-        schedule=SCHEDULES[args.schedule].of(args.train, figures),
+        schedule=Schedule.of(
+            args.schedule,
+            args.train,
+            max_steps,
+            base_lr=base_lr,
+            global_batch_size=global_batch_size,
+            tokens_per_step=global_batch_size * block_size,
+        ),  # fmt: skip
         data=data,
         optimizer=optimizer,
         precision=precision,

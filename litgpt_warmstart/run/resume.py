@@ -16,7 +16,7 @@ from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.method.schedule import Schedule, WsdS, recorded_schedule
+from litgpt_warmstart.method.schedule import Schedule, recorded_schedule
 from litgpt_warmstart.run import checkpoint, norms
 from litgpt_warmstart.run.checkpoint import Checkpoint
 from litgpt_warmstart.run.folder import is_checkpoint, newest_checkpoint, step_folders
@@ -170,7 +170,7 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
     remedy = "pass the schedule that the run was started with, or another --out_dir"
     if agreeing:
         remedy = f"pass --resume {shlex.quote(str(agreeing[-1]))} to go on from where they agree, or another --out_dir"
-    if isinstance(now, WsdS) and isinstance(before, WsdS):
+    if now.name == before.name == "wsd-s":
         ends = {end for _, end in now.cooldowns}
         if dropped := {end for _, end in before.cooldowns if end <= step_count} - ends:
             named = ",".join(map(str, sorted((dropped | ends) - {now.total_steps})))

@@ -10,7 +10,6 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.parametrization import Divisors, Parametrization
 from litgpt_warmstart.method.scales import resolve_config
-from litgpt_warmstart.method.schedule import Constant, Cosine, LinearWarmup
 from litgpt_warmstart.run.optimizer import resolve_optimizer
 from tests.conftest import FAMILIES, build, llama, neox
 
@@ -78,16 +77,6 @@ def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
     lrs = lr_by_name(model, parametrization.build_optimizer(model, torch.optim.Adam, {}, 1.0, "toy"))
     assert lrs["lm_head.weight"] == 1 / 16 and lrs["transformer.wte.weight"] == 1
     assert lrs["transformer.h.0.mlp.fc.weight"] == lrs["transformer.h.0.attn.qkv.weight"] == 1 / 2
-
-
-@pytest.mark.parametrize("schedule", [Constant(10), LinearWarmup(10, 4), Cosine(10, 3, 0.1)])
-def test_mup_ratios_hold_at_every_step_of_every_schedule(schedule):
-    model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
-    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
-    for step in range(10):
-        parametrization.set_learning_rate(optimizer, 0.02, schedule(step))
-        expected = {name: scale * 0.02 * schedule(step) for name, scale in LR_SCALE.items()}
-        assert lr_by_name(model, optimizer) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.files import file_sha256
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.growth import Grown
-from litgpt_warmstart.method.schedule import Constant
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.run.metrics import MetricsFile, RowFile
 from litgpt_warmstart.run.norms import FILE_NAME, NORMS
@@ -104,7 +104,7 @@ class Maker:
             ),
             lineage=lineage,
             training={
-                "command_line": ["litgpt"], "schedule": Constant(planned or steps).plain,
+                "command_line": ["litgpt"], "schedule": Schedule("constant", planned or steps).plain,
                 "optimizer": "AdamW", "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4,
                 "max_tokens": (planned or steps) * PER_STEP,
                 "precision": "32-true", "seed": seed,

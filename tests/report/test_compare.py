@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from litgpt_warmstart.method.schedule import Wsd
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.compare import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
@@ -133,7 +133,7 @@ def test_schedules_of_different_budgets_are_compared_as_they_were_asked_for(stud
     run = runs(study)["warm-1"]
     found = []
     for fraction, tokens, steps, start in ((0.2, 1000, 10, 8), (0.2, 2000, 20, 16), (0.5, 2000, 20, 10)):
-        schedule = Wsd(steps, cooldowns=((start, steps),)).plain
+        schedule = Schedule("wsd", steps, cooldowns=((start, steps),)).plain
         asked = dict(name="wsd", cooldown_fraction=fraction)
         settings = {**run.settings, "schedule": schedule}
         found.append(replace(run, max_tokens=tokens, settings=settings, asked_schedule=asked))
