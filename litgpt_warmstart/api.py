@@ -7,7 +7,6 @@ from typing import Any
 
 from litgpt_warmstart.commands import warmstart as warmstart_command
 from litgpt_warmstart.commands import warmstart_export
-from litgpt_warmstart.edge import raising
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.scales import SCALES
@@ -42,7 +41,7 @@ def warmstart(**arguments: Any) -> FinishedRun:
         UserError: The run cannot start, broke off, or diverged; what it has saved stays.
         SystemExit: A signal stopped it, after saving.
     """
-    folder = raising(warmstart_command.setup)(**arguments)
+    folder = warmstart_command.setup.__wrapped__(**arguments)
     return FinishedRun(folder, Record.load(folder / RECORD), read_metrics(folder.parent / FILE_NAME))
 
 
@@ -61,5 +60,5 @@ def export(checkpoint_dir: Path | str, out_dir: Path | str, **arguments: Any) ->
     Raises:
         UserError: No family of transformers' can hold the model, or something of a user's stands there.
     """
-    raising(warmstart_export.setup)(checkpoint_dir=checkpoint_dir, out_dir=out_dir, **arguments)
+    warmstart_export.setup.__wrapped__(checkpoint_dir=checkpoint_dir, out_dir=out_dir, **arguments)
     return Path(out_dir)

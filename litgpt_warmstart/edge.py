@@ -3,19 +3,16 @@
 import functools
 import inspect
 import math
-import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import docstring_parser
 from litgpt.data import DataModule
 
 from litgpt_warmstart.errors import UserError, told_in_one_line
 
-P = ParamSpec("P")
-R = TypeVar("R")
 C = TypeVar("C")
 
 LARGEST_SEED = 2**32 - 1
@@ -25,36 +22,59 @@ NAMES_OR_PATHS = ("target", "base", "mup_base", "scales", "tokenizer")
 """Options that name a model or a tokenizer, or the path of one; some take several, with commas."""
 
 
-def checked(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose arguments have passed :func:`checked_value`; what a user did wrong is told in one line."""
-    name = command.__module__.rpartition(".")[2]
-    careful = checking(command)
+def command(function: Callable[..., Any]) -> Any:
+    """A command: what a user did wrong is told in one line. ``__wrapped__`` is for callers in Python, who catch it."""
+    name = function.__module__.rpartition(".")[2]
 
-    @functools.wraps(careful)
+    @functools.wraps(function)
     def telling(*args: Any, **kwargs: Any) -> Any:
         with told_in_one_line(f"litgpt {name}"):
-            return careful(*args, **kwargs)
+            return function(*args, **kwargs)
 
     return telling
 
 
-def checking(function: Callable[P, R]) -> Callable[P, R]:
-    """The same for callers in Python: what a user did wrong is raised as a UserError."""
-    signature = inspect.signature(function)
+def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Have :func:`checked_value` look at a function's arguments, and give it those of some dataclasses, bare.
 
-    @functools.wraps(function)
-    def careful(*args: P.args, **kwargs: P.kwargs) -> R:
-        bound = signature.bind(*args, **kwargs)
-        for option, value in bound.arguments.items():
-            bound.arguments[option] = checked_value(option, value)
-        return function(*bound.args, **bound.kwargs)
+    A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
+    jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
+    function itself has a parameter for, or says in its docstring, goes before a field's. Fields ``without`` which the
+    function decides are no options of it.
+    """
 
-    return careful
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(function)
+        told = inspect.getdoc(function) or ""
+        parameters: list[inspect.Parameter] = []
+        members: dict[str, tuple[Any, list[str]]] = {}
+        for name, parameter in own.parameters.items():
+            if name not in groups:
+                parameters.append(parameter)
+                continue
+            kind = parameter.annotation
+            docs = _docs(kind)
+            shown = [field for field in fields(kind) if field.name not in (*own.parameters, *without)]
+            members[name] = kind, [field.name for field in shown]
+            for field in shown:
+                default = field.default if field.default_factory is MISSING else field.default_factory()
+                parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
+            told = _documented(told, {field.name: docs[field.name] for field in shown})
+        signature = own.replace(parameters=parameters)
 
+        def call(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            given = {name: checked_value(name, value) for name, value in bound.arguments.items()}
+            for name, (kind, names) in members.items():
+                given[name] = kind(**{field: given.pop(field) for field in names if field in given})
+            return function(**given)
 
-def raising(command: Any) -> Callable[..., Any]:
-    """A :func:`checked` command as :func:`checking` has it."""
-    return command.__wrapped__
+        decorated: Any = functools.wraps(function)(call)
+        decorated.__signature__ = signature
+        decorated.__doc__ = told
+        return decorated
+
+    return decorate
 
 
 def inheriting_docs(cls: type[C]) -> type[C]:
@@ -83,48 +103,6 @@ def _documented(told: str, docs: Mapping[str, str]) -> str:
     return told
 
 
-def flat(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the fields of some dataclasses that it takes as options of its own, by their bare names.
-
-    A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
-    jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
-    command itself has a parameter for, or says in its docstring, goes before a field's. Fields ``without`` which the
-    command decides are no options of it.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        own = inspect.signature(command)
-        told = inspect.getdoc(command) or ""
-        parameters: list[inspect.Parameter] = []
-        members: dict[str, tuple[Any, list[str]]] = {}
-        for name, parameter in own.parameters.items():
-            if name not in groups:
-                parameters.append(parameter)
-                continue
-            kind = parameter.annotation
-            docs = _docs(kind)
-            shown = [field for field in fields(kind) if field.name not in (*own.parameters, *without)]
-            members[name] = kind, [field.name for field in shown]
-            for field in shown:
-                default = field.default if field.default_factory is MISSING else field.default_factory()
-                parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
-            told = _documented(told, {field.name: docs[field.name] for field in shown})
-        signature = own.replace(parameters=parameters)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            given = dict(signature.bind(*args, **kwargs).arguments)
-            for name, (kind, names) in members.items():
-                given[name] = kind(**{field: given.pop(field) for field in names if field in given})
-            return command(**given)
-
-        flattened: Any = functools.wraps(command)(call)
-        flattened.__signature__ = signature
-        flattened.__doc__ = told
-        return flattened
-
-    return decorate
-
-
 def checked_value(option: str, value: Any) -> Any:
     """An argument, with ``~`` of its paths expanded; its option has dots where it stands in a group.
 
@@ -136,23 +114,19 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, DataModule):
         return _checked_data(option, value)
     if is_dataclass(value) and not isinstance(value, type):
-        changed = _changed(f"{option}.", {f.name: getattr(value, f.name) for f in fields(value) if f.init})
-        return replace(value, **changed) if changed else value
+        given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        return replace(value, **checked_value(option, given))
     if isinstance(value, dict):
-        changed = _changed(f"{option}.", value)
-        return {**value, **changed} if changed else value
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # no named tuple, which takes other arguments
-        inners = type(value)(checked_value(option, inner) for inner in value)
-        return value if all(map(operator.is_, inners, value)) else inners
-    path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
-    if isinstance(value, str) and not value.strip() and (path or not option.startswith("data.")):
+        return {key: checked_value(f"{option}.{key}", inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [checked_value(option, inner) for inner in value]
+    is_path = name in NAMES_OR_PATHS or name.endswith(("_path", "_dir"))
+    if isinstance(value, str) and not value.strip() and (is_path or not option.startswith("data.")):
         raise UserError(f"--{option} is empty: give a value, or leave it out")
     if isinstance(value, Path):
-        text = _expanded(option, str(value))
-        return value if text == str(value) else Path(text)
-    if isinstance(value, str) and path:
-        whole = ",".join(_expanded(option, part) for part in value.split(","))
-        return value if whole == value else whole
+        return Path(_expanded(option, str(value)))
+    if isinstance(value, str) and is_path:
+        return ",".join(_expanded(option, part) for part in value.split(","))
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--{option} must be finite, got {value}")
     if isinstance(value, int) and abs(value) > LARGEST_INT:
@@ -160,12 +134,6 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, int) and name in SEEDS:
         check_seeds(option, value)
     return value
-
-
-def _changed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The new values, by name, of those that checking changes; with the prefix names are options."""
-    new = {name: checked_value(f"{prefix}{name}", value) for name, value in values.items()}
-    return {name: value for name, value in new.items() if value is not values[name]}
 
 
 def check_seeds(option: str, *seeds: int) -> None:
@@ -189,7 +157,7 @@ def _checked_data(option: str, data: DataModule) -> DataModule:
     given = {name: getattr(data, name) for name in parameters if hasattr(data, name)}
     # A module's own default may be an empty word, which nobody has typed.
     typed = {n: v for n, v in given.items() if not (isinstance(v, str) and v == parameters[n].default)}
-    changed = _changed(f"{option}.", typed)
+    changed = {n: new for n, v in typed.items() if (new := checked_value(f"{option}.{n}", v)) is not v and new != v}
     if not changed:
         return data
     if missing := parameters.keys() - given.keys():

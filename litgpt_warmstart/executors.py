@@ -10,12 +10,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Literal
 
 import torch
@@ -50,20 +48,15 @@ def carry_out_in_processes(number: int, tasks: Iterable[Task], ended: Callable[[
     """
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(number, multiprocessing.get_context("fork"), _begin_process, (os.getpid(),))
-    done: SimpleQueue[tuple[str, Future]] = SimpleQueue()
-    running = 0
+    running: dict[Future, str] = {}
     try:
         pool.submit(int).result()
         for task in tasks:
-            running += 1
-            pool.submit(task.work).add_done_callback(lambda future, name=task.name: done.put((name, future)))
-            while not done.empty():
-                name, future = done.get()
-                running -= 1
-                ended(name, future.result())
-        for _ in range(running):
-            name, future = done.get()
-            ended(name, future.result())
+            running[pool.submit(task.work)] = task.name
+            for future in wait(running, timeout=0).done:
+                ended(running.pop(future), future.result())
+        for future in as_completed(running):
+            ended(running[future], future.result())
     except BrokenProcessPool as error:
         raise UserError(
             f"one of {number} processes was killed, as the system does where memory is short: give a smaller"
@@ -90,65 +83,65 @@ def end_with(parent: int | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster, and what each task asks of it."""
+def carry_out_on_ray(
+    tasks: Iterable[Task],
+    ended: Callable[[str, Any], None],
+    before: Mapping[str, Any] | None = None,
+    address: str | None = None,
+    cpus: int = 1,
+    gpus: float | None = 0.0,
+) -> dict[str, Any]:
+    """Carry out tasks of a Ray cluster, each when those that it comes after have ended.
 
-    ray: Any
-    """The module, connected."""
-    cpus: int
-    gpus: float
+    Args:
+        tasks: Each stands after those that it needs.
+        ended: Called with a task's name and result, as each ends.
+        before: Results of tasks that have ended before, by name.
+        address: Of a running cluster, host:port or auto; None starts one on this machine for as long as it is needed.
+        cpus: Cores for each task.
+        gpus: GPUs, or a part of one, for each task; None asks for one where the cluster has any.
 
-    def carry_out(
-        self, tasks: Iterable[Task], results: Mapping[str, Any], ended: Callable[[str, Any], None]
-    ) -> dict[str, Any]:
-        """Carry out tasks, each when those that it comes after have ended.
-
-        Args:
-            tasks: Each stands after those that it needs.
-            results: Of tasks that have ended before, by name.
-            ended: Called with a task's name and result, as each ends.
-
-        Raises:
-            UserError: What a task raised, or its worker was lost too often. The tasks that have begun save and end.
-        """
-        remote = self.ray.remote(
-            num_cpus=self.cpus, num_gpus=self.gpus, max_retries=MAX_RETRIES, retry_exceptions=[OSError]
-        )(work_in_a_worker)
-        references: dict[str, Any] = {}
+    Raises:
+        UserError: Ray is not installed, does not answer, or has no room; what a task raised, or its worker was lost too
+            often. The tasks that have begun save and end.
+    """
+    ray, before, results = _connected(address), before or {}, {}
+    waiting: list[Any] = []
+    try:
+        gpus = _checked_room(ray, cpus, gpus)
+        print(f"On Ray, {cpus} cores and {gpus:g} GPUs for each task")
+        of_task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=MAX_RETRIES, retry_exceptions=[OSError])
+        remote, references = of_task(work_in_a_worker), {}
         for task in tasks:
-            before = [results[name] if name in results else references[name] for name in task.after]
-            references[task.name] = remote.remote(task.work, os.getcwd(), sys.argv, self.cpus, *before)
+            needed = [before[name] if name in before else references[name] for name in task.after]
+            references[task.name] = remote.remote(task.work, os.getcwd(), sys.argv, cpus, *needed)
         names = {reference: name for name, reference in references.items()}
-        waiting, new = list(names), {}
-        try:
-            while waiting:
-                (done,), waiting = self.ray.wait(waiting)
-                new[names[done]] = self._result(done, names[done])
-                ended(names[done], new[names[done]])
-        except KeyboardInterrupt:
-            print("Stopping: what has begun saves first, and the same command goes on; again to stop at once")
-            raise
-        finally:
-            for reference in waiting:  # after Ctrl-C or an error
-                self.ray.cancel(reference)
-            if waiting:  # they have two minutes for their last step and checkpoint
-                self.ray.wait(waiting, num_returns=len(waiting), timeout=120)
-        return new
-
-    def _result(self, reference: Any, name: str) -> Any:
-        try:
-            result = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self.ray.exceptions.RayError as error:
-            raise UserError(
-                f"{name!r} was lost by Ray {1 + MAX_RETRIES} times ({type(error).__name__}): look at that node's memory"
-                " and logs; the same command goes on"
-            ) from error
-        if isinstance(result, UserError):
-            raise result
-        return result
+        waiting = list(names)
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            name = names[done]
+            try:
+                results[name] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"{name!r} was lost by Ray {1 + MAX_RETRIES} times ({type(error).__name__}): look at that node's"
+                    " memory and logs; the same command goes on"
+                ) from error
+            if isinstance(results[name], UserError):
+                raise results[name]
+            ended(name, results[name])
+    except KeyboardInterrupt:
+        print("Stopping: what has begun saves first, and the same command goes on; again to stop at once")
+        raise
+    finally:
+        for reference in waiting:  # after Ctrl-C or an error
+            ray.cancel(reference)
+        if waiting:  # they have two minutes for their last step and checkpoint
+            ray.wait(waiting, num_returns=len(waiting), timeout=120)
+        ray.shutdown()
+    return results
 
 
 def work_in_a_worker(
@@ -175,37 +168,21 @@ def work_in_a_worker(
         return error
 
 
-@contextmanager
-def ray_cluster(address: str | None, cpus: int = 1, gpus: float | None = 0.0) -> Iterator[Cluster]:
-    """A running Ray cluster, or one of its own on this machine for as long as it is needed.
-
-    Args:
-        address: Of a running one, host:port or auto; None starts one here.
-        cpus: Cores for each task.
-        gpus: GPUs, or a part of one, for each task; None asks for one where the cluster has any.
-
-    Raises:
-        UserError: Ray is not installed, does not answer, or has no room for a task.
-    """
-    ray = _connected(address)
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if gpus is None:
-            gpus = float(any(node.get("GPU", 0) > 0 for node in nodes))
-            if gpus and not torch.cuda.is_available():
-                raise UserError(
-                    "the Ray cluster has GPUs and this machine none, by which precision and the like were chosen: pass"
-                    " --gpus_per_run and --precision"
-                )
-        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):  # Ray would wait
-            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+def _checked_room(ray: Any, cpus: int, gpus: float | None) -> float:
+    """The GPUs of each task; a UserError where no node has room for one, which Ray would wait for."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpus is None:
+        gpus = float(any(node.get("GPU", 0) > 0 for node in nodes))
+        if gpus and not torch.cuda.is_available():
             raise UserError(
-                f"no node of the Ray cluster has {cpus} cores and {gpus:g} GPUs (the largest:"
-                f" {largest.get('CPU', 0):g} and {largest.get('GPU', 0):g}): lower --cpus_per_run or --gpus_per_run"
+                "the Ray cluster has GPUs and this machine none, by which precision and the like were chosen: pass"
+                " --gpus_per_run and --precision"
             )
-        yield Cluster(ray, cpus, gpus)
-    finally:
-        ray.shutdown()
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        raise UserError(
+            f"no node of the Ray cluster has {cpus} cores and {gpus:g} GPUs: lower --cpus_per_run or --gpus_per_run"
+        )
+    return gpus
 
 
 def _connected(address: str | None) -> Any:
@@ -214,17 +191,14 @@ def _connected(address: str | None) -> Any:
         import ray
     except ModuleNotFoundError:
         raise UserError("--executor ray needs Ray: pip install 'ray>=2.40'") from None
-    if address not in (None, "auto", "local"):
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"--ray_address {address} does not answer ({one_line(error, 80)}): give host:port of a running head"
-                " node, or leave it out to start Ray here"
-            ) from error
     try:
+        if address not in (None, "auto", "local"):  # ray.init waits for a minute
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address or "local", include_dashboard=None if address else False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"Ray does not start ({one_line(error, 200)}): check --ray_address, here {address}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--ray_address {address} does not answer ({one_line(error, 200)}): give host:port of a running head node,"
+            " or leave it out to start Ray here"
+        ) from error
     return ray

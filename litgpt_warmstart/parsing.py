@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         found = yaml.load(content.decode("utf-8"), Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
-        raise UserError(f"{str(path)!r} is unreadable: {error.strerror}") from error
+        raise UserError(f"{str(path)!r} is unreadable: {error.strerror}: check its path and permissions") from error
     except RecursionError as error:
         raise Unreadable("it is nested too deeply", repr(str(path))) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:

@@ -5,17 +5,17 @@ import sys
 import pytest
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.executors import ray_cluster
+from litgpt_warmstart.executors import carry_out_on_ray
 
 
 def test_a_ray_address_that_does_not_answer_is_told():
     pytest.importorskip("ray")
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "nowhere"):
         with pytest.raises(UserError, match=f"--ray_address {address} does not answer"):
-            ray_cluster(address).__enter__()
+            carry_out_on_ray([], print, address=address)
 
 
 def test_without_ray_the_line_to_install_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'ray>=2.40'"):
-        ray_cluster(None).__enter__()
+        carry_out_on_ray([], print)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 
-@checked
-@flat("growth", "run")
+@command
+@options("growth", "run")
 def setup(
     base: Path | None = None,
     target: str | None = None,

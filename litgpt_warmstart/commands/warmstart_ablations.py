@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
-from litgpt_warmstart.edge import check_seeds, checked, flat
+from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
@@ -14,8 +14,8 @@ from litgpt_warmstart.study import StudyArgs
 ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
 
 
-@checked
-@flat("study", "run", without=("mup_base", "seed", "resume", "overwrite"))
+@command
+@options("study", "run", without=("mup_base", "seed", "resume", "overwrite"))
 def setup(
     base: str | list[str] = "5M",
     target: str | list[str] = "22M",

@@ -6,7 +6,7 @@ from pathlib import Path
 from litgpt.data import DataModule
 
 from litgpt_warmstart.commands.study import as_list
-from litgpt_warmstart.edge import check_seeds, checked, flat
+from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
@@ -16,8 +16,8 @@ DEFAULT_BLOCK_SIZE = 256
 MOST_SEEDS = 1000
 
 
-@checked
-@flat("growth")
+@command
+@options("growth")
 def setup(
     base: Path | None = None,
     target: str | None = None,

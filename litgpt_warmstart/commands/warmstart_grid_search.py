@@ -4,15 +4,15 @@ import math
 from pathlib import Path
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
-from litgpt_warmstart.edge import check_seeds, checked, flat
+from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
-@checked
-@flat("study", "run", without=("lr", "seed", "mup_base", "resume", "overwrite"))
+@command
+@options("study", "run", without=("lr", "seed", "mup_base", "resume", "overwrite"))
 def setup(
     target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.commands.folders import check_apart, folder_to_write
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import theirs_at
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models
 
 
-@checked
-@flat("growth")
+@command
+@options("growth")
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -36,26 +36,12 @@ def setup(
         seed: The random seed of the perturbation.
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
-    from litgpt_warmstart.run.folder import check_writable
     from litgpt_warmstart.run.grow import grow_folder
 
-    if out_dir is None:
-        raise UserError("--out_dir is missing: give the checkpoint folder to write")
-    out_dir = Path(out_dir)
-    check_writable(out_dir)
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        if theirs := theirs_at(out_dir, foreign_entries):
-            raise UserError(
-                f"--out_dir {str(out_dir)!r} exists and is no checkpoint of ours: it holds {', '.join(theirs[:3])};"
-                " choose another"
-            )
-        if not overwrite:
-            raise UserError(f"--out_dir {str(out_dir)!r} exists: pass --overwrite true, or another folder")
+    out_dir = folder_to_write(out_dir, foreign_entries, overwrite)
     start = read_base(base)
     config, tuned = resolve_models(target, start, growth, mup_base, None)
-    for held, what in ((start, "the base"), (tuned.header, "--mup_base")):
-        if held and out_dir.resolve() in (held.path.resolve(), *held.path.resolve().parents):
-            raise UserError(f"--out_dir {str(out_dir)!r} holds {what}: choose another folder")
+    check_apart(out_dir, {"the base": start, "--mup_base": tuned.header})
     if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
         raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
     check_seed(start, config, growth, seed)

@@ -4,7 +4,7 @@ from contextlib import suppress
 from json import dumps, loads
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
@@ -12,8 +12,8 @@ from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 
-@checked
-@flat("growth", "run")
+@command
+@options("growth", "run")
 def setup(
     base: Path | None = None,
     target: str | None = None,

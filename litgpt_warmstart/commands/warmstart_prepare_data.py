@@ -1,6 +1,7 @@
 """litgpt warmstart_prepare_data: text from the Hub or a folder into tokens, ahead of training."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,12 +15,12 @@ from litgpt_warmstart.data.preparing.request import (
     TextSource,
     default_data_path,
 )
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
 
 
-@checked
-@flat("source")
+@command
+@options("source")
 def setup(
     source: TextSource = TextSource(),
     tokenizer_vocab_size: int | None = None,
@@ -50,7 +51,7 @@ def setup(
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
     """
     from litgpt_warmstart.data.preparing.prepare import prepare
-    from litgpt_warmstart.executors import ray_cluster
+    from litgpt_warmstart.executors import carry_out_on_ray
 
     source.text_dir = Path(source.text_dir) if source.text_dir else None
     if source.repo_id is None and source.text_dir is None:
@@ -68,11 +69,8 @@ def setup(
         train_tokenizer(source.text_dir, tokenizer_vocab_size, folder, source.files, source.column or COLUMN)
         asked.tokenizer = os.path.relpath(folder)
     already = (data_path / PREPARED).is_file()
-    if executor == "ray" and not already:
-        with ray_cluster(ray_address) as cluster:
-            index = prepare(asked, True, carry_out=lambda tasks, ended: cluster.carry_out(tasks, {}, ended))
-    else:
-        index = prepare(asked, thorough=True)
+    on_ray = partial(carry_out_on_ray, address=ray_address) if executor == "ray" else None
+    index = prepare(asked, thorough=True, carry_out=on_ray)
     counts = ", ".join(f"{split} {tokens:,}" for split, tokens in index.tokens.items())
     print(
         f"{'Already prepared' if already else 'Prepared'} {str(data_path)!r}: tokens: {counts};"

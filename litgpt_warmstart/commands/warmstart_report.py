@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked
-from litgpt_warmstart.errors import told_in_one_line
+from litgpt_warmstart.edge import command, options
 
 
-@checked
+@command
+@options()
 def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | None = None) -> None:
     """Tell of finished runs whether warmstarting paid, and write a page with the curves, norms and checks behind it.
 
@@ -20,19 +20,18 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
         out_dir: The folder to write; an earlier report in it is replaced.
         picture: A PNG file to write, the losses of the first warmstart beside those from scratch.
     """
-    with told_in_one_line("litgpt warmstart_report"):
-        from litgpt_warmstart.report.write import PAGE, write_report
-        from litgpt_warmstart.study import coord_check, grid_search
+    from litgpt_warmstart.report.write import PAGE, write_report
+    from litgpt_warmstart.study import coord_check, grid_search
 
-        picture = Path(picture) if picture else None
-        kinds = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
-        sections = write_report([Path(run) for run in runs], Path(out_dir), kinds, picture)
-        parts = [part for section in sections for part in section.whole]
-        for part in parts:
-            if part.answers:
-                indented = "\n".join(f"  {sentence}" for sentence in part.answers)
-                print("\n".join(filter(None, [part.title, part.printed, indented])) + "\n")
-        for part in parts:
-            for note in part.notes:
-                print(note)
-        print(f"Wrote {str(Path(out_dir) / PAGE)!r}" + (f" and {str(picture)!r}" if picture else ""))
+    picture = Path(picture) if picture else None
+    kinds = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
+    sections = write_report([Path(run) for run in runs], Path(out_dir), kinds, picture)
+    parts = [part for section in sections for part in section.whole]
+    for part in parts:
+        if part.answers:
+            indented = "\n".join(f"  {sentence}" for sentence in part.answers)
+            print("\n".join(filter(None, [part.title, part.printed, indented])) + "\n")
+    for part in parts:
+        for note in part.notes:
+            print(note)
+    print(f"Wrote {str(Path(out_dir) / PAGE)!r}" + (f" and {str(picture)!r}" if picture else ""))

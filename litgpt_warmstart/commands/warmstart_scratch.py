@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 
-@checked
-@flat("run")
+@command
+@options("run")
 def setup(
     target: str | None = None,
     parametrization: ParametrizationName = "mup",

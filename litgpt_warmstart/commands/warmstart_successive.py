@@ -5,7 +5,7 @@ from pathlib import Path
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.data.recorded import recorded_data
-from litgpt_warmstart.edge import checked, flat
+from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve_models
@@ -13,8 +13,8 @@ from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
 
-@checked
-@flat("growth", "study", "run", without=("resume", "overwrite"))
+@command
+@options("growth", "study", "run", without=("resume", "overwrite"))
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,

@@ -29,29 +29,28 @@ class Folding:
     width_mult: float = 1.0
     """What its logits are divided by while training."""
 
-    def part(self, name: str) -> tuple[slice, float] | None:
-        """Which rows of a parameter carry a factor, and what they are divided by; None for any other parameter."""
+    def part(self, name: str) -> tuple[slice, float]:
+        """Which rows of a parameter carry a factor, and what they are divided by; none, and by 1, where it has none."""
         if name == READOUT:
             return slice(None), self.width_mult
         config, sizes = self.config, Sizes.of(self.config)
         divisor = math.sqrt((config.attention_scores_scalar or sizes.head_size) / sizes.head_size)
-        if config.norm_qk:
-            return (slice(None), divisor) if ".attn.norm_q." in name else None
-        if name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
-            return slice(sizes.n_head * sizes.head_size), divisor  # q, before k and v
-        return None
+        if config.norm_qk and ".attn.norm_q." in name:
+            return slice(None), divisor
+        if not config.norm_qk and name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
+            return slice(sizes.q_rows), divisor  # q, before k and v
+        return slice(0), 1.0
 
     def rows_as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
         """The rows that :meth:`fold` changes; None where it changes nothing."""
-        part = self.part(name)
-        return None if part is None or part[1] == 1 else weight[part[0]]
+        rows, divisor = self.part(name)
+        return None if divisor == 1 else weight[rows]
 
     def fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """A parameter as trained -> as a plain LitGPT checkpoint has it, in fp32."""
-        part, weight = self.part(name), weight.float()
-        if part is None or part[1] == 1:
+        (rows, divisor), weight = self.part(name), weight.float()
+        if divisor == 1:
             return weight
-        rows, divisor = part
         folded = weight.clone()
         folded[rows] /= divisor
         return folded
@@ -61,11 +60,9 @@ class Folding:
 
         ``rows_as_trained`` are taken where they are what was folded: multiplying does not bring every bit back.
         """
-        part = self.part(name)
-        if part is None or part[1] == 1:
+        (rows, divisor), kept = self.part(name), rows_as_trained
+        if divisor == 1:
             return folded
-        rows, divisor = part
-        kept = rows_as_trained
         if kept is not None and torch.equal(kept.to(folded.dtype) / divisor, folded[rows]):
             return kept if len(kept) == len(folded) else torch.cat((kept.to(folded.dtype), folded[len(kept) :]))
         weight = folded.clone()
@@ -74,12 +71,11 @@ class Folding:
 
     def under(self, other: "Folding", name: str, weight: torch.Tensor) -> torch.Tensor:
         """A parameter as trained, for training on under another folding with the same logits."""
-        part, then = self.part(name), other.part(name)
-        if part is None or then is None or part[1] == then[1]:
+        (rows, before), (_, then) = self.part(name), other.part(name)
+        if before == then:
             return weight
-        rows, divisor = part
         moved = weight.clone()
-        moved[rows] *= then[1] / divisor
+        moved[rows] *= then / before
         return moved
 
 

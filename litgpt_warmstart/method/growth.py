@@ -129,25 +129,24 @@ class Grown(Growth):
 
 Axis = Literal["vocab", "n_embd", "intermediate", "qkv", "heads", "norm_q", "norm_k"]
 
-# Every parameter of LitGPT's dense GPT: name in its block (or in the model) -> what its axes run over.
-_MATRICES: dict[str, tuple[Axis, Axis]] = {
+# Every parameter of LitGPT's dense GPT: name in its block (or in the model) -> what its weight's axes run over. A bias
+# has the first of them.
+_AXES: dict[str, tuple[Axis, ...]] = {
     "lm_head": ("vocab", "n_embd"),
     "transformer.wte": ("vocab", "n_embd"),
+    "transformer.ln_f": ("n_embd",),
+    "norm_1": ("n_embd",),
+    "norm_2": ("n_embd",),
+    "post_attention_norm": ("n_embd",),
+    "post_mlp_norm": ("n_embd",),
+    "attn.norm_q": ("norm_q",),
+    "attn.norm_k": ("norm_k",),
     "attn.qkv": ("qkv", "n_embd"),
     "attn.proj": ("n_embd", "heads"),
     "mlp.fc": ("intermediate", "n_embd"),
     "mlp.fc_1": ("intermediate", "n_embd"),
     "mlp.fc_2": ("intermediate", "n_embd"),
     "mlp.proj": ("n_embd", "intermediate"),
-}
-_NORMS: dict[str, Axis] = {
-    "norm_1": "n_embd",
-    "norm_2": "n_embd",
-    "post_attention_norm": "n_embd",
-    "post_mlp_norm": "n_embd",
-    "transformer.ln_f": "n_embd",
-    "attn.norm_q": "norm_q",
-    "attn.norm_k": "norm_k",
 }
 
 # What source and target must share: depth, vocabulary and everything that decides which tensors a block has and what
@@ -166,12 +165,9 @@ def axes(name: str) -> tuple[Axis, ...]:
         KeyError: No LitGPT GPT of a supported family has such a parameter.
     """
     module, _, kind = re.sub(r"^transformer\.h\.\d+\.", "", name).rpartition(".")
-    if kind in ("weight", "bias"):
-        if module in _NORMS:
-            return (_NORMS[module],)
-        if module in _MATRICES:
-            return _MATRICES[module] if kind == "weight" else _MATRICES[module][:1]
-    raise KeyError(f"{name} is no parameter of a dense LitGPT GPT")
+    if module not in _AXES or kind not in ("weight", "bias"):
+        raise KeyError(f"{name} is no parameter of a dense LitGPT GPT")
+    return _AXES[module] if kind == "weight" else _AXES[module][:1]
 
 
 def is_gain(name: str) -> bool:
@@ -183,13 +179,11 @@ def check_growable(source: Config, target: Config) -> None:
     """Raise a UserError that names the first reason why ``source`` cannot grow into ``target``."""
     check_supported(source)
     check_supported(target)
+    hints = {"n_layer": "growth widens and keeps the depth", "padded_vocab_size": "both need the same tokenizer"}
     for field in _SHARED_FIELDS:
         old, new = getattr(source, field), getattr(target, field)
         if old != new:
-            hint = {
-                "n_layer": "growth widens and keeps the depth",
-                "padded_vocab_size": "both need the same tokenizer",
-            }.get(field, "both need the same kind of block")
+            hint = hints.get(field, "both need the same kind of block")
             raise UserError(f"base {source.name!r} has {field} {old}, target {target.name!r} has {new}: {hint}")
     for field in ("n_embd", "intermediate_size"):
         old, new = getattr(source, field), getattr(target, field)

@@ -145,82 +145,68 @@ def read_config(path: Path) -> Config:
     Raises:
         UserError: There is no such file, it cannot be read, or it holds no LitGPT config.
     """
-    where = repr(str(path))
     try:
-        if not path.is_file():
-            raise UserError(f"no model config at {where}: give a LitGPT name or an existing model_config.yaml")
-        return checked_config(read_yaml(path), where)
-    except OSError as error:
-        raise UserError(f"{where} is unreadable: {error.strerror}: give another model_config.yaml") from error
+        return checked_config(read_yaml(path), repr(str(path)))
     except Unreadable as error:
-        raise UserError(f"{where} is not a LitGPT model_config.yaml: {error.reason}") from error
+        raise UserError(f"{str(path)!r} is not a LitGPT model_config.yaml: {error.reason}") from error
 
 
 LARGEST_SIZE = 2**31 - 1
 LONGEST_NAME = 100
-ABOVE_ZERO = {
-    "block_size", "n_layer", "n_embd", "vocab_size", "padding_multiple", "padded_vocab_size", "norm_eps", "n_head",
-    "head_size", "n_query_groups", "attention_scores_scalar", "sliding_window_size", "attention_logit_softcapping",
-    "rope_base", "rope_condense_ratio", "intermediate_size", "moe_intermediate_size", "final_logit_softcapping",
-    "rope_local_base_freq",
-}  # fmt: skip
-"""Fields of a config that may not be 0; no other number in it may be negative either."""
+MAY_BE_0 = {"rotary_percentage", "n_expert", "n_shared_expert", "n_expert_per_token", "first_k_dense_replace",
+            "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "routed_scaling_factor"}  # fmt: skip
+"""Numbers of a config that may be 0; none is negative."""
 OTHER_TYPES = {
     "attention_scores_scalar": int | float | None,  # muP's may be a fraction, for which LitGPT's own hint is too narrow
     "gelu_approximate": Literal["none", "tanh"],
 }
 
 
-def checked_config(content: object, where: str) -> Config:
+def checked_config(content: dict[str, Any], where: str) -> Config:
     """Make a LitGPT config of what a file holds, every field of the type that LitGPT declares, and of a possible size.
 
     Raises:
-        UserError: It is no mapping, has a key or a value that a config has not, or its sizes contradict one another.
+        UserError: It has a key or a value that a config has not, or its sizes contradict one another.
     """
-    told = f"{where} is not a LitGPT model_config.yaml"
-    if not isinstance(content, dict):
-        raise UserError(f"{told}: it holds {_shown(content)}, not names and values")
     hints = get_type_hints(Config) | OTHER_TYPES
+
+    def wrong(reason: str) -> UserError:
+        return UserError(f"{where} is not a LitGPT model_config.yaml: {reason}")
+
     for name, value in content.items():
+        told = f"{name} is {one_line(repr(value), 60)}"
         if name not in hints:
-            raise UserError(f"{told}: it has no field {_shown(name)}")
+            raise wrong(f"it has no field {one_line(repr(name), 60)}")
         try:
             parse(hints[name], value)
         except Unreadable:
-            raise UserError(f"{told}: {name} is {_shown(value)}: give {_described(hints[name])}") from None
+            raise wrong(f"{told}: give {_described(hints[name])}") from None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if value < 0 or (value == 0 and name in ABOVE_ZERO):
-                raise UserError(f"{told}: {name} is {value}: give a number above 0")
+            if value < 0 or (value == 0 and name not in MAY_BE_0):
+                raise wrong(f"{told}: give a number above 0")
             if value > LARGEST_SIZE:
-                raise UserError(f"{told}: {name} is {_shown(value)}: no model is that large")
+                raise wrong(f"{told}: no model is that large")
     if not content.get("rotary_percentage", 0) <= 1:
-        raise UserError(f"{told}: rotary_percentage is {content['rotary_percentage']}: give a part, at most 1")
+        raise wrong(f"rotary_percentage is {content['rotary_percentage']}: give a part, at most 1")
     name = content.get("name", "")
     if not name.isprintable() or set(name) & set("/\\") or name.startswith(".") or len(name) > LONGEST_NAME:
-        raise UserError(f"{told}: name is {_shown(name)}: folders are called by it, so give a plain word")
+        raise wrong(f"name is {one_line(repr(name), 60)}: folders are called by it, so give a plain word")
     given: dict[str, Any] = {field.name: field.default for field in fields(Config)} | content
     for whole, part, needed in (
         ("n_embd", "n_head", given["head_size"] is None),
         ("n_head", "n_query_groups", given["n_query_groups"] is not None),
     ):
         if needed and given[whole] % given[part]:
-            raise UserError(f"{told}: {whole} {given[whole]} is no multiple of {part} {given[part]}: change one")
+            raise wrong(f"{whole} {given[whole]} is no multiple of {part} {given[part]}: change one")
     try:
         return Config(**content)
     except Exception as error:  # assertions, and what rarer families demand
-        raise UserError(f"{told}: {type(error).__name__}: {one_line(error, 120)}") from error
+        raise wrong(f"{type(error).__name__}: {one_line(error, 120)}") from error
 
 
 def _described(hint: Any) -> str:
     """A declared type in a user's words."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
-    if get_origin(hint) is not list and (parts := get_args(hint)):
-        return " or ".join(_described(part) for part in parts)
-    named = {int: "a whole number", float: "a number (1.0e-05 has a dot)", str: "a word", bool: "true or false",
-             dict: "names and values", type(None): "null"}  # fmt: skip
-    return named.get(hint, "a list of whole numbers")
-
-
-def _shown(value: object) -> str:
-    return one_line(repr(value), 60)
+    plain = next(iter(get_args(hint)), hint)
+    return {int: "a whole number", float: "a number (1.0e-05 has a dot)"}.get(plain, f"a {plain.__name__}")

@@ -8,7 +8,7 @@ import torch
 from litgpt.config import Config
 from litgpt.utils import num_parameters
 
-from litgpt_warmstart.edge import checking, flat
+from litgpt_warmstart.edge import options
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.build import bare_model, build_model, first_weights
@@ -17,8 +17,7 @@ from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import Tuned, check_seed, read_base, resolve_models
 
 
-@checking
-@flat("growth")
+@options("growth")
 def grow(
     base: Path | None = None,
     target: str | None = None,

@@ -13,7 +13,7 @@ from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, prepare_data
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import Diverged, UserError
-from litgpt_warmstart.executors import Task, ray_cluster
+from litgpt_warmstart.executors import Task, carry_out_on_ray
 from litgpt_warmstart.run import train
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.folder import check_free, check_writable
@@ -77,15 +77,14 @@ def _carry_out_on_ray(
         raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1]: a run uses one device")
     whole = len(ended) + len(runs)
     numbers = iter(range(len(ended) + 1, whole + 1))
-    with ray_cluster(args.ray_address, cpus, args.gpus_per_run) as cluster:
-        for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
-            prepare_data(spec)  # once, before several processes would
-        say(f"{len(runs)} runs on Ray, {cpus} cores and {cluster.gpus:g} GPUs each")
-        return cluster.carry_out(
-            [Task(run.name, partial(carry_out_one, run), run.after) for run in runs],
-            ended,
-            lambda name, outcome: say(f"[{next(numbers)}/{whole}] {name}: {outcome.in_words}"),
-        )
+    for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
+        prepare_data(spec)  # once, before several processes would
+    tasks = [Task(run.name, partial(carry_out_one, run), run.after) for run in runs]
+
+    def told(name: str, outcome: Outcome) -> None:
+        say(f"[{next(numbers)}/{whole}] {name}: {outcome.in_words}")
+
+    return carry_out_on_ray(tasks, told, ended, args.ray_address, cpus, args.gpus_per_run)
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:

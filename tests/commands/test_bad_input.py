@@ -13,7 +13,6 @@ from litgpt.data import Alpaca, LitData, TextFiles, TinyLlama
 from litgpt_warmstart.__main__ import main
 from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import LOCK
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from tests.conftest import llama, neox
@@ -73,25 +72,10 @@ def test_the_weights_are_cut_off(refused, base, tmp_path, function):
         assert "cut off or damaged" in refused(function, base=folder), length
 
 
-class Payload:
-    ran = False
-
-    def __reduce__(self):
-        return (setattr, (Payload, "ran", True))
-
-
-def test_the_weights_carry_pickled_code(refused, base, tmp_path):
-    folder = copied(base, tmp_path / "evil")
-    torch.save({"lm_head.weight": Payload()}, folder / "lit_model.pth")
-    assert "pickled code" in refused(base=folder)
-    assert not Payload.ran
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_the_weights_hold_nan_or_inf(refused, base, tmp_path, value):
+def test_the_weights_hold_nan_or_inf(refused, base, tmp_path):
     folder = copied(base, tmp_path / "nan")
     weights = torch.load(folder / "lit_model.pth")
-    weights["transformer.h.1.mlp.fc.bias"][3] = value
+    weights["transformer.h.1.mlp.fc.bias"][3] = float("nan")
     torch.save(weights, folder / "lit_model.pth")
     (folder / "warmstart.yaml").unlink()  # as other programs leave it: the record has the file's SHA-256
     more = dict(lr=0.1, train=TrainArgs(max_steps=2, global_batch_size=8))
@@ -100,22 +84,11 @@ def test_the_weights_hold_nan_or_inf(refused, base, tmp_path, value):
         assert "NaN or Inf in transformer.h.1.mlp.fc.bias" in told
 
 
-def test_the_config_or_the_record_is_damaged_or_newer(refused, base, tmp_path):
-    folder = copied(base, tmp_path / "a")
-    (folder / "model_config.yaml").write_text("n_embd: [")
-    assert "is not a LitGPT model_config.yaml" in refused(base=folder)
-    folder = copied(base, tmp_path / "b")
-    (folder / "warmstart.yaml").write_text("{}")
-    assert "is damaged" in refused(base=folder)
-    folder = copied(base, tmp_path / "c")
-    content = yaml.safe_load((folder / "warmstart.yaml").read_text()) | {"format_version": 99}
-    (folder / "warmstart.yaml").write_text(yaml.safe_dump(content))
+def test_the_record_is_of_a_newer_version(refused, base, tmp_path):
+    folder = copied(base, tmp_path / "newer")
+    content = yaml.safe_load((folder / "warmstart.yaml").read_text())
+    (folder / "warmstart.yaml").write_text(yaml.safe_dump(content | {"format_version": 99}))
     assert "upgrade it" in refused(base=folder)
-    folder = copied(base, tmp_path / "d")
-    content["format_version"] = 1
-    content["data"]["class_path"] = "subprocess.Popen"
-    (folder / "warmstart.yaml").write_text(yaml.safe_dump(content))
-    assert "name it with --data" in refused(base=folder, data=None)
 
 
 @pytest.mark.parametrize(
@@ -136,25 +109,19 @@ def test_base_and_target_do_not_fit(refused, tmp_path, target, told):
 
 def test_the_target_is_unknown_or_missing(refused, tmp_path):
     for function in (warmstart.setup, warmstart_grow.setup, warmstart_scratch.setup):
-        assert "'71M'" in refused(function, target="71M") and "5M, 10M, 22M, 35M, 70M" in refused(
-            function, target="71M"
-        )
+        assert "unknown scale '71M': choose one of 5M, 10M, 22M, 35M, 70M" in refused(function, target="71M")
         assert "--target is missing" in refused(function, target=None)
-        assert "no model config at" in refused(function, target=str(tmp_path / "no.yaml"))
+        assert "no.yaml' is unreadable" in refused(function, target=str(tmp_path / "no.yaml"))
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(shrink=1.5), "--shrink must lie in [0, 1], got 1.5"),
         (dict(shrink=-0.1), "--shrink must lie in [0, 1]"),
         (dict(perturb=-1.0), "--perturb must not be negative"),
-        (dict(lr=0.0), "--lr must be above 0"),
         (dict(tokens_per_param=0), "--tokens_per_param must be above 0"),
         (dict(devices=2), "--devices 2 --num_nodes 1: one device"),
-        (dict(devices="none"), "one device on one node"),
         (dict(num_nodes=2), "one device on one node"),
-        (dict(optimizer="SGD"), "SGD"),
         (dict(mup_base="71M"), "unknown scale '71M'"),
         (dict(data=Alpaca()), "Alpaca is for instruction tuning"),
         (dict(data=TinyLlama("no/such")), "no/such/slimpajama/train does not exist"),
@@ -165,23 +132,10 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
         (dict(train=TrainArgs(tie_embeddings=True)), "--train.tie_embeddings"),
         (dict(eval=EvalArgs(max_new_tokens=3)), "--eval.max_new_tokens"),
         (dict(eval=EvalArgs(interval=0)), "--eval.interval must be above 0"),
-        (dict(train=TrainArgs(micro_batch_size=3)), "8 is no multiple of --train.micro_batch_size 3"),
         (dict(train=TrainArgs(max_tokens=100)), "less than one step"),
         (dict(train=TrainArgs(max_seq_length=65)), "--train.max_seq_length 65 is above the model's 64"),
-        (dict(train=TrainArgs(lr_warmup_steps=5)), "--schedule constant has no warmup"),
-        (dict(schedule="warmup"), "--schedule warmup needs"),
-        (dict(schedule="warmup", train=TrainArgs(max_steps=2, lr_warmup_steps=5)), "a warmup of 5 steps is longer"),
-        (dict(schedule="cosine", train=TrainArgs(lr_warmup_fraction=2.0)), "lie in [0, 1]"),
-        (dict(schedule="cosine", train=TrainArgs(lr_warmup_steps=-5)), "must not be negative"),
-        (dict(schedule="cosine", train=TrainArgs(lr_warmup_steps=1, lr_warmup_fraction=0.5)), "exclude each other"),
-        (dict(optimizer={"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}}), "no_such"),
         (dict(logger_name="wandb"), "--logger_name wandb failed (ModuleNotFoundError"),
-        (dict(train=TrainArgs(min_lr=2.0)), "--train.min_lr is a ratio"),
         (dict(resume=True), "--resume: no checkpoint in"),
-        (dict(tokens_per_param=float("nan")), "--tokens_per_param must be finite"),
-        (dict(lr=float("inf")), "--lr must be finite"),
-        (dict(train=TrainArgs(max_norm=float("nan"))), "--train.max_norm must be finite"),
-        (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
         (dict(resume=Path("no/such")), "has no training_state.pth"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
@@ -226,37 +180,15 @@ def test_a_model_with_fewer_classes_than_the_data_has_tokens(refused, tmp_path):
     assert "4,096 tokens, the model 96 classes" in refused(warmstart_scratch.setup, target=path, lr=0.1, train=batch)
 
 
-def test_out_dir_holds_a_run_and_overwrite_replaces_it(refused, base, tiny, tiny_settings, tmp_path):
-    shared = dict(base=base, target=tiny[48], out_dir=tmp_path / "out", **tiny_settings)
-    warmstart.setup(train=TrainArgs(max_steps=4, save_interval=2), **shared)
-    told = refused()
-    assert "already holds a run" in told and "--resume auto" in told and "--overwrite true" in told
-    (tmp_path / "out/notes.txt").write_text("mine")
-    warmstart.setup(train=TrainArgs(max_steps=2), overwrite=True, **shared)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        LOCK,
-        ".run.json",
-        "final",
-        "logs",
-        "metrics.csv",
-        "notes.txt",
-    }
-
-
 def test_growing_into_an_existing_folder(refused, base, tiny, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine").write_text("1")
-    for overwrite in (False, True):  # a folder of other things is never deleted
-        assert "is no checkpoint of ours: it holds mine" in refused(warmstart_grow.setup, overwrite=overwrite)
     assert "--out_dir is missing" in refused(warmstart_grow.setup, out_dir=None)
-    (tmp_path / "out/mine").unlink()
-    shared = dict(base=base, target=tiny[48], out_dir=tmp_path / "out")
-    warmstart_grow.setup(**shared)
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "out")
     assert "exists: pass --overwrite true" in refused(warmstart_grow.setup)
-    warmstart_grow.setup(**shared, overwrite=True)
     (tmp_path / "out/mine").write_text("1")
-    assert "mine" in refused(warmstart_grow.setup, overwrite=True)
-    assert (tmp_path / "out/mine").read_text() == "1" and (tmp_path / "out/warmstart.yaml").is_file()
+    for overwrite in (False, True):
+        assert "was not written by this command alone: it holds mine" in refused(
+            warmstart_grow.setup, overwrite=overwrite
+        )
     mine = copied(base, tmp_path / "copy")
     assert "holds the base" in refused(warmstart_grow.setup, base=mine, out_dir=mine, overwrite=True)
 
@@ -304,18 +236,14 @@ def test_out_dir_that_cannot_be_written_is_told_before_anything_is_built(refused
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["warmstart", "--config", "bad.yaml"], "no_such_key"),
         (["warmstart", "--no_such_option", "1"], "no_such_option"),
         (["warmstart", "--shrink", "much"], "shrink"),
         (["warmstart", "--alignment", "rows"], '"alignment": not one of its choices'),
-        (["warmstart", "--config", "missing.yaml"], "missing.yaml"),
         (["warm"], "warm"),
         (["warmstart_grid_search", "--lrs", "0.01", "0.03"], "lists are typed with commas: 1,2,3"),
     ],
 )
-def test_the_command_line_is_wrong(words, told, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("bad.yaml").write_text("no_such_key: 1\n")
+def test_the_command_line_is_wrong(words, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["litgpt-warmstart", *words])
     with pytest.raises(SystemExit) as error:
         main()

@@ -79,8 +79,8 @@ def test_a_part_that_is_not_supported_is_refused(base, tmp_path, capsys):
     [
         (dict(checkpoint_dir=None), "--checkpoint_dir is missing"),
         (dict(out_dir=None), "--out_dir is missing"),
-        (dict(out_dir="source"), "holds the checkpoint"),
-        (dict(out_dir="mine"), "was not written by warmstart_export alone"),
+        (dict(out_dir="source"), "was not written by this command alone"),
+        (dict(out_dir="mine"), "was not written by this command alone"),
         (dict(out_dir="before"), "exists: pass --overwrite true"),
     ],
 )
