@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -62,33 +61,3 @@ def test_a_missing_extra_is_told_with_the_line_that_installs_it(monkeypatch, cap
 
 def test_the_extra_of_studies_is_what_its_error_speaks_of():
     assert {normalized(each) for each in PROJECT["optional-dependencies"]["study"]} == set(STUDY_PACKAGES)
-
-
-WITHOUT = """
-import sys
-import litgpt.api, mup  # which find them by metadata
-from mup import coord_check
-for name in list(sys.modules):
-    if name.partition(".")[0] in {packages}:
-        del sys.modules[name]
-sys.modules.update(dict.fromkeys({packages}))
-from litgpt_warmstart.__main__ import main
-for words in ({words}):
-    sys.argv = ["litgpt-warmstart", *words]
-    try:
-        main()
-    except SystemExit as ended:
-        print(words[0], ended.code)
-"""
-"""Runs commands where the packages of the extra cannot be imported."""
-
-
-@pytest.mark.slow
-def test_a_command_whose_extra_is_missing_says_how_to_install_it_and_the_others_run(base, tmp_path):
-    words = [["warmstart_report", str(base.parent)], ["warmstart", "--help"]]
-    code = WITHOUT.format(packages=STUDY_PACKAGES, words=", ".join(map(repr, words)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert re.search("^warmstart 0$", done.stdout, re.M) and re.search("^warmstart_report 1$", done.stdout, re.M), done
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("litgpt warmstart_report: error: ")
-    assert line.endswith(" is not installed: pip install 'litgpt-warmstart[study]'")

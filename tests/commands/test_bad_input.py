@@ -63,13 +63,12 @@ def test_the_base_is_missing_or_no_checkpoint(refused, base, tmp_path, function)
     assert "give its final/ or step-*/ folder" in refused(function, base=base.parent)
 
 
-@pytest.mark.parametrize("function", [warmstart.setup, warmstart_grow.setup])
-def test_the_weights_are_cut_off(refused, base, tmp_path, function):
+def test_the_weights_are_cut_off(refused, base, tmp_path):
     folder = copied(base, tmp_path / "cut")
     content = (folder / "lit_model.pth").read_bytes()
     for length in (0, 10, len(content) // 2, len(content) - 20):
         (folder / "lit_model.pth").write_bytes(content[:length])
-        assert "cut off or damaged" in refused(function, base=folder), length
+        assert "cut off or damaged" in refused(base=folder), length
 
 
 def test_the_weights_hold_nan_or_inf(refused, base, tmp_path):
@@ -117,9 +116,6 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(shrink=-0.1), "--shrink must lie in [0, 1]"),
-        (dict(perturb=-1.0), "--perturb must not be negative"),
-        (dict(tokens_per_param=0), "--tokens_per_param must be above 0"),
         (dict(devices=2), "--devices 2 --num_nodes 1: one device"),
         (dict(num_nodes=2), "one device on one node"),
         (dict(mup_base="71M"), "unknown scale '71M'"),

@@ -87,20 +87,13 @@ def test_hyperparameters_yaml_repeats_the_check(told, base, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--widths", "16,32", "--shrink", "0.2,1", "--scales", "5M,22M"], ([16, 32], [0.2, 1.0], ["5M", "22M"])),
-        (["--widths", "[16, 32]", "--shrink", "[0.2, 1]", "--scales", "[5M]"], ([16, 32], [0.2, 1.0], ["5M"])),
-        (["--widths", "16", "--shrink", "1", "--scales", "5M"], ([16], [1.0], ["5M"])),
-    ],
-)
-def test_lists_are_given_with_commas_or_brackets(words, expected):
+@pytest.mark.parametrize("typed", ["16,32", "[16, 32]"])
+def test_lists_are_given_with_commas_or_brackets(typed):
     parser = ArgumentParser()
     parser.add_function_arguments(warmstart_coord_check.setup)
-    a = parser.parse_args(words)
-    kinds = (("widths", int), ("shrink", float), ("scales", str))
-    assert tuple(as_list(getattr(a, name), kind, name) for name, kind in kinds) == expected
+    given = parser.parse_args(["--widths", typed, "--shrink", typed, "--scales", typed])
+    found = [as_list(given[name], kind, name) for name, kind in (("widths", int), ("shrink", float), ("scales", str))]
+    assert found == [[16, 32], [16.0, 32.0], ["16", "32"]]
 
 
 def test_without_a_base_sp_and_mup_run_alone_and_a_line_says_so(told, tiny, stdlib_path, tmp_path):
@@ -133,33 +126,20 @@ def test_a_finished_check_is_replaced_only_when_asked(told, base, tmp_path, caps
     ("changes", "line"),
     [
         (dict(widths="16"), "--widths has 1 of the two widths or more"),
-        (dict(widths=[]), "--widths is empty"),
         (dict(widths="32,16"), "--widths must grow from each to the next, got n_embd 32, 16"),
-        (dict(widths="16,16"), "--widths has 1 of the two"),
         (dict(widths="16,36"), "width 36 of --widths is no multiple of 8"),
         (dict(widths="8,16"), "--widths begins with n_embd 8, below the 16 of 'neox-16'"),
-        (dict(widths="0,16"), "below the 16"),
         (dict(widths="16,wide"), "--widths 16,wide: give int values with commas"),
         (dict(scales="5M,22M"), "--widths and --scales exclude each other"),
-        (dict(widths=None, scales="71M,22M"), "unknown scale '71M'"),
         (dict(widths=None, scales="22M,5M"), "--scales must grow"),
         (dict(widths=None, scales="22M,70M"), "n_layer 2"),
         (dict(widths=None, scales="22M"), "--scales has 1"),
-        (dict(steps=0), "--steps must be above 0, got 0"),
-        (dict(num_seeds=0), "--num_seeds must be above 0"),
-        (dict(batch_size=0), "--batch_size must be above 0"),
-        (dict(block_size=-1), "--block_size must be above 0"),
         (dict(block_size=65), "--block_size 65 is above the models' 64"),
         (dict(shrink="0.4,1.5"), "--shrink must lie in [0, 1], got 1.5"),
-        (dict(shrink="-0.1"), "--shrink must lie in [0, 1]"),
         (dict(shrink="much"), "--shrink much: give float values with commas"),
-        (dict(shrink=[]), "--shrink is empty"),
         (dict(shrink="0,1", perturb=0.0), "--shrink 0 with --perturb 0 leaves no weights"),
-        (dict(perturb=-1.0), "--perturb must not be negative"),
         (dict(parametrizations="mup,ntk"), "--parametrizations has no 'ntk': choose from sp, mup, warmstart"),
-        (dict(lr=0.0), "--lr must be above 0"),
         (dict(target="5M"), "--base and --target exclude each other"),
-        (dict(base=Path("no-such")), "'no-such' does not exist"),
         (dict(base=None), "--target is missing"),
         (dict(seed=40, num_seeds=3), "--seed 40 with --num_seeds 3 includes 42, which the base was initialized with"),
         (dict(batch_size=10**6), "the data is too short"),

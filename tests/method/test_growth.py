@@ -13,6 +13,7 @@ from litgpt.config import Config
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Grown, Growth
+from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.parsing import Unreadable, parse
 from tests.conftest import FAMILIES, build, llama, neox, randomized
 
@@ -59,14 +60,6 @@ def slow_heads_map(axis: str, source: Config, target: Config) -> list[int]:
     }[axis]
 
 
-def slow_blocks_map(axis: str, source: Config, target: Config) -> list[int]:
-    if axis != "qkv":
-        return list(range(growth.axis_size(axis, source)))
-    q_s, kv_s = source.n_head * source.head_size, source.n_query_groups * source.head_size
-    q_t, kv_t = target.n_head * target.head_size, target.n_query_groups * target.head_size
-    return [*range(q_s), *(q_t + r for r in range(kv_s)), *(q_t + kv_t + r for r in range(kv_s))]
-
-
 @st.composite
 def config_pairs(draw) -> tuple[Config, Config]:
     """Source and wider target with query groups and head sizes of their own."""
@@ -101,22 +94,12 @@ def test_every_map_is_injective_and_inside_the_target(pair):
         assert min(positions) >= 0 and max(positions) < growth.axis_size(axis, target)
 
 
-@settings(max_examples=200, deadline=None)
-@given(config_pairs())
-def test_blocks_map_keeps_row_r_of_each_of_q_k_and_v(pair):
-    for axis in ("qkv", "heads"):
-        assert growth.axis_map(axis, *pair, "blocks").tolist() == slow_blocks_map(axis, *pair)
-
-
-def test_rotary_pairs_stay_pairs():
-    source, target = llama(16, 2, head_size=8), llama(32, 2, head_size=12)
-    rows = growth.axis_map("qkv", source, target, "heads")[:8].tolist()  # LitGPT rotates j together with j + n/2
-    assert [b - a for a, b in zip(rows[:4], rows[4:], strict=True)] == [target.rope_n_elem // 2] * 4
-
-
-def test_literal_pads_the_fused_tensor_as_it_stands():
-    source, target = neox(16, 2), neox(32, 4)
-    assert growth.axis_map("qkv", source, target, "literal").tolist() == list(range(48))
+def test_blocks_keep_row_r_of_each_of_q_k_and_v_and_literal_pads_the_fused_tensor_as_it_stands():
+    source, target = llama(16, 4, n_query_groups=2, head_size=2), llama(32, 4, n_query_groups=2, head_size=3)
+    assert growth.axis_map("heads", source, target, "blocks").tolist() == list(range(8))
+    blocks = [*range(8), *(12 + row for row in range(4)), *(18 + row for row in range(4))]
+    assert growth.axis_map("qkv", source, target, "blocks").tolist() == blocks
+    assert growth.axis_map("qkv", source, target, "literal").tolist() == list(range(16))
 
 
 @pytest.mark.parametrize(
@@ -142,10 +125,8 @@ def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, re
 
 
 def test_5m_to_10m_falls_back_to_blocks():
-    from litgpt_warmstart.method.scales import resolve_config
-
-    alignment, reason = growth.resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
-    assert (alignment, reason) == ("blocks", "head_size 24 -> 16")
+    found = growth.resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
+    assert found == ("blocks", "head_size 24 -> 16")
 
 
 # --- values -------------------------------------------------------------------------------------------------------
@@ -161,8 +142,9 @@ def test_shrink_0_equals_the_vanilla_mup_init_bit_for_bit(family):
 
 @pytest.mark.parametrize("alignment", ["heads", "blocks", "literal"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says_and_nothing_elsewhere(family, alignment):
-    source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
+@pytest.mark.parametrize("size", [(64, 8), (16, 4)])  # to its own size: the identity
+def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says(family, alignment, size):
+    source, target = FAMILIES[family](16, 4), FAMILIES[family](*size)
     model = randomized(build(source))
     result = grown(model, target, shrink=1.0, alignment=alignment, perturb=0.0)
     assert result.keys() == dict(build(target).named_parameters()).keys()
@@ -172,23 +154,6 @@ def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says_and_
         for place in itertools.product(*(range(n) for n in p.shape)):
             expected[tuple(index[axis][i] for axis, i in enumerate(place))] = p[place].detach()
         assert torch.equal(result[name], expected), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_same_size_shrink_1_no_perturbation_is_the_identity_bit_for_bit(family):
-    config = FAMILIES[family](16, 4)
-    model = randomized(build(config))
-    for name, tensor in grown(model, config, shrink=1.0, perturb=0.0).items():
-        assert torch.equal(tensor.view(torch.int32), model.get_parameter(name).detach().view(torch.int32)), name
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_target_element_is_written(family):
-    source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
-    for name, tensor in grown(randomized(build(source)), target, shrink=0.4).items():
-        assert torch.isfinite(tensor).all()
-        if not name.endswith("bias"):
-            assert (tensor != 0).all(), name
 
 
 def test_a_weight_becomes_shrink_times_source_plus_the_init_and_a_gain_moves_towards_1():
@@ -221,12 +186,12 @@ def test_each_way_to_grow_a_gain_by_hand_and_new_channels_get_1(gains, expected)
 
 
 def test_source_in_bf16_grows_into_fp32():
-    source = {name: p.detach().bfloat16() for name, p in randomized(build(neox())).named_parameters()}
-    model = build(neox(32, 4), neox())
-    initial = parametrization.initial_weights(model, neox(), 0, 0.0)
-    result = dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(1.0)))
-    assert result["transformer.wte.weight"].dtype == torch.float32
-    assert torch.equal(result["transformer.wte.weight"][:, :16], source["transformer.wte.weight"].float())
+    model = randomized(build(neox()))
+    source = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
+    initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0, 0.0)
+    result = dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(1.0)))["transformer.wte.weight"]
+    assert result.dtype == torch.float32
+    assert torch.equal(result[:, :16], source["transformer.wte.weight"].float())
 
 
 # --- what cannot grow ---------------------------------------------------------------------------------------------
@@ -262,18 +227,16 @@ def test_weights_of_another_shape_than_their_config_are_refused():
         dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(0.4)))
 
 
-def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_seed():
-    source, target = neox(64, 4), neox(128, 8)
-    wide, narrow = build(target, source, seed=3), build(source, seed=3)
+@pytest.mark.parametrize("target", [neox(128, 8), neox(64, 8, intermediate_size=512)], ids=["wider", "of one width"])
+def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_seed(target):
+    source = neox(64, 4)
+    grown_init, own = build(target, source, seed=3), build(source, seed=3)
     for name in ("transformer.wte.weight", "lm_head.weight", "transformer.h.0.attn.qkv.weight"):
-        a, b = wide.get_parameter(name).detach(), narrow.get_parameter(name).detach()
+        a, b = grown_init.get_parameter(name).detach(), own.get_parameter(name).detach()
         rows = min(len(a), len(b))
         for row in (0, 1, rows - 1):  # a shared stream would show in the first row, or in all of them
             pair = torch.stack((a[row, :64], b[row, :64]))
             assert abs(torch.corrcoef(pair)[0, 1]) < 0.6, (name, row)
-    same_width = build(neox(64, 8, intermediate_size=512), source, seed=3)
-    pair = torch.stack((same_width.lm_head.weight.detach().flatten(), narrow.lm_head.weight.detach().flatten()))
-    assert abs(torch.corrcoef(pair)[0, 1]) < 0.1
 
 
 def test_an_unknown_parameter_raises():

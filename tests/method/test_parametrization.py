@@ -13,26 +13,6 @@ from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.run.optimizer import resolve_optimizer
 from tests.conftest import FAMILIES, build, llama, neox
 
-# Name in a model of 48 over a muP base of 16 -> learning rate over base_lr.
-LR_SCALE = {
-    "lm_head.weight": 1,
-    "transformer.wte.weight": 1,
-    "transformer.h.0.norm_1.weight": 1,
-    "transformer.h.0.norm_1.bias": 1,
-    "transformer.h.0.attn.qkv.weight": 1 / 3,
-    "transformer.h.0.attn.qkv.bias": 1,
-    "transformer.h.0.attn.proj.weight": 1 / 3,
-    "transformer.h.0.attn.proj.bias": 1,
-    "transformer.h.0.norm_2.weight": 1,
-    "transformer.h.0.norm_2.bias": 1,
-    "transformer.h.0.mlp.fc.weight": 1 / 3,
-    "transformer.h.0.mlp.fc.bias": 1,
-    "transformer.h.0.mlp.proj.weight": 1 / 3,
-    "transformer.h.0.mlp.proj.bias": 1,
-    "transformer.ln_f.weight": 1,
-    "transformer.ln_f.bias": 1,
-}
-
 
 def lr_by_name(model, optimizer) -> dict[str, float]:
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -47,7 +27,9 @@ def lr_by_name(model, optimizer) -> dict[str, float]:
 def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1_elsewhere():
     model = build(neox(48, 6, n_layer=1), neox(16, 2, n_layer=1))
     optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
-    assert {n: lr / 0.02 for n, lr in lr_by_name(model, optimizer).items()} == pytest.approx(LR_SCALE)
+    matrices = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.proj.weight")
+    expected = {name: 0.02 / (3 if name.endswith(matrices) else 1) for name, _ in model.named_parameters()}
+    assert lr_by_name(model, optimizer) == pytest.approx(expected) and len(expected) == 16
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -156,20 +138,6 @@ def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
 def test_adam_like_optimizers_are_taken(name):
     chosen = resolve_optimizer(name)
     parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["SGD", "LBFGS", "SparseAdam", "Adafactor", "Muon", "Rprop", "ASGD", "NoSuch", "no.such.Optimizer", "math.pi", ""],
-)
-def test_other_optimizers_are_refused_by_name(name):
-    with pytest.raises(UserError, match=name or "AdamW"):
-        resolve_optimizer(name)
-
-
-def test_arguments_that_the_optimizer_does_not_take_are_refused():
-    with pytest.raises(UserError, match="AdamW.*no_such"):
-        resolve_optimizer({"class_path": "torch.optim.AdamW", "init_args": {"no_such": 1}})
 
 
 def test_weights_that_do_not_fit_are_refused():
