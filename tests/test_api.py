@@ -1,8 +1,6 @@
 """The Python API: what the README shows is run as it stands there, and what is wrong is raised."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,16 +52,3 @@ def test_what_is_wrong_is_raised(base, tiny, tmp_path):
     with pytest.raises(AttributeError, match="no attribute 'shrink'"):
         litgpt_warmstart.shrink  # noqa: B018
     assert Growth(0.4).label == "shrink 0.4" and SCALES[-1].short_name == "70M"
-
-
-def test_importing_the_package_imports_nothing_else():
-    code = """
-import sys, time
-start = time.perf_counter()
-import litgpt_warmstart
-print(f"importing litgpt_warmstart takes {1000 * (time.perf_counter() - start):.1f} ms")
-assert not {"torch", "litgpt", "litgpt_warmstart.run"} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)

@@ -9,27 +9,7 @@ import litgpt.parser_config
 import pytest
 
 from litgpt_warmstart import plugin
-
-COMMANDS = {
-    "warmstart",
-    "warmstart_scratch",
-    "warmstart_grow",
-    "warmstart_plan",
-    "warmstart_grid_search",
-    "warmstart_successive",
-    "warmstart_ablations",
-    "warmstart_coord_check",
-    "warmstart_export",
-    "warmstart_report",
-    "warmstart_prepare_data",
-}
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
-
-
-def run(*words: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    result = subprocess.run([str(w) for w in words], capture_output=True, text=True, env=ENVIRONMENT | environment)
-    assert result.returncode == 0 or not check, f"{words}\n{result.stdout}\n{result.stderr}"
-    return result
+from litgpt_warmstart.commands import COMMANDS
 
 
 def test_registering_adds_our_commands_to_both_tables_and_twice_changes_nothing(monkeypatch):
@@ -41,7 +21,7 @@ def test_registering_adds_our_commands_to_both_tables_and_twice_changes_nothing(
         plugin.register(main)
         assert set(main.PARSER_DATA) == set(main.parser_commands()) == set(litgpt.parser_config.parser_commands())
         assert len(main.parser_commands()) == len(stock()) + len(COMMANDS)
-        assert set(main.PARSER_DATA) - set(stock()) == COMMANDS
+        assert set(main.PARSER_DATA) - set(stock()) == COMMANDS.keys()
 
 
 @pytest.mark.slow
@@ -55,6 +35,7 @@ def test_a_torchvision_of_another_torch_is_told_in_one_line(tmp_path, crash):
     (tmp_path / "torchvision-0.1.dist-info").mkdir()
     metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
     (tmp_path / "torchvision-0.1.dist-info/METADATA").write_text(metadata)
-    result = run(sys.executable, "-m", "litgpt_warmstart", "--help", check=False, PYTHONPATH=str(tmp_path))
+    command = [sys.executable, "-m", "litgpt_warmstart", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 1 and result.stdout == ""
     assert len(result.stderr.splitlines()) == 1 and "pip uninstall -y torchvision" in result.stderr

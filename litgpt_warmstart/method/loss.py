@@ -143,11 +143,7 @@ def exp_and_sum(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     x = logits.float()  # itself where it is fp32
     maximum = x.amax(1, keepdim=True)
-    if torch.compiler.is_compiling():  # fused; eagerly, in place
-        e = torch.exp(x - maximum)
-        logits.copy_(e)
-        return maximum, e.sum(1, keepdim=True)
-    e = x.sub_(maximum).exp_()
+    e = torch.exp(x - maximum) if torch.compiler.is_compiling() else x.sub_(maximum).exp_()  # fused, or in place
     if e is not logits:
         logits.copy_(e)
     return maximum, e.sum(1, keepdim=True)

@@ -26,28 +26,19 @@ DRAWING_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Divisors:
-    """What a parameter's numbers at the muP base are divided by, as powers of its width_mult."""
-
-    std: float = 0.0
-    """Of its initial values."""
-    lr: float = 0.0
-    """Adam's learning rate."""
-
-
-@dataclass(frozen=True)
 class Parametrization:
     """What changes as a model gets wider than its muP base.
 
-    A parameter's width_mult is its last growing dimension over the same dimension at the base.
+    Of each kind of parameter: the powers of its width_mult (its last growing dimension over the same one at the base)
+    that its initial standard deviation and Adam's learning rate at the base are divided by.
     """
 
-    matrix: Divisors = Divisors()
+    matrix: tuple[float, float] = (0.0, 0.0)
     """Both dimensions grow."""
-    embedding: Divisors = Divisors()
-    readout: Divisors = Divisors()
+    embedding: tuple[float, float] = (0.0, 0.0)
+    readout: tuple[float, float] = (0.0, 0.0)
     """lm_head's weight."""
-    vector: Divisors = Divisors()
+    vector: tuple[float, float] = (0.0, 0.0)
     """Gains and biases, which start at 1 and 0."""
     logits: float = 0.0
     """They are divided by this power of n_embd over the base's."""
@@ -59,7 +50,7 @@ class Parametrization:
 
 PARAMETRIZATIONS = {
     # arXiv 2203.03466, table 8, the variant that the package mup implements.
-    "mup": Parametrization(matrix=Divisors(std=0.5, lr=1.0), logits=1.0, scores=1.0),
+    "mup": Parametrization(matrix=(0.5, 1.0), logits=1.0, scores=1.0),
     "sp": Parametrization(is_own_base=True),
 }
 if TYPE_CHECKING:
@@ -138,15 +129,10 @@ def plain_std(model: GPT, name: str, mup_base: Config) -> float:
 
 def divisors(model: GPT, name: str, parametrization: str = "mup") -> tuple[float, float]:
     """What a parameter's initial std and learning rate at the muP base are divided by; base shapes must be set."""
-    infshape = infshape_of(model.get_parameter(name))
-    table = PARAMETRIZATIONS[parametrization]
-    if infshape.ninf() == 2:
-        powers = table.matrix
-    elif name == READOUT:
-        powers = table.readout
-    else:
-        powers = table.embedding if name == "transformer.wte.weight" else table.vector
-    return infshape.width_mult() ** powers.std, infshape.width_mult() ** powers.lr
+    infshape, table = infshape_of(model.get_parameter(name)), PARAMETRIZATIONS[parametrization]
+    others = {READOUT: table.readout, "transformer.wte.weight": table.embedding}
+    std, lr = table.matrix if infshape.ninf() == 2 else others.get(name, table.vector)
+    return infshape.width_mult() ** std, infshape.width_mult() ** lr
 
 
 def initial_weights(

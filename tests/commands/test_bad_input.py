@@ -90,20 +90,10 @@ def test_the_record_is_of_a_newer_version(refused, base, tmp_path):
     assert "upgrade it" in refused(base=folder)
 
 
-@pytest.mark.parametrize(
-    ("target", "told"),
-    [
-        (neox(8, 2, vocab_size=4096, padded_vocab_size=4096), "wider"),
-        (neox(48, 4, n_layer=1, vocab_size=4096, padded_vocab_size=4096), "n_layer 2"),
-        (neox(48, 4, n_layer=3, vocab_size=4096, padded_vocab_size=4096), "n_layer 2"),
-        (neox(48, 4, vocab_size=96, padded_vocab_size=96), "padded_vocab_size 4096"),
-        (llama(48, 4, vocab_size=4096, padded_vocab_size=4096), "mlp_class_name"),
-    ],
-)
-def test_base_and_target_do_not_fit(refused, tmp_path, target, told):
-    path = config_file(target, tmp_path / "config")
-    for function in (warmstart.setup, warmstart_grow.setup):
-        assert told in refused(function, target=path)
+@pytest.mark.parametrize("function", [warmstart.setup, warmstart_grow.setup])
+def test_base_and_target_do_not_fit(refused, tmp_path, function):
+    target = config_file(llama(48, 4, vocab_size=4096, padded_vocab_size=4096), tmp_path / "config")
+    assert "mlp_class_name" in refused(function, target=target)
 
 
 def test_the_target_is_unknown_or_missing(refused, tmp_path):
@@ -220,13 +210,6 @@ def test_resuming_a_checkpoint_of_another_run_or_one_that_was_only_grown(refused
 def test_initial_checkpoint_of_another_size(refused, base, tiny):
     told = refused(warmstart_scratch.setup, initial_checkpoint_dir=base, target=tiny[48])
     assert "has n_embd 16" in told and "leave --target out" in told
-
-
-def test_out_dir_that_cannot_be_written_is_told_before_anything_is_built(refused, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr("litgpt_warmstart.run.train.main", lambda *args: pytest.fail("it went on"))
-    for name in ("file/below", "x" * 300):
-        assert "cannot write" in refused(out_dir=tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def test_a_config_says_what_it_is_and_names_models_that_there_are(path):
     named = [name for key in ("target", "scales") if key in content for name in as_list(content[key], str, key)]
     assert all(find_scale(name) is not None or ROOT.parent / name in MODELS for name in named)
     if command_of(path) == "warmstart_ablations":
-        arms = expand(content["arms"], {key: as_list(content[key], str, key) for key in ("base", "target")})
+        defaults = {key: as_list(content.get(key, "5M"), str, key) for key in ("base", "target")}
+        arms = expand(content["arms"], defaults)
         assert {arm.scratch for arm in arms} < set(arms)
 
 

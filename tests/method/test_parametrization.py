@@ -8,7 +8,7 @@ import torch
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.parametrization import Divisors, Parametrization
+from litgpt_warmstart.method.parametrization import Parametrization
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.run.optimizer import resolve_optimizer
 from tests.conftest import FAMILIES, build, llama, neox
@@ -45,7 +45,7 @@ def test_groups_are_those_of_mups_own_optimizer(decay):
 
 
 def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
-    toy = Parametrization(matrix=Divisors(lr=0.5), embedding=Divisors(std=1.0), readout=Divisors(std=1.0, lr=2.0))
+    toy = Parametrization(matrix=(0.0, 0.5), embedding=(1.0, 0.0), readout=(1.0, 2.0))
     monkeypatch.setitem(parametrization.PARAMETRIZATIONS, "toy", toy)
     base, target = neox(16, 2), neox(64, 2)
     assert parametrization.width_mult(target, base, "toy") == 1

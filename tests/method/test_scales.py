@@ -59,10 +59,3 @@ def test_a_folder_named_like_a_scale_does_not_hide_it(tmp_path, monkeypatch):
 def test_an_unknown_scale_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="'7B'.*5M, 10M, 22M, 35M, 70M"):
         scales.resolve_config("7B")
-
-
-@pytest.mark.parametrize("content", ["[1, 2]", "{no_such_key: 1}", "a: b: c", ""])
-def test_a_file_that_is_no_config_is_refused(tmp_path, content):
-    (tmp_path / "x.yaml").write_text(content)
-    with pytest.raises(UserError, match="x.yaml' is not a LitGPT model_config.yaml"):
-        scales.resolve_config(str(tmp_path / "x.yaml"))
