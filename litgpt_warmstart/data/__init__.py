@@ -1,7 +1,6 @@
 """DataModules of this package; ``--data NAME`` finds them once this is imported."""
 
-from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.stdlib_text import StdlibText
 
-__all__ = ["BlockDataModule", "PreparedText", "SlimPajama6B", "StdlibText"]
+__all__ = ["PreparedText", "SlimPajama6B", "StdlibText"]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
-from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.blocks import BlockRange
+from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.randomness import Randomness
-from litgpt_warmstart.data.ranges import BlockRange
-from litgpt_warmstart.data.reading import Reading
+from litgpt_warmstart.data.use import Reading
 from litgpt_warmstart.data.vocabulary import check_batch
 from litgpt_warmstart.data.workers import prepare_workers
 from litgpt_warmstart.errors import UserError, one_line
@@ -28,10 +28,10 @@ class TrainLoader:
     def __init__(
         self, reading: Reading, blocks: BlockRange | None = None, rank: int = 0, num_processes: int = 1
     ) -> None:
-        self.reading = reading
+        self.reading, self.blocks = reading, blocks
         self._randomness = Randomness(reading.seed)
         with self._randomness:
-            if blocks is not None and isinstance(reading.data, BlockDataModule):
+            if blocks is not None and isinstance(reading.data, PreparedText):
                 self._loader: Any = reading.data.train_batches(blocks, reading.micro_batch_size, rank, num_processes)
             else:
                 self._loader = reading.data.train_dataloader()
@@ -58,8 +58,10 @@ class TrainLoader:
                 " give it the data that it was started with"
             )
 
-    def state(self) -> dict[str, Any]:
-        """Where the loader is, in plain values."""
+    def state(self) -> dict[str, Any] | None:
+        """Where the loader is, in plain values; None where blocks are numbered."""
+        if self.blocks is not None:
+            return None
         own = self._loader.state_dict() if _knows_its_place(self._loader) else None
         return {"order": self._order(), "loader": own}
 
@@ -113,7 +115,7 @@ def _val_rows(reading: Reading, max_blocks: int) -> Iterator[torch.Tensor]:
     """The first stored validation blocks, shape (T + 1,), the same at each call and each micro-batch."""
     randomness, data = Randomness(reading.seed), reading.data
     with randomness:
-        if isinstance(data, BlockDataModule):
+        if isinstance(data, PreparedText):
             loader = data.val_batches(reading.block_size, reading.micro_batch_size)
         else:
             loader = _undropped(data.val_dataloader())
@@ -148,7 +150,7 @@ def _drawn(loader: Iterable[torch.Tensor], randomness: Randomness, reading: Read
     """A loader's batches, checked; what a worker tells as a UserError is one line."""
     try:
         # Ours draw nothing but their workers' seeds, and a step of a small model is short.
-        ours = isinstance(reading.data, BlockDataModule)
+        ours = isinstance(reading.data, PreparedText)
         for stored in randomness.start(loader) if ours else randomness.draw(loader):
             yield check_batch(stored, reading)
     except UserError as error:

@@ -1,5 +1,7 @@
 """Which part of its data a run reads: ours by range of blocks, LitGPT's own and foreign ones as they come."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -7,16 +9,14 @@ from typing import Any
 
 import torch
 
-from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.blocks import ORDER_SEED, BlockOrder, BlockRange
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.loaders import TrainLoader, val_batches
-from litgpt_warmstart.data.order import BlockOrder
+from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.randomness import Randomness
-from litgpt_warmstart.data.ranges import BlockRange, first_unread, lineage_seed, take_blocks
-from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from litgpt_warmstart.data.use import DataUse, class_path, init_args
+from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
 from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
 from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
@@ -35,7 +35,7 @@ class DataPlan:
     def tokenizer(self) -> TokenizerFiles | None:
         """The files of a tokenizer that go into each checkpoint, read once."""
         folder, data = self.reading.tokenizer_dir, self.reading.data
-        if folder is None and isinstance(data, BlockDataModule):
+        if folder is None and isinstance(data, PreparedText):
             folder = data.tokenizer_dir
         return read_tokenizer_files(folder) if folder else None
 
@@ -43,19 +43,19 @@ class DataPlan:
     def check(self) -> ChunkCheck:
         """The look at the files of tokens in the background, for a run to begin."""
         data = self.reading.data
-        return ChunkCheck(data.sha256, data.fingerprint) if isinstance(data, BlockDataModule) else ChunkCheck({}, "")
+        return ChunkCheck(data.sha256, data.fingerprint) if isinstance(data, PreparedText) else ChunkCheck({}, "")
 
     def use(self, step_count: int) -> DataUse:
         """What has been read after a number of optimizer steps."""
-        reading, blocks = self.reading, self.blocks
-        use = DataUse(class_path(reading.data), init_args(reading.data), step_count * reading.tokens_per_step)
-        if blocks is None or not isinstance(reading.data, BlockDataModule):
+        data, blocks = self.reading.data, self.blocks
+        use = DataUse(class_path(data), init_args(data), step_count * self.reading.tokens_per_step)
+        if blocks is None or not isinstance(data, PreparedText):
             return use
         return replace(
             use,
-            fingerprint=reading.data.fingerprint,
-            start_token=blocks.start_token,
-            stop_token=blocks.stop_token(step_count * reading.global_batch_size),
+            fingerprint=data.fingerprint,
+            start_token=blocks.token(0),
+            stop_token=blocks.token(step_count * self.reading.global_batch_size),
             order_seed=blocks.order.seed,
             block_size=blocks.block_size,
         )
@@ -65,7 +65,7 @@ class DataPlan:
     ) -> TrainLoader:
         """A process's training batches after ``step_count`` optimizer steps; ``loader_state`` is what was said then."""
         read = step_count * self.reading.global_batch_size
-        if self.blocks:
+        if self.blocks is not None:
             left = replace(self.blocks, first=self.blocks.first + read)
             return TrainLoader(self.reading, left, rank, num_processes)
         loader = TrainLoader(self.reading)
@@ -73,27 +73,21 @@ class DataPlan:
             loader.go_on(read // self.reading.micro_batch_size, loader_state)
         return loader
 
-    def loader_state(self, loader: TrainLoader) -> dict[str, Any] | None:
-        """The loader's own word for its position, where blocks are not numbered."""
-        return None if self.blocks else loader.state()
-
     def describe(self) -> str:
         """The data in a few words, for the start of a run."""
-        name = type(self.reading.data).__name__
-        if not self.blocks:
-            return name
-        return f"{name} blocks {self.blocks.first:,} to {self.blocks.stop:,} of {len(self.blocks.order):,}"
+        name, blocks = type(self.reading.data).__name__, self.blocks
+        return f"{name} blocks {blocks.first:,} to {blocks.stop:,} of {len(blocks.order):,}" if blocks else name
 
 
 def plan_data(reading: Reading) -> DataPlan:
     """Prepare the data and choose what the run reads of it, after everything in ``reading.seen``."""
     data, seen = reading.data, reading.seen
     prepare_data(reading)
-    if isinstance(data, BlockDataModule):
+    if isinstance(data, PreparedText):
         return plan_blocks(reading)
     plan = DataPlan(reading)
-    _check_length(reading)
-    _check_first_batches(plan)
+    with _in_one_line(reading):
+        _check_batches(plan)
     if any(use.class_path == class_path(data) and use.init_args == init_args(data) for use in seen):
         plan.warnings.append(
             f"{type(data).__name__} begins at its first token, as did the run that this one takes its settings"
@@ -106,46 +100,77 @@ def plan_data(reading: Reading) -> DataPlan:
     return plan
 
 
+@contextmanager
+def _in_one_line(reading: Reading) -> Iterator[None]:
+    """Turn whatever a DataModule raises, for a wrong path or a missing tokenizer, into a UserError."""
+    try:
+        with Randomness(reading.seed), start_method_kept():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        split_paths = [value for name, value in vars(reading.data).items() if name.endswith(("_train", "_val"))]
+        folders = [Path(path) for path in split_paths if isinstance(path, str | Path) and Path(path).is_dir()]
+        half = [str(folder) for folder in folders if not (folder / INDEX).is_file()]
+        remedy = f": a preparation broke off there: delete {half[0]!r} and give the command again" if half else ""
+        raise UserError(f"{reading.option}: {one_line(error)}{remedy}") from error
+
+
 def prepare_data(reading: Reading) -> None:
     """Prepare a run's data; a DataModule that is not ours is connected and set up, as LitGPT does."""
     data, tokenizer = reading.data, given_tokenizer(reading)
-    ours = isinstance(data, BlockDataModule)
+    ours = isinstance(data, PreparedText)
     if ours:
         check_vocabulary(reading, data)  # before a preparation that may take hours
-    try:
-        with Randomness(reading.seed), start_method_kept():
-            if not ours:
-                sizes = dict(batch_size=reading.micro_batch_size, max_seq_length=reading.block_size)
-                data.connect(tokenizer=tokenizer, **sizes)
-            data.prepare_data()
-            data.setup()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a DataModule raises for a wrong path or a missing tokenizer
-        given = ", ".join(f"{k} {v}" for k, v in init_args(data).items() if "path" in k and v is not None)
-        half = next((str(value) for name, value in vars(data).items() if name.endswith(("_train", "_val"))
-                     and isinstance(value, str | Path) and Path(value).is_dir()
-                     and not (Path(value) / INDEX).is_file()), None)  # fmt: skip
-        remedy = f": a preparation broke off there: delete {half!r} and give the command again" if half else ""
-        raise UserError(f"{reading.option} ({given}): {one_line(error)}{remedy}") from error
+    with _in_one_line(reading):
+        if not ours:
+            sizes = dict(batch_size=reading.micro_batch_size, max_seq_length=reading.block_size)
+            data.connect(tokenizer=tokenizer, **sizes)
+        data.prepare_data()
+        data.setup()
 
 
-def unread_blocks(reading: Reading, data: BlockDataModule) -> tuple[BlockOrder, int]:
-    """The order in which a lineage reads prepared data, and the first place that it has not read."""
-    seed = lineage_seed(reading.seen, data.fingerprint, reading.block_size, data.order_seed)
-    order = BlockOrder(data.num_blocks("train", reading.block_size), seed)
-    return order, first_unread(reading.seen, data.fingerprint, reading.block_size)
+def unread_blocks(reading: Reading, data: PreparedText) -> BlockRange:
+    """All blocks of prepared data that a lineage has not read, in the order in which it reads.
+
+    That is the order that it has begun with, or what is asked for. Another order, or blocks of another length, would
+    read some tokens twice, and is refused.
+    """
+    seed, block_size, read = data.order_seed, reading.block_size, 0
+    for use in reading.seen:
+        if use.fingerprint != data.fingerprint:
+            continue
+        if use.order_seed is None:
+            raise UserError(
+                "version 0.1 has read this data for the base as it is stored, and no order goes on from there: prepare"
+                " it again in another folder"
+            )
+        if use.block_size != block_size:
+            raise UserError(
+                f"the base has read this data in blocks of {use.block_size:,} tokens, and blocks of {block_size:,}"
+                f" would repeat some: pass --train.max_seq_length {use.block_size}, or other data"
+            )
+        if seed not in (None, use.order_seed):
+            raise UserError(
+                f"the base has read this data with --data.order_seed {use.order_seed}, and {seed} would repeat some of"
+                " it: leave --data.order_seed out, or take other data"
+            )
+        seed, read = use.order_seed, max(read, -(-(use.stop_token or 0) // (block_size + 1)))
+    order = BlockOrder(data.num_blocks("train", block_size), ORDER_SEED if seed is None else seed)
+    return BlockRange(order, min(read, len(order)), len(order), block_size)
 
 
 def plan_blocks(reading: Reading) -> DataPlan:
     """Choose the blocks that a run reads of prepared data, after everything in ``reading.seen``. Nothing is written."""
     data, plan = reading.data, DataPlan(reading)
-    assert isinstance(data, BlockDataModule)
+    assert isinstance(data, PreparedText)
     check_vocabulary(reading, data)
-    order, first = unread_blocks(reading, data)
-    needed = reading.max_steps * reading.global_batch_size
-    sizes = reading.block_size, reading.global_batch_size, reading.tokens_per_param
-    plan.blocks = take_blocks(order, first, needed, *sizes)
+    left, needed = unread_blocks(reading, data), reading.max_steps * reading.global_batch_size
+    if needed > len(left):
+        whole = len(left.order) * reading.block_size
+        found = f"{len(left) * reading.block_size:,} left of {whole:,} after what the base has seen"
+        raise _too_short(reading, len(left), found)
+    plan.blocks = replace(left, stop=left.first + needed)
     if others := {use.class_path.rpartition(".")[2] for use in reading.seen if use.fingerprint != data.fingerprint}:
         plan.warnings.append(
             f"the base has also read {', '.join(sorted(others))}, which cannot be compared with"
@@ -161,37 +186,31 @@ def plan_blocks(reading: Reading) -> DataPlan:
     return plan
 
 
-def _check_length(reading: Reading) -> None:
-    """Raise a UserError where a loader knows its length and the budget is longer."""
-    try:
-        with Randomness(reading.seed):
-            batches = len(reading.data.train_dataloader())
-    except TypeError:  # no length, as for a mix of streams
-        return
-    except Exception as error:
-        raise UserError(f"{reading.option}: {one_line(error)}") from error
-    fits = batches // (reading.global_batch_size // reading.micro_batch_size)
-    if fits < reading.max_steps:
-        remedy = f"pass --train.max_tokens {fits * reading.tokens_per_step} or less" if fits else "take a smaller batch"
-        raise UserError(
-            f"the data is too short: {reading.max_tokens:,} tokens asked,"
-            f" {batches * reading.micro_batch_size * reading.block_size:,} in {type(reading.data).__name__}: {remedy}"
+def _too_short(reading: Reading, num_blocks: int, found: str) -> UserError:
+    """The error for too few blocks, with the largest budget, in whole steps, and the largest target that fit."""
+    fits = num_blocks // reading.global_batch_size * reading.tokens_per_step
+    remedy = "take other data or a smaller batch"
+    if fits:
+        remedy = (
+            f"pass --train.max_tokens {fits} or less, or a target of at most"
+            f" {int(fits / reading.tokens_per_param):,} parameters at {reading.tokens_per_param:g} tokens each"
         )
+    return UserError(f"the data is too short: {reading.max_tokens:,} tokens asked, {found}: {remedy}")
 
 
-def _check_first_batches(plan: DataPlan) -> None:
-    """Raise a UserError where a DataModule that is not ours does not give what training and validation read."""
+def _check_batches(plan: DataPlan) -> None:
+    """Raise a UserError where a DataModule that is not ours has too little, or not what a run reads."""
     reading = plan.reading
-    shorter = f"a smaller --train.max_seq_length (now {reading.block_size}), or more data"
-    try:
-        if next(iter(plan.train_loader(0, None)), None) is None:
+    with suppress(TypeError):  # no length, as for a mix of streams
+        blocks = len(reading.data.train_dataloader()) * reading.micro_batch_size
+        if blocks // reading.global_batch_size < reading.max_steps:
+            raise _too_short(reading, blocks, f"{blocks * reading.block_size:,} in {type(reading.data).__name__}")
+    for batches, split, size in (
+        (plan.train_loader(0, None), "training", f"a micro-batch of {reading.micro_batch_size}"),
+        (val_batches(reading, 1, torch.device("cpu")), "validation", "one block"),
+    ):
+        if next(iter(batches), None) is None:
             raise UserError(
-                f"{reading.option}: the training split is shorter than a micro-batch of {reading.micro_batch_size}:"
-                f" take a smaller one, {shorter}"
+                f"{reading.option}: the {split} split is shorter than {size}: take a smaller --train.max_seq_length"
+                f" (now {reading.block_size}) or micro-batch, or more data"
             )
-        if next(val_batches(reading, 1, torch.device("cpu")), None) is None:
-            raise UserError(f"{reading.option}: the validation split is shorter than one block: take {shorter}")
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{reading.option}: {one_line(error)}") from error

@@ -5,9 +5,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from litgpt.config import find_multiple
+from litgpt.data import DataModule
+from litgpt.tokenizer import Tokenizer
+from torch.utils.data import DataLoader
 
-from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, BlockRange
 from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.index import PREPARED, PreparedIndex
@@ -27,7 +31,7 @@ from litgpt_warmstart.errors import UserError
 
 @inheriting_docs
 @dataclass
-class PreparedText(TextSource, BlockDataModule):
+class PreparedText(TextSource, DataModule):
     """Text of a Hub dataset or of a folder (parquet, jsonl, txt), tokenized at first use or by warmstart_prepare_data.
 
     A run reads a range of blocks, and a warmstart goes on where its base ended. Files are assigned to training,
@@ -42,7 +46,8 @@ class PreparedText(TextSource, BlockDataModule):
     """Processes that read ahead while training; worth it only where the files are on a slow disk."""
 
     def __post_init__(self) -> None:
-        BlockDataModule.__init__(self)
+        DataModule.__init__(self)
+        self.batch_size, self.block_size = 1, 1024  # for stock LitGPT, which says them later
         self.text_dir = Path(self.text_dir) if self.text_dir else None
         if self.data_path is None and (self.repo_id or self.text_dir):
             self.data_path = default_data_path(self.repo_id, self.text_dir)
@@ -113,10 +118,44 @@ class PreparedText(TextSource, BlockDataModule):
         prepare(Preparation(self.tokenizer_dir, **asked))
 
     def tokens(self, split: str) -> TokenStream:
+        """Token ids of ``train`` or ``val``."""
         if split not in self.index.chunks:
             raise UserError(f"{str(self.data_path)!r} has no {split} split")
         chunks = [(self.tokenizer_dir / split / chunk.name, chunk.tokens) for chunk in self.index.chunks[split]]
         return TokenStream(chunks, np.dtype(self.index.dtype))
+
+    def num_blocks(self, split: str, block_size: int) -> int:
+        """Whole blocks of a split."""
+        return len(self.tokens(split)) // (block_size + 1)
+
+    def train_batches(
+        self, blocks: BlockRange, micro_batch_size: int, rank: int = 0, num_processes: int = 1
+    ) -> DataLoader:
+        """A loader of a process's share of a range: micro-batches, shape (B, block_size + 1)."""
+        share = (blocks.block_size, micro_batch_size, rank, num_processes)
+        return self._loader(BlockBatches(self.tokens("train"), blocks, *share))
+
+    def val_batches(self, block_size: int, micro_batch_size: int) -> DataLoader:
+        """A loader of the whole validation split, as it is stored."""
+        numbers = range(self.num_blocks("val", block_size))
+        return self._loader(BlockBatches(self.tokens("val"), numbers, block_size, micro_batch_size))
+
+    def connect(
+        self, tokenizer: Tokenizer | None = None, batch_size: int = 1, max_seq_length: int | None = None
+    ) -> None:
+        self.batch_size, self.block_size = batch_size, max_seq_length or 1024
+
+    def train_dataloader(self) -> DataLoader:
+        order = BlockOrder(self.num_blocks("train", self.block_size), self.order_seed or ORDER_SEED)
+        whole = len(order) // self.batch_size * self.batch_size
+        return self.train_batches(BlockRange(order, 0, whole, self.block_size), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.val_batches(self.block_size, self.batch_size)
+
+    def _loader(self, batches: BlockBatches) -> DataLoader:
+        pinned = torch.cuda.is_available()
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pinned)
 
 
 @dataclass

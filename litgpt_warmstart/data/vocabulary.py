@@ -6,10 +6,10 @@ import tokenizers
 import torch
 from litgpt.tokenizer import Tokenizer
 
-from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.encode import HARD_CASES, read_tokenizer, vocab_size
-from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.tokenizer_files import PROBE
+from litgpt_warmstart.data.use import Reading
 from litgpt_warmstart.errors import UserError, one_line
 
 
@@ -35,7 +35,7 @@ def given_tokenizer(reading: Reading) -> Tokenizer | None:
     return tokenizer
 
 
-def check_vocabulary(reading: Reading, data: BlockDataModule) -> None:
+def check_vocabulary(reading: Reading, data: PreparedText) -> None:
     """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
     classes, ours, given = reading.num_classes, data.tokenizer_json, reading.tokenizer_dir
     if data.vocab_size > classes:

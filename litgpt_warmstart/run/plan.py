@@ -19,8 +19,8 @@ import lightning as L
 import torch
 from litgpt.config import Config
 
-from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, unread_blocks
+from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
@@ -220,15 +220,15 @@ def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
     Only data that is prepared here already is looked at.
     """
     data, name = spec.data, type(spec.data).__name__
-    if not isinstance(data, BlockDataModule):
+    if not isinstance(data, PreparedText):
         return f"{name} does not tell which tokens it reads", None, []
     if not data.is_prepared:
         return f"{name} is not prepared here, so what is left of it is not known; the run prepares it first", None, []
     told, left = f"{name} is prepared here", None
     try:
-        order, first = unread_blocks(spec, data)
-        left = max(0, len(order) - first) * spec.block_size
-        told = f"{name}: {left:,} of {len(order) * spec.block_size:,} tokens are left after what the lineage has read"
+        blocks = unread_blocks(spec, data)
+        left, whole = len(blocks) * spec.block_size, len(blocks.order) * spec.block_size
+        told = f"{name}: {left:,} of {whole:,} tokens are left after what the lineage has read"
         return told, left, plan_blocks(spec).warnings
     except UserError as error:
         return told, left, [f"the run would be refused: {error}"]

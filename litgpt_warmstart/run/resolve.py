@@ -11,7 +11,7 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.utils import extend_checkpoint_dir, init_out_dir, parse_devices
 
-from litgpt_warmstart.data import BlockDataModule, SlimPajama6B
+from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
@@ -259,7 +259,7 @@ def resolve_models(
     vocabulary: dict[str, int | None] = {}
     if start:
         vocabulary = _vocabulary(start.config)
-    elif isinstance(data, BlockDataModule):
+    elif isinstance(data, PreparedText):
         vocabulary = dict(padded_vocab_size=data.padded_vocab_size, vocab_size=data.vocab_size)
     elif tuned:
         vocabulary = _vocabulary(tuned.config)

@@ -10,10 +10,9 @@ from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.types import LoggerChoice
 
-from litgpt_warmstart.data.blocks import BlockDataModule
-from litgpt_warmstart.data.ranges import ORDER_SEED
-from litgpt_warmstart.data.reading import Reading
-from litgpt_warmstart.data.use import class_path, data_arguments, init_args
+from litgpt_warmstart.data.blocks import ORDER_SEED
+from litgpt_warmstart.data.prepared_text import PreparedText
+from litgpt_warmstart.data.use import Reading, class_path, data_arguments, init_args
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
@@ -255,7 +254,7 @@ class RunSpec(Reading):
         What is not known yet, such as the fingerprint of data that is not prepared, is left out.
         """
         data = self.data
-        ours = isinstance(data, BlockDataModule)
+        ours = isinstance(data, PreparedText)
         return plain(
             {
                 "lr": self.base_lr,

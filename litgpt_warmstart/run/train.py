@@ -218,7 +218,7 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
             parametrization.set_learning_rate(state.optimizer, spec.base_lr, lr_multiplier)
             if not train_step(run, batches, journal.running_loss):
                 return
-            state.loader_state = run.plan.loader_state(loader)
+            state.loader_state = loader.state()
             state.whole = True
             run.tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
             journal.add_step(spec.base_lr * lr_multiplier)

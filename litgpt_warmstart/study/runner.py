@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from litgpt_warmstart.data.blocks import BlockDataModule
 from litgpt_warmstart.data.plan import plan_blocks, prepare_data
+from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.executors import Task, carry_out_on_ray
@@ -92,7 +92,7 @@ def check_data(runs: Sequence[StudyRun]) -> None:
     used: dict[Path, DataUse] = {}
     for run in runs:
         spec, data = run.spec, run.spec.data
-        if not isinstance(data, BlockDataModule) or not data.is_prepared:
+        if not isinstance(data, PreparedText) or not data.is_prepared:
             continue
         seen = spec.seen
         if run.data_after in used:

@@ -11,8 +11,7 @@ from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_coord_check
 from litgpt_warmstart.commands.study import as_list
-from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.blocks import BlockDataModule
+from litgpt_warmstart.data import PreparedText, StdlibText
 from litgpt_warmstart.run.checkpoint import RECORD, read_header
 from tests.conftest import llama, neox
 
@@ -57,8 +56,8 @@ def scale(config, folder: Path) -> str:
 
 def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(told, base, tmp_path, monkeypatch):
     picked = []
-    batches = BlockDataModule.train_batches
-    monkeypatch.setattr(BlockDataModule, "train_batches", lambda self, *a: (picked.append(a[0]), batches(self, *a))[1])
+    batches = PreparedText.train_batches
+    monkeypatch.setattr(PreparedText, "train_batches", lambda self, *a: (picked.append(a[0]), batches(self, *a))[1])
     out_dir = tmp_path / "out"
     printed = told(base=base, shrink="0.2,1", out_dir=out_dir)
     frame = pandas.read_csv(out_dir / "coord_check.csv")

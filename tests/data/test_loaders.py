@@ -10,13 +10,11 @@ import torch
 from litgpt.data import LitData, MicroLlama, OpenWebText, TextFiles, TinyLlama, TinyStories
 
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.blocks import BlockOrder, BlockRange
 from litgpt_warmstart.data.loaders import next_batches
-from litgpt_warmstart.data.order import BlockOrder
 from litgpt_warmstart.data.plan import DataPlan
-from litgpt_warmstart.data.ranges import BlockRange
-from litgpt_warmstart.data.reading import Reading
 from litgpt_warmstart.data.recorded import recorded_data
-from litgpt_warmstart.data.use import DataUse, class_path, init_args
+from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
 from litgpt_warmstart.errors import UserError
 
 CPU = torch.device("cpu")

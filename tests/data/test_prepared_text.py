@@ -9,9 +9,8 @@ import torch
 
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.order import BlockOrder
+from litgpt_warmstart.data.blocks import BlockOrder, BlockRange
 from litgpt_warmstart.data.preparing import request
-from litgpt_warmstart.data.ranges import BlockRange
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.data.use import DataUse, class_path, init_args

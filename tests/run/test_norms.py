@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from litgpt_warmstart.commands import warmstart, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.loaders import first_val_block
-from litgpt_warmstart.data.reading import Reading
+from litgpt_warmstart.data.use import Reading
 from litgpt_warmstart.run.metrics import RowFile
 from litgpt_warmstart.run.norms import NORMS, measure
 from litgpt_warmstart.run.spec import EvalArgs
