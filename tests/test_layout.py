@@ -18,7 +18,7 @@ HELD_BY = {
     "guards/test_breaking_off.py": ("run/breaking_off",),
     "guards/test_damage.py": ("run/record",),
     "guards/test_trust.py": ("data/recorded", "data/use"),
-    "guards/test_loaders.py": ("data/randomness", "data/tokenizer_files", "data/vocabulary", "data/workers"),
+    "guards/test_loaders.py": ("data/tokenizer_files", "data/workers"),
     "commands/test_bad_input.py": ("run/resolve", "run/spec"),
     "data/preparing/test_prepare.py": ("data/preparing/index",),
     "report/test_write.py": ("report/layers", "report/sections"),

@@ -86,7 +86,7 @@ class BlockRange(Sequence[int]):
         return self.stop - self.first
 
     def __getitem__(self, place):  # pyright: ignore[reportIncompatibleMethodOverride]  # no slices
-        return self.order[self.first + place]
+        return self.order[range(self.first, self.stop)[place]]
 
     def token(self, num_blocks: int) -> int:
         """Where the order is after a number of the range's blocks, in stored tokens."""

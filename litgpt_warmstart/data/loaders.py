@@ -2,20 +2,62 @@
 
 import copy
 import itertools
+import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from litgpt_warmstart.data.blocks import BlockRange
 from litgpt_warmstart.data.prepared_text import PreparedText
-from litgpt_warmstart.data.randomness import Randomness
 from litgpt_warmstart.data.use import Reading
-from litgpt_warmstart.data.vocabulary import check_batch
 from litgpt_warmstart.data.workers import prepare_workers
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.loss import IGNORE_INDEX
+
+
+class Randomness:
+    """While entered, torch's generator of the CPU, Python's and NumPy's are others, which begin at a seed.
+
+    Entered again, they go on where they were left. So the order of a loader that shuffles depends on the seed alone,
+    and starting a loader, reading it or skipping a part of it leaves a run's own random numbers as they are.
+    """
+
+    def __init__(self, seed: int) -> None:
+        numpy: Any = np.random.RandomState(seed).get_state()
+        self._other = torch.Generator().manual_seed(seed).get_state(), random.Random(seed).getstate(), numpy
+
+    def __enter__(self) -> "Randomness":
+        self._swap()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    def start(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches; these generators begin it, and the run's own make the batches."""
+        with self:
+            return iter(loader)
+
+    def draw(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The loader's batches, each made with these generators."""
+        batches, end = self.start(loader), object()
+        while True:
+            with self:
+                batch = next(batches, end)
+            if batch is end:
+                return
+            yield batch
+
+    def _swap(self) -> None:
+        """Put the states of these generators in the place of the global ones, and keep those."""
+        cpu, python, numpy = self._other
+        self._other = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+        torch.default_generator.set_state(cpu)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class TrainLoader:
@@ -66,31 +108,24 @@ class TrainLoader:
         return {"order": self._order(), "loader": own}
 
     def go_on(self, batches: int, state: dict[str, Any] | None) -> None:
-        """Begin after the micro-batches that a run has read, where the order is still the one that it has begun.
-
-        ``state`` is what :meth:`state` gave then; of a run of version 0.1, the loader's own state or None.
-        """
-        own = state
-        if state is not None and "order" in state:
-            own = state["loader"]
-            for name, now in self._order().items():
-                before = state["order"][name]
-                if before != now:
-                    flag = "--data.num_workers" if name == "num_workers" else "--train.micro_batch_size"
-                    raise UserError(
-                        f"the order of {self.reading.option} depends on {flag}, which was {before} and is {now}: pass"
-                        f" {flag} {before} to go on"
-                    )
-        elif isinstance(getattr(self._loader, "sampler", None), RandomSampler):
+        """Begin after the micro-batches that a run has read, if the order is the one that it told in ``state``."""
+        if state is None or "order" not in state:
             raise UserError(
                 f"version 0.1 did not keep the order in which this run read {self.reading.option}: start from the"
                 " checkpoint's weights with --initial_checkpoint_dir"
             )
-        if own is None or not _knows_its_place(self._loader):
+        for name, now in self._order().items():
+            if (before := state["order"][name]) != now:
+                flag = "--data.num_workers" if name == "num_workers" else "--train.micro_batch_size"
+                raise UserError(
+                    f"the order of {self.reading.option} depends on {flag}, which was {before} and is {now}: pass"
+                    f" {flag} {before} to go on"
+                )
+        if state["loader"] is None or not _knows_its_place(self._loader):
             self._skip = batches
             return
         try:
-            self._loader.load_state_dict(own)
+            self._loader.load_state_dict(state["loader"])
         except Exception as error:
             raise UserError(f"{self.reading.option} cannot go on: {one_line(error)}") from error
 
@@ -109,19 +144,6 @@ def _knows_its_place(loader: Iterable[Any]) -> bool:
     """
     dataset = getattr(loader, "dataset", None)
     return hasattr(loader, "load_state_dict") and not hasattr(dataset, "_datasets")
-
-
-def _val_rows(reading: Reading, max_blocks: int) -> Iterator[torch.Tensor]:
-    """The first stored validation blocks, shape (T + 1,), the same at each call and each micro-batch."""
-    randomness, data = Randomness(reading.seed), reading.data
-    with randomness:
-        if isinstance(data, PreparedText):
-            loader = data.val_batches(reading.block_size, reading.micro_batch_size)
-        else:
-            loader = _undropped(data.val_dataloader())
-    prepare_workers(loader)
-    rows = (row for stored in _drawn(loader, randomness, reading) for row in stored)
-    return itertools.islice(rows, max_blocks)
 
 
 def _undropped(loader: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
@@ -152,9 +174,32 @@ def _drawn(loader: Iterable[torch.Tensor], randomness: Randomness, reading: Read
         # Ours draw nothing but their workers' seeds, and a step of a small model is short.
         ours = isinstance(reading.data, PreparedText)
         for stored in randomness.start(loader) if ours else randomness.draw(loader):
-            yield check_batch(stored, reading)
+            yield _checked(stored, reading)
     except UserError as error:
         raise UserError(one_line(error)) from error
+
+
+def _checked(stored: object, reading: Reading) -> torch.Tensor:
+    """What a loader gave, if it is a batch of the model's token ids, shape (B, T + 1); a UserError if not."""
+    name, classes = reading.option, reading.num_classes
+    if not isinstance(stored, torch.Tensor) or stored.is_floating_point() or stored.dim() != 2:
+        raise UserError(
+            f"{name} gives no token tensors of two dimensions, as instruction-tuning DataModules do: take one for"
+            " pretraining"
+        )
+    if stored.shape[1] != reading.block_size + 1:
+        raise UserError(
+            f"{name} gives sequences of {stored.shape[1]:,} tokens, and not {reading.block_size + 1:,}, --train."
+            "max_seq_length and the token after: prepare it for this length"
+        )
+    ids = stored.cpu().numpy()
+    for extreme in (ids.min(initial=0), ids.max(initial=0)):
+        if not 0 <= extreme < classes:
+            raise UserError(
+                f"{name} has the token id {extreme:,}, the model {classes:,} classes: take a model, a base and data"
+                " with the same tokenizer"
+            )
+    return stored
 
 
 def next_batches(
@@ -184,8 +229,13 @@ def val_batches(
     Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
     targets do not count.
     """
-    size = reading.micro_batch_size
-    rows = _val_rows(reading, max_blocks)
+    size, data, randomness = reading.micro_batch_size, reading.data, Randomness(reading.seed)
+    with randomness:
+        ours = isinstance(data, PreparedText)
+        loader = data.val_batches(reading.block_size, size) if ours else _undropped(data.val_dataloader())
+    prepare_workers(loader)
+    rows = (row for stored in _drawn(loader, randomness, reading) for row in stored)
+    rows = itertools.islice(rows, max_blocks)  # the same at each call and each micro-batch
     stored = map(torch.stack, iter(lambda: list(itertools.islice(rows, size)), []))
     for input_ids, targets in next_batches(stored, device):
         counted = len(input_ids)

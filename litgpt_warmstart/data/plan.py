@@ -11,13 +11,16 @@ import torch
 
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockOrder, BlockRange
 from litgpt_warmstart.data.checking import ChunkCheck
-from litgpt_warmstart.data.loaders import TrainLoader, val_batches
+from litgpt_warmstart.data.loaders import Randomness, TrainLoader, val_batches
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.write import INDEX
-from litgpt_warmstart.data.randomness import Randomness
-from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from litgpt_warmstart.data.tokenizer_files import (
+    TokenizerFiles,
+    check_vocabulary,
+    given_tokenizer,
+    read_tokenizer_files,
+)
 from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
-from litgpt_warmstart.data.vocabulary import check_vocabulary, given_tokenizer
 from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
 
@@ -48,17 +51,16 @@ class DataPlan:
     def use(self, step_count: int) -> DataUse:
         """What has been read after a number of optimizer steps."""
         data, blocks = self.reading.data, self.blocks
-        use = DataUse(class_path(data), init_args(data), step_count * self.reading.tokens_per_step)
-        if blocks is None or not isinstance(data, PreparedText):
-            return use
-        return replace(
-            use,
-            fingerprint=data.fingerprint,
-            start_token=blocks.token(0),
-            stop_token=blocks.token(step_count * self.reading.global_batch_size),
-            order_seed=blocks.order.seed,
-            block_size=blocks.block_size,
-        )
+        places: dict[str, Any] = {}
+        if blocks is not None and isinstance(data, PreparedText):
+            places = dict(
+                fingerprint=data.fingerprint,
+                start_token=blocks.token(0),
+                stop_token=blocks.token(step_count * self.reading.global_batch_size),
+                order_seed=blocks.order.seed,
+                block_size=blocks.block_size,
+            )
+        return DataUse(class_path(data), init_args(data), step_count * self.reading.tokens_per_step, **places)
 
     def train_loader(
         self, step_count: int, loader_state: dict[str, Any] | None, rank: int = 0, num_processes: int = 1

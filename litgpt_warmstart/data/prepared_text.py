@@ -63,7 +63,7 @@ class PreparedText(TextSource, DataModule):
     @cached_property
     def index(self) -> PreparedIndex:
         """What is prepared; a UserError where nothing is."""
-        return PreparedIndex.load(self.tokenizer_dir)
+        return PreparedIndex.read(self.tokenizer_dir / PREPARED)
 
     @property
     def is_prepared(self) -> bool:
@@ -108,8 +108,8 @@ class PreparedText(TextSource, DataModule):
 
     @property
     def sha256(self) -> dict[Path, str]:
-        folder, chunks = self.tokenizer_dir, self.index.chunks
-        return {folder / split / chunk.name: chunk.sha256 for split in ("train", "val") for chunk in chunks[split]}
+        """Of each chunk, as it was prepared."""
+        return {path: chunk.sha256 for path, chunk in self.index.chunk_files(self.tokenizer_dir).items()}
 
     def prepare_data(self) -> None:
         """Prepare the tokens, or check that those there are of what is asked for."""

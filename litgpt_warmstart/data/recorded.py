@@ -23,20 +23,9 @@ from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.preparing.index import PREPARED
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.stdlib_text import StdlibText
-from litgpt_warmstart.data.use import DataUse
+from litgpt_warmstart.data.use import DataUse, class_path
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """A class that a record may name."""
-
-    cls: type[DataModule]
-    is_there: Callable[[Any], bool]
-    """Whether a module's data is prepared on this machine, as files alone tell."""
-    taken: frozenset[str] | None = None
-    """Arguments that still matter once the data is prepared; None for all."""
 
 
 @dataclass(frozen=True)
@@ -76,45 +65,38 @@ def _has_chunks(*folders: str | Path) -> bool:
     return True
 
 
-def _lit_data_folders(data: LitData) -> list[Path]:
-    return [Path(data.data_path, name) for name in data.split_names or ("",)]
-
-
-def _is_prepared_text(data: PreparedText) -> bool:
+def _is_prepared(data: PreparedText) -> bool:
     return data.data_path is not None and (data.data_path / PREPARED).is_file()
 
 
-_WHERE = frozenset(("data_path",))
-RECORDED = {
-    f"{'litgpt_warmstart' if entry.cls.__module__.startswith('litgpt_warmstart') else 'litgpt'}.data"
-    f".{entry.cls.__name__}": entry
-    for entry in (
-        Recorded(PreparedText, _is_prepared_text, _WHERE),
-        Recorded(SlimPajama6B, _is_prepared_text, _WHERE),
-        Recorded(StdlibText, lambda data: data.is_prepared),
-        Recorded(TextFiles, lambda data: _has_chunks(data.out_path_train, data.out_path_val)),
-        Recorded(LitData, lambda data: _has_chunks(*_lit_data_folders(data))),
-        Recorded(TinyLlama, lambda data: _has_chunks(*data.required_paths)),
-        Recorded(MicroLlama, lambda data: _has_chunks(*data.required_paths)),
-        Recorded(OpenWebText, lambda data: _has_chunks(data.data_path_train, data.data_path_val)),
-        # Its preparation unpacks an archive unless it finds the stories.
-        Recorded(TinyStories, lambda data: _has_chunks(data.data_path_train, data.data_path_val)
-                 and len([*(data.data_path / "TinyStories_all_data").glob("*.json")]) > 1),
-    )
-}  # fmt: skip
-"""Class path in a record -> the class."""
+IS_THERE: dict[type[DataModule], Callable[[Any], bool]] = {
+    PreparedText: _is_prepared,
+    SlimPajama6B: _is_prepared,
+    StdlibText: _is_prepared,
+    TextFiles: lambda data: _has_chunks(data.out_path_train, data.out_path_val),
+    LitData: lambda data: _has_chunks(*(Path(data.data_path, name) for name in data.split_names or ("",))),
+    TinyLlama: lambda data: _has_chunks(*data.required_paths),
+    MicroLlama: lambda data: _has_chunks(*data.required_paths),
+    OpenWebText: lambda data: _has_chunks(data.data_path_train, data.data_path_val),
+    # Its preparation unpacks an archive unless it finds the stories.
+    TinyStories: lambda data: (
+        _has_chunks(data.data_path_train, data.data_path_val)
+        and len([*(data.data_path / "TinyStories_all_data").glob("*.json")]) > 1
+    ),
+}
+"""The classes that a record may name -> whether a module's data is prepared on this machine, as files alone tell."""
 
 
 def recorded_data(use: DataUse) -> DataModule:
     """The DataModule that a record names, where its data is prepared on this machine and a record may choose it."""
-    entry = RECORDED.get(use.class_path)
-    if entry is None:
+    cls = next((cls for cls in IS_THERE if class_path(cls) == use.class_path), None)
+    if cls is None:
         raise UserError(
             f"the base was trained on {use.class_path}, which a checkpoint may not choose: name it with --data to use"
             " it again"
         )
-    hints = get_type_hints(entry.cls.__init__) | get_type_hints(entry.cls)
-    names = set(inspect.signature(entry.cls).parameters)
+    hints = get_type_hints(cls.__init__) | get_type_hints(cls)
+    names = set(inspect.signature(cls).parameters)
     arguments = {}
     for name, value in use.init_args.items():
         try:
@@ -127,16 +109,17 @@ def recorded_data(use: DataUse) -> DataModule:
                 raise Unreadable("a checkpoint may name no address")
         except Unreadable as error:
             raise UserError(
-                f"the base's data {entry.cls.__name__} cannot be set up again, {name} is {value!r:.60} ({error}): pass"
-                " --data"
+                f"the base's data {cls.__name__} cannot be set up again, {name} is {value!r:.60} ({error}): pass --data"
             ) from error
     with suppress(OSError, TypeError, ValueError, AttributeError):  # no path, a name with a null byte
-        data = entry.cls(**{n: v for n, v in arguments.items() if entry.taken is None or n in entry.taken})
-        if entry.is_there(data):
+        # Of text that is prepared, it does not matter any more where it came from.
+        ours = issubclass(cls, PreparedText)
+        data = cls(**{name: value for name, value in arguments.items() if name == "data_path" or not ours})
+        if IS_THERE[cls](data):
             return data
     raise UserError(
         f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"
-        f" {_typed(entry.cls, arguments)}"
+        f" {_typed(cls, arguments)}"
     )
 
 

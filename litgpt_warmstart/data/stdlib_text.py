@@ -12,7 +12,6 @@ from litgpt_warmstart.data.preparing.bpe import train_bpe
 from litgpt_warmstart.data.preparing.index import PREPARED
 from litgpt_warmstart.data.preparing.prepare import prepare
 from litgpt_warmstart.data.preparing.request import Preparation
-from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder
 
 VAL_FRACTION = 0.04
@@ -40,10 +39,6 @@ class StdlibText(PreparedText):
         return VOCAB_SIZE
 
     @property
-    def padded_vocab_size(self) -> int:
-        return VOCAB_SIZE
-
-    @property
     def is_prepared(self) -> bool:
         return (self.tokenizer_dir / PREPARED).is_file()
 
@@ -53,14 +48,8 @@ class StdlibText(PreparedText):
 
     def prepare_data(self) -> None:
         """Train the tokenizer and encode the text, or check what is there."""
-        if (self.tokenizer_dir / "train.bin").is_file():
-            raise UserError(
-                f"{str(self.tokenizer_dir)!r} was prepared by litgpt-warmstart 0.1, in another format: remove it with"
-                f" rm -r {self.tokenizer_dir}, and the same command prepares it anew"
-            )
         if self.is_prepared:
-            prepare(Preparation(self.tokenizer_dir))
-            return
+            return super().prepare_data()
         print(f"Preparing StdlibText in {str(self.tokenizer_dir)!r} (once, about 15 s) ...", file=sys.stderr)
         source = self.tokenizer_dir.resolve().with_name(f".{self.tokenizer_dir.name}.source")
         if not source.is_dir():

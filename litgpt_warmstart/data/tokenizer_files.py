@@ -1,4 +1,4 @@
-"""A tokenizer's files: which there are, whether they can be read, and which ids begin and end a text."""
+"""A tokenizer's files: whether they can be read, which ids begin and end a text, whether its ids are the model's."""
 
 import hashlib
 import json
@@ -9,6 +9,9 @@ from pathlib import Path
 import litgpt.tokenizer
 from tokenizers import Tokenizer
 
+from litgpt_warmstart.data.prepared_text import PreparedText
+from litgpt_warmstart.data.preparing.encode import HARD_CASES, read_tokenizer, vocab_size
+from litgpt_warmstart.data.use import Reading
 from litgpt_warmstart.errors import UserError, one_line
 
 JSON, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
@@ -70,11 +73,9 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
         tokenizer = litgpt.tokenizer.Tokenizer(folder)
         found = TokenizerFiles(files, _known(tokenizer.bos_id), _known(tokenizer.eos_id))
         same = sha256 in (None, found.sha256)
-    except OSError as error:
-        raise UserError(f"the tokenizer in {str(folder)!r} is unreadable: {error.strerror}") from error
     except Exception as error:  # tokenizers and sentencepiece raise their own kinds
         raise UserError(
-            f"the tokenizer in {str(folder)!r} is damaged ({_reason(error)}): restore {JSON} and {CONFIG}"
+            f"the tokenizer in {str(folder)!r} is damaged ({one_line(error, 120)}): restore {JSON} and {CONFIG}"
         ) from error
     if not same:
         raise UserError(
@@ -84,13 +85,55 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
     return found
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{CONFIG}: {error.msg} in line {error.lineno}"
-    return f"{CONFIG} lacks {error}" if isinstance(error, KeyError) else one_line(error, 120)
-
-
 def _known(number: object) -> int | None:
     """An id as one number: sentencepiece says -1 for none, and a generation_config.json may list several."""
     first = number[0] if isinstance(number, list) and number else number
     return first if isinstance(first, int) and first >= 0 else None
+
+
+def given_tokenizer(reading: Reading) -> litgpt.tokenizer.Tokenizer | None:
+    """What --tokenizer_dir or the base has; a UserError where it has more tokens than the model has classes."""
+    folder = reading.tokenizer_dir
+    if folder is None:
+        return None
+    try:
+        tokenizer = litgpt.tokenizer.Tokenizer(folder)
+    except Exception as error:
+        reason = "it holds none" if isinstance(error, NotImplementedError) else one_line(error)
+        raise UserError(f"--tokenizer_dir {str(folder)!r}: {reason}: give a folder with {JSON} or {MODEL}") from error
+    # LitGPT's own count leaves added tokens out.
+    tokens = vocab_size(tokenizer.processor) if tokenizer.backend == "huggingface" else tokenizer.vocab_size
+    if tokens > reading.num_classes:
+        raise UserError(
+            f"the tokenizer in {str(folder)!r} has {tokens:,} tokens, the model {reading.num_classes:,} classes: take a"
+            " base and data with the same tokenizer"
+        )
+    return tokenizer
+
+
+def check_vocabulary(reading: Reading, data: PreparedText) -> None:
+    """Raise a UserError where the data's tokenizer is not the model's, as far as both are known."""
+    ours, given = data.tokenizer_json, reading.tokenizer_dir and reading.tokenizer_dir / JSON
+    if data.vocab_size > reading.num_classes:
+        raise UserError(
+            f"{reading.option} has {data.vocab_size:,} tokens, the model {reading.num_classes:,} classes: take a"
+            " model, a base and data with the same tokenizer"
+        )
+    if ours is None or given is None or not given.is_file() or given.read_bytes() == ours:
+        return
+    # One may have been saved again.
+    if _ids(read_tokenizer(given.read_bytes(), str(given))) != _ids(read_tokenizer(ours, f"{type(data).__name__}'s")):
+        raise UserError(
+            f"{reading.option} has another tokenizer than the one in {str(given.parent)!r}: take a base and data with"
+            " the same tokenizer"
+        )
+
+
+def _ids(tokenizer: Tokenizer) -> object:
+    """Whatever decides the ids that a tokenizer gives, and some."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    added = sorted(f"a {token.content} b{token.content}c" for token in tokenizer.get_added_tokens_decoder().values())
+    encodings = tokenizer.encode_batch([*HARD_CASES, *PROBE, *added], add_special_tokens=False)
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    return vocabulary, json.loads(tokenizer.to_str())["model"], [encoding.ids for encoding in encodings]

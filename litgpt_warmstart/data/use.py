@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -104,9 +105,9 @@ def data_arguments(arguments: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in arguments.items() if name != "num_workers" and isinstance(value, plain)}
 
 
-def class_path(data: DataModule) -> str:
+def class_path(data: DataModule | type[DataModule]) -> str:
     """Import path of a DataModule's class, shortened where its package exports it."""
-    cls = type(data)
+    cls = data if isinstance(data, type) else type(data)
     package = cls.__module__.rpartition(".")[0]
     return f"{package if package in ('litgpt.data', 'litgpt_warmstart.data') else cls.__module__}.{cls.__qualname__}"
 
@@ -116,12 +117,5 @@ def init_args(data: DataModule) -> dict[str, Any]:
     found = {}
     for name in list(inspect.signature(type(data).__init__).parameters)[1:]:
         with suppress(AttributeError, TypeError, ValueError):
-            found[name] = json.loads(json.dumps(getattr(data, name), default=_text))
+            found[name] = json.loads(json.dumps(getattr(data, name), default=os.fspath))
     return found
-
-
-def _text(value: Any) -> str:
-    """A path as YAML has it; another object is a TypeError."""
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is no plain value")

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -21,28 +21,20 @@ STOPPING = tuple(
 """All that stop a run after the step in hand. A terminal or a scheduler sends them to its loaders' workers too."""
 
 
-@dataclass
-class WorkerStart:
-    """A ``worker_init_fn``: the worker ignores the run's signals, dies with its parent, and does what it did before.
+def _start_worker(before: Callable[[int], Any] | None, parent: int | None, worker_id: int) -> None:
+    """Ignore the run's signals, end with ``parent``, if that is known, and do what the loader asks for ``before``.
 
-    Without the second, workers of a run that was killed hold its folder's lock until they notice, for seconds.
+    Else workers of a run that was killed hold its folder's lock until they notice, for seconds.
     """
-
-    before: Callable[[int], Any] | None = None
-    """The loader's own ``worker_init_fn``."""
-    parent: int | None = None
-    """The process that starts the worker; None where a server does it for that process."""
-
-    def __call__(self, worker_id: int) -> None:
-        for number in STOPPING:
-            signal.signal(number, signal.SIG_IGN)
-        if hasattr(signal, "sigwaitinfo"):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            threading.Thread(target=_end_for_the_loader, daemon=True).start()
-        end_with(self.parent)
-        if self.before is not None:
-            self.before(worker_id)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_loader, daemon=True).start()
+    end_with(parent)
+    if before is not None:
+        before(worker_id)
 
 
 def _end_for_the_loader() -> None:
@@ -53,12 +45,12 @@ def _end_for_the_loader() -> None:
 
 
 def prepare_workers(loader: Iterable[Any]) -> None:
-    """Let the workers that a loader will start begin with :class:`WorkerStart`."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.worker_init_fn, WorkerStart):
+    """Let the workers that a loader will start begin with :func:`_start_worker`."""
+    if not isinstance(loader, DataLoader) or getattr(loader.worker_init_fn, "func", None) is _start_worker:
         return
     context = loader.multiprocessing_context or multiprocessing
-    served = context.get_start_method() == "forkserver"
-    loader.worker_init_fn = WorkerStart(loader.worker_init_fn, None if served else os.getpid())
+    served = context.get_start_method() == "forkserver"  # which starts them instead of this process
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn, None if served else os.getpid())
 
 
 @contextmanager

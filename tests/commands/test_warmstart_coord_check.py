@@ -65,7 +65,7 @@ def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(tol
     assert arms == [["sp", ""], ["mup", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
     assert set(frame["width"]) == {16, 32} and set(frame["t"]) == {1, 2}
     seen = read_header(base).record.data.stop_token
-    assert (picked[0].start_token, picked[0].stop_token(2)) == (seen, seen + 2 * 65)  # 16 of each block's 64 are taken
+    assert (picked[0].token(0), picked[0].token(2)) == (seen, seen + 2 * 65)  # 16 of each block's 64 are taken
     assert "lr 0.02 at n_embd 16" in printed and "above 0.4" in printed
     (layers,) = (line for line in printed.splitlines() if line.startswith("layer"))
     assert layers.split() == ["layer", "SP", "muP", "shrink", "0.2", "shrink", "1"]

@@ -87,11 +87,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def stored_documents(folder: Path, split: str) -> list[list[int]]:
     """The documents of a split as token ids, in their order, without the end-of-text tokens."""
-    index = PreparedIndex.load(folder)
-    tokens = PreparedText(folder).tokens(split)
+    data = PreparedText(folder)
+    tokens = data.tokens(split)
     found, document = [], []
     for token in tokens[0 : len(tokens)].tolist():
-        if token == index.eos_id:
+        if token == data.index.eos_id:
             found.append(document)
             document = []
         else:

@@ -101,9 +101,12 @@ def reading_of(batches: list) -> Reading:
 def test_a_loader_without_a_position_is_read_up_to_it_and_one_that_is_too_short_is_told():
     batches = [torch.full((2, 5), number) for number in range(4)]
     plan = DataPlan(reading_of([*batches[:1], torch.zeros(1, 5, dtype=torch.int64), *batches[1:]]))  # one is not whole
-    assert [int(batch[0, 0]) for batch in plan.train_loader(2, None)] == [2, 3]
+    state = plan.train_loader(0, None).state()
+    assert [int(batch[0, 0]) for batch in plan.train_loader(2, state)] == [2, 3]
     with pytest.raises(UserError, match="has 4 micro-batches, and the run has read 6"):
-        list(plan.train_loader(6, None))
+        list(plan.train_loader(6, state))
+    with pytest.raises(UserError, match="version 0.1 did not keep the order in which this run read"):
+        plan.train_loader(2, None)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])

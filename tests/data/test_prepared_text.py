@@ -12,7 +12,6 @@ from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.blocks import BlockOrder, BlockRange
 from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.recorded import recorded_data
-from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.record import Record
@@ -27,13 +26,6 @@ def data(ask, small) -> PreparedText:
     data = PreparedText(ask.data_path)
     data.prepare_data()
     return data
-
-
-def settings(tiny_settings: dict, data: PreparedText, **train: object) -> dict:
-    """Arguments for a run of 10 steps of 8 blocks."""
-    return tiny_settings | dict(
-        data=data, train=TrainArgs(**(dict(global_batch_size=8, max_steps=10, save_interval=5) | train))
-    )
 
 
 def test_blocks_are_those_of_the_stream_across_chunks(data):
@@ -75,61 +67,14 @@ def test_slimpajama_is_the_papers_dataset():
     assert request.default_data_path("a/B-c", None).as_posix() == "data/b-c"
 
 
-def test_a_warmstart_takes_up_where_the_lineage_ended(tiny, tiny_settings, data, tmp_path):
-    own = settings(tiny_settings, data)
+def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(tiny, tiny_settings, data, ask, tmp_path, capsys):
+    own = tiny_settings | dict(data=data, train=TrainArgs(global_batch_size=8, max_steps=2))
     warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **own)
-    warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **own)
-    uses = Record.load(tmp_path / "b/final/warmstart.yaml").data_uses
-    assert [(use.start_token, use.stop_token) for use in uses] == [(0, 80 * 65), (80 * 65, 160 * 65)]
-    assert {use.fingerprint for use in uses} == {data.fingerprint}
-
-
-def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(
-    tiny, tiny_settings, data, ask, tmp_path, capsys
-):  # fmt: skip
-    warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **settings(tiny_settings, data))
     prepare(replace(ask, data_path=tmp_path / "otherwise", seed=7))
-    other = settings(tiny_settings, PreparedText(tmp_path / "otherwise"))
-    warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **other)
+    own["data"] = PreparedText(tmp_path / "otherwise")
+    warmstart.setup(base=tmp_path / "a/final", target=tiny[48], out_dir=tmp_path / "b", **own)
     assert "the base has also read PreparedText, which cannot be compared" in capsys.readouterr().out
     assert Record.load(tmp_path / "b/final/warmstart.yaml").data.start_token == 0
-
-
-@pytest.mark.parametrize(("micro_batch_size", "num_workers"), [(2, 0), (8, 0), (4, 2)])
-def test_a_resumed_run_reads_on_at_the_next_block(tiny, tiny_settings, data, tmp_path, micro_batch_size, num_workers):
-    own = settings(tiny_settings, data, micro_batch_size=4) | dict(target=tiny[16], lr=0.02, out_dir=tmp_path / "a")
-    warmstart_scratch.setup(**own)
-    read, stored, order = [], TokenStream.__getitem__, BlockOrder(data.num_blocks("train", 64), 0)
-
-    def remember(self, where: slice):
-        if self.paths[0].parent.name == "train":
-            read.append(where.start // 65)
-        return stored(self, where)
-
-    data.num_workers = num_workers
-    own["train"].micro_batch_size = micro_batch_size
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TokenStream, "__getitem__", remember)
-        warmstart_scratch.setup(**own, resume=tmp_path / "a/step-00000005")
-    assert read == (
-        [] if num_workers else [order[place] for place in range(40, 80)]
-    )  # workers read in processes of their own
-    record = Record.load(tmp_path / "a/final/warmstart.yaml")
-    assert record.step_count == 10 and (record.data.start_token, record.data.stop_token) == (0, 80 * 65)
-
-
-def test_a_range_that_does_not_fit_is_told_with_all_numbers(tiny, tiny_settings, data, tmp_path, capsys):
-    blocks = data.num_blocks("train", 64)
-    own = settings(tiny_settings, data, max_steps=None, max_tokens=10**9)
-    with pytest.raises(SystemExit):
-        warmstart_scratch.setup(target=tiny[16], lr=0.02, out_dir=tmp_path / "a", **own)
-    fits = blocks // 8 * 8 * 64
-    told = capsys.readouterr().err
-    assert f"1,000,000,000 tokens asked, {blocks * 64:,} left of {blocks * 64:,}" in told
-    assert (
-        f"pass --train.max_tokens {fits} or less, or a target of at most {fits // 20:,} parameters at 20 tokens" in told
-    )
-    assert not (tmp_path / "a").exists()
 
 
 def test_without_data_or_a_base_the_data_is_slimpajama(monkeypatch, tmp_path, capsys):
@@ -163,12 +108,6 @@ def test_nothing_prepared_and_nothing_to_prepare_is_told(tmp_path):
             use(PreparedText(tmp_path / "data"))
         with pytest.raises(UserError, match="--data PreparedText needs --data.data_path"):
             use(PreparedText())
-
-
-def test_a_missing_chunk_is_told_before_training(data):
-    (data.data_path / "train/chunk-1-0.bin").unlink()
-    with pytest.raises(UserError, match="chunk-1-0.bin' is missing or cut off"):
-        PreparedText(data.data_path).prepare_data()
 
 
 def test_the_command_prepares_names_the_module_and_does_nothing_twice(ask, capsys, monkeypatch, tmp_path):

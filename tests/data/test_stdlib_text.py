@@ -62,6 +62,6 @@ def test_damage_and_the_first_landings_format_are_refused_with_the_remedy(data, 
     (folder / "prepared.json").write_text("{")
     with pytest.raises(UserError, match="prepared.json' is damaged"):
         StdlibText(folder).prepare_data()
-    (folder / "train.bin").write_bytes(b"12")
-    with pytest.raises(UserError, match="prepared by litgpt-warmstart 0.1, .*: remove it with rm -r"):
+    (folder / "prepared.json").rename(folder / "train.bin")
+    with pytest.raises(UserError, match="exists and holds no prepared data: choose another"):
         StdlibText(folder).prepare_data()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from litgpt_warmstart.data.preparing.encode import read_tokenizer
 from litgpt_warmstart.data.preparing.read import documents, folder_files, text_bytes
 from litgpt_warmstart.data.preparing.write import portions_of
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder
 
 EOS = "<|endoftext|>"
@@ -51,10 +52,7 @@ def train_tokenizer(text_dir: Path, vocab_size: int, folder: Path, files: str | 
         with atomic_folder(folder) as partial:
             train_bpe(training_texts(text_dir, files, column), vocab_size, partial)
         return
-    try:
-        found = Tokenizer.from_file(str(path)).get_vocab_size()
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder") from error
+    found = read_tokenizer(path.read_bytes(), str(path)).get_vocab_size()
     if found != vocab_size:
         raise UserError(
             f"the tokenizer in {str(folder)!r} has {found:,} tokens, not {vocab_size:,}: choose another"

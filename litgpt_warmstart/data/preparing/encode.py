@@ -9,7 +9,6 @@ import json
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,7 @@ class DocumentEncoder:
 
     def __init__(self, tokenizer_dir: Path, name: EncoderName | None = None) -> None:
         path = tokenizer_dir / "tokenizer.json"
-        content = path.read_bytes()
-        self.tokenizer = read_tokenizer(content, str(path))
+        self.tokenizer = read_tokenizer(path.read_bytes(), str(path))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         # Processes of ours share the cores; threads of tokenizers' own would only be in their way.
@@ -56,8 +54,7 @@ class DocumentEncoder:
         self._fast: _FastEncoding | None = None
         if name != "tokenizers":
             try:
-                vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-                self._fast = _FastEncoding.build(json.loads(content), vocabulary)
+                self._fast = _FastEncoding(self.tokenizer)
                 if not self.agrees([*HARD_CASES, *self._fast.encoding.special_tokens_set]):
                     raise ValueError("its ids differ on a test case")
             except ValueError as error:
@@ -99,7 +96,7 @@ def read_tokenizer(content: bytes, path: str) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise UserError(f"the tokenizer {path!r} cannot be read: {one_line(error)}") from error
+        raise UserError(f"the tokenizer {path!r} is damaged ({one_line(error, 120)}): restore it") from error
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
@@ -107,15 +104,45 @@ def vocab_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-@dataclass(frozen=True)
 class _FastEncoding:
     """tiktoken's form of a byte-level BPE: it wants a token's rank to be its priority in merging."""
 
-    encoding: tiktoken.Encoding
-    ids: np.ndarray
-    """The tokenizer's ids by rank, shape (number of tokens,), uint32."""
-    only_nfc: bool
-    """Whether the tokenizer would bring text into Unicode's normal form C."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """A ValueError says why a tokenizer of another kind is none."""
+        content, vocabulary = json.loads(tokenizer.to_str()), tokenizer.get_vocab(with_added_tokens=True)
+        model, normalizer, added = content["model"], content["normalizer"], content["added_tokens"]
+        if model["type"] != "BPE":
+            raise ValueError(f"its model is {model['type']}, not BPE")
+        for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+            if model[key]:
+                raise ValueError(f"its BPE has {key}")
+        if normalizer and normalizer["type"] != "NFC":
+            raise ValueError("it normalizes text")
+        pattern = _split_pattern(content["pre_tokenizer"])
+
+        characters = _byte_characters()
+        byte_of = {character: byte for byte, character in enumerate(characters)}
+        ranks = {bytes([byte]): byte for byte in range(256)}
+        try:
+            for left, right in model["merges"]:
+                merged = bytes(map(byte_of.__getitem__, left + right))
+                ranks.setdefault(merged, len(ranks))
+            ids = [vocabulary["".join(map(characters.__getitem__, token))] for token in ranks]
+        except KeyError as error:
+            raise ValueError(f"its vocabulary and merges are not over bytes ({one_line(error)} is missing)") from None
+        if model["ignore_merges"] and len(ids) < len(model["vocab"].keys() - {token["content"] for token in added}):
+            raise ValueError("its vocabulary has tokens that no merge makes")
+        special: dict[str, int] = {}
+        for token in added:
+            if any(token[flag] for flag in ("single_word", "lstrip", "rstrip")):
+                raise ValueError(f"its added token {token['content']!r} strips what is around it")
+            if any(token["content"].startswith(other) or other.startswith(token["content"]) for other in special):
+                raise ValueError(f"its added token {token['content']!r} begins as another does")
+            special[token["content"]] = len(ids)
+            ids.append(vocabulary[token["content"]])
+        self.encoding = tiktoken.Encoding("warmstart", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self.ids = np.array(ids, np.uint32)  # by rank
+        self.only_nfc = normalizer is not None
 
     def encode(self, text: str) -> np.ndarray | None:
         """Token ids of a text, shape (number of tokens,); None where only ``tokenizers`` knows them."""
@@ -128,65 +155,18 @@ class _FastEncoding:
             return None
         return self.ids[ranks]
 
-    @classmethod
-    def build(cls, content: dict[str, Any], vocabulary: dict[str, int]) -> "_FastEncoding":
-        """Make it of a tokenizer.json and its vocabulary as ``tokenizers`` reads it, which numbers some tokens anew.
-
-        A ValueError says why a tokenizer of another kind is none.
-        """
-        model = content["model"]
-        if model.get("type") != "BPE":
-            raise ValueError(f"its model is {model.get('type')}, not BPE")
-        for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-            if model.get(key):
-                raise ValueError(f"its BPE has {key}")
-        normalizer = content.get("normalizer")
-        if normalizer and normalizer.get("type") != "NFC":
-            raise ValueError("it normalizes text")
-        pattern = _split_pattern(content.get("pre_tokenizer"))
-
-        characters = _byte_characters()
-        byte_of = {character: byte for byte, character in enumerate(characters)}
-        ranks = {bytes([byte]): byte for byte in range(256)}
-        try:
-            merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-            for left, right in merges:
-                merged = bytes(map(byte_of.__getitem__, left + right))
-                ranks.setdefault(merged, len(ranks))
-            ids = [vocabulary["".join(map(characters.__getitem__, token))] for token in ranks]
-        except KeyError as error:
-            raise ValueError(f"its vocabulary and merges are not over bytes ({one_line(error)} is missing)") from None
-        added = {token["content"] for token in content.get("added_tokens", ())}
-        if model.get("ignore_merges") and len(ids) < len(model["vocab"].keys() - added):
-            raise ValueError("its vocabulary has tokens that no merge makes")
-        special: dict[str, int] = {}
-        for token in content.get("added_tokens", ()):
-            if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
-                raise ValueError(f"its added token {token['content']!r} strips what is around it")
-            if any(token["content"].startswith(other) or other.startswith(token["content"]) for other in special):
-                raise ValueError(f"its added token {token['content']!r} begins as another does")
-            special[token["content"]] = len(ids)
-            ids.append(vocabulary[token["content"]])
-        encoding = tiktoken.Encoding("warmstart", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-        return cls(encoding, np.array(ids, np.uint32), normalizer is not None)
-
 
 def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str:
     """The regular expression that a pre-tokenizer splits at, which must end in bytes."""
-    steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
-    if not steps or steps[-1].get("type") != "ByteLevel":
-        raise ValueError("its pre-tokenizer is not byte-level")
-    if steps[-1].get("add_prefix_space"):
-        raise ValueError("it adds a space before the text")
-    if len(steps) == 1 and steps[0].get("use_regex", True):
-        return GPT2_SPLIT
-    if len(steps) == 2 and not steps[1].get("use_regex", True):
-        split = steps[0]
-        if split.get("type") == "Split" and split.get("behavior") == "Isolated" and not split.get("invert"):
-            pattern = split["pattern"].get("Regex")
-            if pattern:
-                return pattern
-    raise ValueError("its pre-tokenizer splits in several steps")
+    match (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer]):
+        case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
+            return GPT2_SPLIT
+        case [
+            {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {"Regex": pattern}},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ]:
+            return pattern
+    raise ValueError("its pre-tokenizer is not byte-level, or does more")
 
 
 def _byte_characters() -> list[str]:

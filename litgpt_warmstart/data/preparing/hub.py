@@ -5,20 +5,19 @@ The client honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and HF_HOME, keeps file
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -46,36 +45,29 @@ def told(what: str) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except GatedRepoError as error:
-        raise UserError(
-            f"no permission for {what}: accept its terms on the Hub and set HF_TOKEN to a token that may read it"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{what} does not exist on {constants.ENDPOINT}, or is private: check the name, or set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"{what} has no such revision: check --revision") from error
-    except HFValidationError as error:
-        raise UserError(f"{what} is no name of a repository ({one_line(error, 120)}): write owner/name") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, httpx.TransportError, RuntimeError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx.TransportError, OSError, RuntimeError) as error:
+        # A RuntimeError is how huggingface_hub 1.3 ends when a second try after a failed connection fails too.
         if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
-            raise  # how huggingface_hub 1.3 ends when a second try after a failed connection fails too
-        if constants.HF_HUB_OFFLINE:
-            raise UserError(f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it") from error
-        raise UserError(
-            f"cannot reach {constants.ENDPOINT} for {what}: check the network or HF_ENDPOINT, or, if a folder is meant,"
-            " its path; the same command goes on"
-        ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise UserError(f"no permission for {what}: set HF_TOKEN to a token that may read it") from error
-        raise UserError(f"{what}: {one_line(error, 160)}; the same command goes on") from error
-    except OSError as error:
-        raise UserError(f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk") from error
+            raise
+        raise UserError(_in_words(error, what)) from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _in_words(error: Exception, what: str) -> str:
+    """What is wrong with ``what``, and the remedy; the client's errors inherit from one another."""
+    match error:
+        case GatedRepoError():
+            return f"no permission for {what}: accept its terms on the Hub and set HF_TOKEN to a token that may read it"
+        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
+            return f"{what} does not exist on {constants.ENDPOINT}, or is private: check the name, or set HF_TOKEN"
+        case HfHubHTTPError():
+            return f"{what}: {one_line(error, 160)}: see to HF_TOKEN or the Hub; the same command goes on"
+        case OSError() if not isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk"
+    if constants.HF_HUB_OFFLINE:
+        return f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"
+    return f"cannot reach {constants.ENDPOINT} for {what}: check the network or, if a folder is meant, its path"
 
 
 def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
@@ -92,41 +84,38 @@ def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
 
 
 def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
-    found = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)
-    folder = Path(str(found))  # a list in a dry run alone
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    folder = Path(str(snapshot_download(repo_id, repo_type="dataset", revision=revision, local_files_only=True)))
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     # The cache may have a part of the repository, and only numbered names tell.
-    numbered = (re.match(r"(.*?)-\d+-of-(\d+)", path.name) for path in paths)
-    for (stem, of), count in Counter(found.groups() for found in numbered if found).items():
+    numbered = filter(None, (re.match(r"(.*)-\d+-of-(\d+)", name) for name in paths))
+    for (stem, of), count in Counter(found.groups() for found in numbered).items():
         if count != int(of):
             raise UserError(
                 f"the Hub's cache has {count} of the {int(of)} files {stem}-* of dataset {repo_id!r}, and"
                 " HF_HUB_OFFLINE is set: unset it"
             )
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return folder.name, [
-        SourceFile(name, split_of(name), path.stat().st_size) for name, path in zip(names, paths, strict=True)
-    ]
+    return folder.name, [SourceFile(name, split_of(name), path.stat().st_size) for name, path in paths.items()]
 
 
-def download(repo_id: str, name: str, commit: str, received: Callable[[int], None] = lambda num_bytes: None) -> Path:
-    """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke.
+def _bar(stop: Event) -> type[tqdm]:
+    """What stands in for the client's progress bar: it shows nothing, and ends a download once ``stop`` is set."""
 
-    ``received`` is told the bytes that have come, and may raise to stop.
-    """
-
-    class Receiver(tqdm):
-        """Stands in for the client's progress bar."""
-
+    class Bar(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings | {"disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
-            received(int(n or 0))
+            if stop.is_set():
+                raise InterruptedError
             return super().update(n)
 
+    return Bar
+
+
+def download(repo_id: str, name: str, commit: str, stop: Event) -> Path:
+    """A file of a dataset repository, in the client's cache; a connection that breaks is taken up where it broke."""
     with told(f"{name!r} of dataset {repo_id!r}"):
-        fetch = partial(hf_hub_download, repo_id, name, repo_type="dataset", revision=commit, tqdm_class=Receiver)
+        fetch = partial(hf_hub_download, repo_id, name, repo_type="dataset", revision=commit, tqdm_class=_bar(stop))
         for seconds in RETRY_AFTER:
             with suppress(httpx.ReadError, httpx.RemoteProtocolError):
                 return Path(fetch())
@@ -136,12 +125,13 @@ def download(repo_id: str, name: str, commit: str, received: Callable[[int], Non
 
 def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
     """Name -> content of the files of a tokenizer in a folder or a model repository, enough for LitGPT's Tokenizer."""
-    if os.path.isdir(tokenizer):
-        found = {n: (Path(tokenizer) / n).read_bytes() for n in TOKENIZER_FILES if (Path(tokenizer) / n).is_file()}
-    else:
+    folder = Path(tokenizer)
+    if not folder.is_dir():
         if tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") > 1:
             raise UserError(f"the tokenizer folder {tokenizer!r} does not exist")
-        found = {name: path.read_bytes() for name in TOKENIZER_FILES if (path := _model_file(tokenizer, name))}
+        with told(f"tokenizer {tokenizer!r}"):
+            folder = Path(snapshot_download(tokenizer, allow_patterns=[*TOKENIZER_FILES], tqdm_class=_bar(Event())))
+    found = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
     if "tokenizer.json" not in found:
         raise UserError(f"--tokenizer {tokenizer!r} has no tokenizer.json: give a folder or repository that has one")
     try:
@@ -166,29 +156,14 @@ def tokenizer_digest(files: dict[str, bytes]) -> str:
     return hashlib.sha256(files["tokenizer.json"] + b"\0" + eos.encode()).hexdigest()
 
 
-def _model_file(repo_id: str, name: str) -> Path | None:
-    with told(f"tokenizer {repo_id!r}"):
-        try:
-            return Path(hf_hub_download(repo_id, name))
-        except LocalEntryNotFoundError:
-            if constants.HF_HUB_OFFLINE and name != "tokenizer.json":  # it may well have none
-                return None
-            raise
-        except EntryNotFoundError:
-            return None
-
-
 def _end_of_text(tokenizer: dict, config: dict, generation: dict) -> str | None:
     """The end-of-text token that a tokenizer's files name, or a well-known one of its vocabulary."""
     added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens", ())}
-    vocabulary = tokenizer["model"]["vocab"]
-    eos = config.get("eos_token")
-    if isinstance(eos, dict):
-        eos = eos["content"]
-    if eos is None and isinstance(generation.get("eos_token_id"), int):
-        eos = added.get(generation["eos_token_id"])
+    named, number = config.get("eos_token"), generation.get("eos_token_id")
+    usual = [token for token in ("<|endoftext|>", "<|end_of_text|>", "</s>") if token in added.values()]
+    eos = named["content"] if isinstance(named, dict) else named
     if eos is None:
-        eos = next((t for t in ("<|endoftext|>", "<|end_of_text|>", "</s>") if t in added.values()), None)
-    if eos is not None and eos not in added.values() and eos not in vocabulary:
+        eos = (isinstance(number, int) and added.get(number)) or next(iter(usual), None)
+    if eos is not None and eos not in added.values() and eos not in tokenizer["model"]["vocab"]:
         raise ValueError(f"its vocabulary lacks its eos_token {eos!r}")
     return eos

@@ -12,7 +12,6 @@ source's files, so who trains reads blocks in a permuted order.
 
 import hashlib
 import json
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -31,23 +30,18 @@ P = TypeVar("P", bound="Plan")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the text came from."""
+    """Where the text came from; what was asked for stands in ``request.TextSource``."""
 
     repo_id: str | None
-    """Dataset on the Hub; None for a folder."""
     revision: str | None
-    """The revision asked for."""
     commit: str | None
-    """The commit that was."""
+    """The one that ``revision`` stood for."""
     text_dir: str | None
-    """Folder; None for a dataset on the Hub."""
     files: str | None
-    """Pattern that the files' names match."""
     column: str
     val_fraction: float | None
-    """Share of the training documents that was held out; None where the source has a validation split."""
+    """None where the source has a validation split."""
     piece_bytes: int | None = None
-    """Size above which .txt files were cut into documents; None for the default, and where there is no such file."""
 
     @property
     def name(self) -> str:
@@ -106,22 +100,27 @@ class Plan:
 
     @classmethod
     def read(cls: type[P], path: Path) -> P:
-        """Read it from a file; Unreadable where it is damaged, a UserError where it is of another format version."""
+        """Read it from a file; a UserError where it is damaged or of another format version."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, digest = content["format_version"], content.pop("sha256", None)
             if version == 1:
-                raise UserError(_how_to_prepare_again(path.parent, content))
+                raise UserError(
+                    f"{str(path.parent)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be"
+                    " grown from, exported and reported, not resumed: prepare it again with another --data_path"
+                )
             if version > FORMAT_VERSION:
                 raise UserError(
                     f"{str(path)!r} has format version {version}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
                     " upgrade it"
                 )
             if digest != _digest(content):
-                raise Unreadable("it is not as it was written")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise Unreadable(one_line(error, 80)) from error
-        return parse(cls, content)
+                raise ValueError("it is not as it was written")
+            return parse(cls, content)
+        except (Unreadable, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder, and prepare the data again"
+            ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,31 +138,10 @@ class PreparedIndex(Plan):
         """Stored tokens by split."""
         return {split: sum(chunk.tokens for chunk in chunks) for split, chunks in self.chunks.items()}
 
-    @classmethod
-    def load(cls, folder: Path) -> "PreparedIndex":
-        """Read it from a folder; a UserError where it cannot be, which names what to do."""
-        path = folder / PREPARED
-        try:
-            return cls.read(path)
-        except Unreadable as error:
-            raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): prepare the data again") from error
+    def chunk_files(self, folder: Path) -> dict[Path, Chunk]:
+        """Path -> chunk, of all splits."""
+        return {folder / split / chunk.name: chunk for split, chunks in self.chunks.items() for chunk in chunks}
 
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
-    """What to tell of data in the first landing's format: other chunks, in another order."""
-    source = parse(Source, content["source"])
-    words = ["litgpt", "warmstart_prepare_data"]
-    for name in ("repo_id", "revision", "text_dir", "files", "column", "val_fraction", "piece_bytes"):
-        value = getattr(source, name)
-        if value is not None and (name, value) != ("column", "text"):
-            words += [f"--{name}", str(value)]
-    words += ["--tokenizer", content["tokenizer"], "--seed", str(content["seed"])]
-    words += ["--data_path", f"{folder}-2"]
-    return (
-        f"{str(folder)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be grown from,"
-        f" exported and reported, not resumed: prepare it again with {shlex.join(words)}"
-    )

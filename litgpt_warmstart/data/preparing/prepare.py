@@ -12,12 +12,12 @@ All of it happens in a hidden folder beside ``data_path``, which is renamed at t
 The bytes are the same for any number of workers.
 """
 
-import errno
 import gc
 import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,16 +32,8 @@ from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, SourceFile
 from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
-from litgpt_warmstart.data.preparing.request import (
-    PLAN,
-    Preparation,
-    begun_plan,
-    check_prepared,
-    described,
-    new_plan,
-)
+from litgpt_warmstart.data.preparing.request import PLAN, Preparation, check_prepared, differences, new_plan
 from litgpt_warmstart.data.preparing.write import (
-    EncoderDiffers,
     Portion,
     PortionResult,
     combined_digest,
@@ -98,31 +90,28 @@ def prepare(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
-                if not (target / PREPARED).is_file() and _prepare_into(target, folder, asked, say, carry_out):
-                    return PreparedIndex.load(target)
+                if not (target / PREPARED).is_file():
+                    _prepare_into(target, folder, asked, say, carry_out)
+                    thorough = False
         except KeyboardInterrupt:
             if folder.exists():
                 say(f"The same command goes on; what is done is in {str(folder)!r}")
             raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            remedy = "free space" if full else "mend that"
-            other = "" if full else ", or choose another --data_path"
             raise UserError(
-                f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; {remedy} and give the same"
-                f" command to go on{other}"
+                f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; free space, mend that or"
+                " choose another --data_path, and give the same command to go on"
             ) from error
         finally:
             gc.unfreeze()
-    index = PreparedIndex.load(target)
+    index = PreparedIndex.read(target / PREPARED)
     check_prepared(index, asked, thorough)
     return index
 
 
-def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None) -> bool:
-    """Fill the partial folder, unless that is done, and give it its name; tells whether it was filled now."""
-    to_fill = not (folder / PREPARED).is_file()
-    if to_fill:
+def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None) -> None:
+    """Fill the partial folder, unless that is done, and give it its name."""
+    if not (folder / PREPARED).is_file():
         try:
             _fill(folder, asked, say, carry_out)
         except BaseException:
@@ -130,38 +119,37 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carr
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder / "portions", ignore_errors=True)
-    for split, chunks in PreparedIndex.load(folder).chunks.items():
-        for path in (folder / split).glob("*.bin"):
-            if path.name not in {chunk.name for chunk in chunks}:
-                path.unlink()
+    for path in set(folder.glob("*/*.bin")) - PreparedIndex.read(folder / PREPARED).chunk_files(folder).keys():
+        path.unlink()
     for name in (PLAN, LOCK):
         (folder / name).unlink(missing_ok=True)
     if target.exists():
         target.rmdir()
     folder.rename(target)
     flush_to_disk(target.parent)
-    return to_fill
 
 
 def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None) -> None:
     """Do what is left to do in the partial folder, and write its index."""
-    plan = begun_plan(folder, asked)
-    doing = "Going on preparing" if plan else "Preparing"
-    if plan is None:
-        plan = new_plan(folder, asked, say)
-    elif asked.encoder not in (None, plan.encoder):
-        plan = _begin_anew(folder, replace(plan, encoder=asked.encoder))
-    say(f"{doing} {plan.source.name!r} in {str(asked.data_path)!r}: {described(plan)}")
+    if not (folder / PLAN).is_file():
+        doing, plan = "Preparing", new_plan(folder, asked, say)
+    else:
+        doing, plan = "Going on preparing", Plan.read(folder / PLAN)
+        if different := differences(asked, plan):
+            raise UserError(
+                f"the preparation begun in {str(folder)!r} is of {different}: go back to that, or remove the folder to"
+                " begin anew"
+            )
+        if asked.encoder not in (None, plan.encoder):
+            plan = _begin_anew(folder, replace(plan, encoder=asked.encoder))
+    counts = Counter(file.split for file in plan.files)
+    say(
+        f"{doing} {plan.source.name!r} in {str(asked.data_path)!r}: files:"
+        f" {', '.join(f'{split} {counts[split]:,}' for split in SPLITS if split in counts)}; vocabulary"
+        f" {plan.vocab_size:,}, encoding with {plan.encoder}"
+    )
     while True:
-        try:
-            results = _encode_all(folder, plan, asked, carry_out)
-        except EncoderDiffers as error:
-            differs = f"tiktoken does not give the tokenizer's ids on {str(error)!r}"
-            if asked.encoder:
-                raise UserError(f"{differs}: leave --encoder out") from None
-            say(f"{differs}: beginning anew with tokenizers")
-            plan = _begin_anew(folder, replace(plan, encoder="tokenizers"))
-            continue
+        results = _encode_all(folder, plan, asked, carry_out)
         chunks = {split: [chunk for result in results for chunk in result.chunks.get(split, ())] for split in SPLITS}
         fraction = plan.source.val_fraction
         held_out = sum(chunk.tokens for chunk in chunks["val"])
@@ -170,127 +158,105 @@ def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None
         fraction = min(2 * fraction, MOST_VAL_FRACTION)
         say(f"{held_out:,} tokens are held out, too few to validate: beginning anew with val_fraction {fraction:g}")
         plan = _begin_anew(folder, replace(plan, source=replace(plan.source, val_fraction=fraction)))
+    for split in ("train", "val"):
+        if not chunks[split]:
+            shutil.rmtree(folder / "portions")
+            more = " or a larger val_fraction" if split == "val" and fraction else ""
+            raise UserError(f"the {split} split of {plan.source.name!r} has no text: give it documents{more}")
     _write_index(folder, plan, results, {split: found for split, found in chunks.items() if found})
 
 
 def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks: dict[str, list[Chunk]]) -> None:
-    documents = {split: sum(result.documents.get(split, 0) for result in results) for split in chunks}
-    if not {"train", "val"} <= chunks.keys():
-        shutil.rmtree(folder / "portions")
-        raise UserError(_why_empty("val" if "train" in chunks else "train", plan, sum(documents.values())))
     if len(chunks["val"]) > 1 and sum(chunk.tokens for chunk in chunks["val"]) <= MOST_SHUFFLED_TOKENS:
         # A run validates on the first blocks, which would be of the first files.
         chunks = chunks | {"val": [shuffle_documents(folder / "val", chunks["val"], plan)]}
-    for split, found in chunks.items():
-        write_index(folder / split, found, np.dtype(plan.dtype))
-    files = {file.name: replace(file, rows=0) for file in plan.files}
+    for split, those in chunks.items():
+        write_index(folder / split, those, np.dtype(plan.dtype))
+    rows, sha256 = Counter(), dict[str, str]()
     for result in results:
-        for name, rows in result.rows.items():
-            files[name] = replace(files[name], rows=(files[name].rows or 0) + rows, sha256=result.sha256[name])
+        rows.update(result.rows)
+        if changed := [name for name, found in result.sha256.items() if sha256.setdefault(name, found) != found]:
+            raise UserError(f"{changed[0]!r} has changed while it was prepared: remove {str(folder)!r} to begin anew")
     for path in folder.iterdir():
         flush_to_disk(path)
-    content: dict[str, Any] = vars(plan) | {"files": tuple(files.values()), "documents": documents}
-    content["chunks"] = {split: tuple(found) for split, found in chunks.items()}
-    PreparedIndex(**content, fingerprint=combined_digest(chunks["train"])).save(folder / PREPARED)
-
-
-def _why_empty(split: str, plan: Plan, num_documents: int) -> str:
-    name, fraction = plan.source.name, plan.source.val_fraction
-    if split == "train":
-        return f"the training files of {name!r} are empty: give it documents"
-    if fraction is None:
-        return f"the {split} split of {name!r} has no text: give it documents"
-    return (
-        f"{name!r} has no validation split, and val_fraction {fraction:g} of its {num_documents:,} documents held out"
-        " none: raise val_fraction, or add a file named validation"
+    found: dict[str, Any] = dict(
+        files=tuple(replace(file, rows=rows[file.name], sha256=sha256[file.name]) for file in plan.files),
+        fingerprint=combined_digest(chunks["train"]),
+        documents={split: sum(result.documents.get(split, 0) for result in results) for split in chunks},
+        chunks={split: tuple(those) for split, those in chunks.items()},
     )
+    PreparedIndex(**vars(plan) | found).save(folder / PREPARED)
 
 
 def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOut | None) -> list[PortionResult]:
     """Have all portions encoded that are not, and give the results in order."""
-    portions = list(portions_of(plan.files))
+    portions = {portion.result_name: portion for portion in portions_of(plan.files)}
     (folder / "portions").mkdir(exist_ok=True)
     if carry_out is None:
         encoder_of(folder, plan.tokenizer_sha256, plan.encoder)  # before processes are forked, which then have it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(asked.num_workers or cores, len(portions))
-        carry_out = partial(carry_out_in_processes, workers)
+        carry_out = partial(carry_out_in_processes, min(asked.num_workers or cores, len(portions)))
     results: dict[str, PortionResult] = {}
     sizes = {file.name: text_bytes(file) for file in plan.files}
+    counts = Counter(documents=0, tokens=0)
     with _progress(sum(sizes.values()), plan.source.repo_id or Path(plan.source.name).name) as bar:
-        counts = {"documents": 0, "tokens": 0}
 
         def ended(name: str, result: PortionResult) -> None:
             results[name] = result
             counts["documents"] += sum(result.documents.values())
             counts["tokens"] += sum(chunk.tokens for chunks in result.chunks.values() for chunk in chunks)
             bar.set_postfix_str(", ".join(f"{count:,} {what}" for what, count in counts.items()), refresh=False)
-            bar.update(sum(sizes[part.name] // part.count for part in portion_of[name].parts))
+            bar.update(sum(sizes[part.name] // part.count for part in portions[name].parts))
 
-        portion_of = {portion.result_name: portion for portion in portions}
-        carry_out(_tasks(folder, plan, portions, ended), ended)
-    return [results[portion.result_name] for portion in portions]
+        for name, portion in portions.items():
+            if result := finished_portion(folder, portion):
+                ended(name, result)
+        carry_out(_tasks(folder, plan, [p for name, p in portions.items() if name not in results]), ended)
+    return [results[name] for name in portions]
 
 
-def _tasks(
-    folder: Path, plan: Plan, portions: list[Portion], ended: Callable[[str, PortionResult], None]
-) -> Iterator[Task]:
-    """A task for each portion that is left, once its files are here; ``ended`` is told of the others."""
-    stop = threading.Event()
-
-    def go_on(num_bytes: int = 0) -> None:
-        if stop.is_set():
-            raise InterruptedError
+def _tasks(folder: Path, plan: Plan, portions: Iterable[Portion]) -> Iterator[Task]:
+    """A task for each portion, once its files are here."""
+    stop, source = threading.Event(), plan.source
 
     def fetch(file: SourceFile) -> tuple[Path, str]:
-        go_on()
-        source, path = plan.source, Path(plan.source.text_dir or "") / file.name
         if source.repo_id and source.commit:
-            path = hub.download(source.repo_id, file.name, source.commit, go_on)
-        elif not path.is_file():
-            raise UserError(f"{str(path)!r} is gone: bring it back")
+            path = hub.download(source.repo_id, file.name, source.commit, stop)
+        else:
+            path = Path(source.text_dir or "") / file.name
         try:
-            return path, file_sha256(path)
+            sha256 = file_sha256(path)
         except OSError as error:
-            raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from error
+            raise UserError(f"cannot read {str(path)!r}: {error.strerror}: bring it back") from error
+        if file.sha256 not in (None, sha256):
+            raise UserError(f"{str(path)!r} is not as the Hub has it: remove it from the Hub's cache")
+        return path, sha256
 
+    needed = {part.name for portion in portions for part in portion.parts}
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         try:
-            fetched = {file.name: pool.submit(fetch, file) for file in plan.files}
-            told = {file.name: file.sha256 for file in plan.files}
+            fetched = {file.name: pool.submit(fetch, file) for file in plan.files if file.name in needed}
             for portion in portions:
                 files = {part.name: fetched[part.name].result() for part in portion.parts}
-                result = finished_portion(folder, portion)
-                for name, (path, sha256) in files.items():
-                    expected = told[name] or (result.sha256[name] if result else sha256)
-                    if sha256 != expected:
-                        raise UserError(
-                            f"{str(path)!r} has sha256 {sha256[:12]}…, not {expected[:12]}…: it was changed or damaged;"
-                            " restore it or, in the Hub's cache, remove it"
-                        )
-                if result:
-                    ended(portion.result_name, result)
-                else:
-                    work = partial(encode_portion, folder, replace(plan, files=()), portion, files)
-                    yield Task(portion.result_name, work)
+                work = partial(encode_portion, folder, replace(plan, files=()), portion, files)
+                yield Task(portion.result_name, work)
         finally:
             stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _progress(total_bytes: int, name: str) -> tqdm:
     """A bar on a terminal, a line now and then elsewhere."""
-    shared = {"total": total_bytes, "unit": "B", "unit_scale": True, "desc": name, "dynamic_ncols": True}
-    if sys.stderr.isatty():
-        return tqdm(**shared)
     line = "{desc}: {n_fmt}B of {total_fmt}B | {rate_fmt} | {remaining} left{postfix}\n"
     seconds = SECONDS_BETWEEN_LINES
-    return tqdm(**shared, bar_format=line, delay=seconds, mininterval=seconds, miniters=1, leave=False)
+    lines = dict(bar_format=line, delay=seconds, mininterval=seconds, miniters=1, leave=False)
+    settings: dict[str, Any] = {} if sys.stderr.isatty() else lines
+    return tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, dynamic_ncols=True, **settings)
 
 
 def _begin_anew(folder: Path, plan: Plan) -> Plan:
     """Drop what was done by another plan, and keep this one. Killed in between, the other one begins anew."""
-    shutil.rmtree(folder / "portions", ignore_errors=True)
-    for split in SPLITS:
-        shutil.rmtree(folder / split, ignore_errors=True)
+    for name in ("portions", *SPLITS):
+        shutil.rmtree(folder / name, ignore_errors=True)
     plan.save(folder / PLAN)
     return plan

@@ -48,28 +48,25 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``count`` parts of a file."""
+    """One of ``count`` parts of a file, which is called ``name`` in its source."""
 
     name: str
-    """What the file is called in its source, for its format and for messages."""
     number: int = 0
     count: int = 1
 
 
 def format_of(name: str) -> str | None:
     """The one of :data:`FORMATS` that a file's name says, compressed or not; None for others."""
-    path = Path(name)
-    if path.suffix in COMPRESSED:
-        path = path.with_suffix("")
-        return path.suffix if path.suffix in FORMATS and path.suffix != ".parquet" else None
-    return path.suffix if path.suffix in FORMATS else None
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    suffix = Path(plain).suffix
+    return suffix if suffix in FORMATS and (suffix != ".parquet" or plain == name) else None
 
 
 def split_of(name: str) -> Split:
     """The split that a path's words name, the last one counting; training where none does."""
     words = re.split(r"[^a-z]+", name.lower())
-    named: list[Split] = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
-    return named[-1] if named else "train"
+    named: list[Split] = ["train", *(SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS)]
+    return named[-1]
 
 
 def text_bytes(file: SourceFile) -> int:
@@ -87,10 +84,9 @@ def folder_files(
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if (Path(root) / name).resolve() not in seen]
         seen |= {(Path(root) / name).resolve() for name in folders}
-        for path in (Path(root) / name for name in names):
-            if path.is_file():
-                name = path.relative_to(folder).as_posix()
-                found.append(SourceFile(name, split_of(name), path.stat().st_size))
+        for path in filter(Path.is_file, (Path(root) / name for name in names)):
+            name = path.relative_to(folder).as_posix()
+            found.append(SourceFile(name, split_of(name), path.stat().st_size))
     return chosen_files(found, pattern, f"--text_dir {str(folder)!r}", say)
 
 
@@ -98,15 +94,12 @@ def chosen_files(
     files: Sequence[SourceFile], pattern: str | None, what: str, say: Callable[[str], object]
 ) -> tuple[SourceFile, ...]:
     """Those of a source's files that are its text, by name; a UserError where there are none to train on."""
-    visible = [file for file in files if not any(part.startswith(".") for part in Path(file.name).parts)]
-    formats = {file.name: format_of(file.name) for file in visible}
-    if pattern:
-        matching = [file for file in visible if formats[file.name] and fnmatch.fnmatch(file.name, pattern)]
-    else:
-        first = next((form for form in FORMATS if form in formats.values()), None)
-        matching = [file for file in visible if first and formats[file.name] == first]
-        if others := sorted(name for name, form in formats.items() if form not in (None, first)):
-            say(f"Reading the {first} files and leaving out {len(others):,} others such as {others[0]!r}: see --files")
+    visible = [file for file in files if not re.search(r"(^|/)\.", file.name)]
+    found = {file: form for file in visible if (form := format_of(file.name))}
+    first = next((form for form in FORMATS if form in found.values()), None)
+    matching = [file for file in found if (fnmatch.fnmatch(file.name, pattern) if pattern else found[file] == first)]
+    if not pattern and (others := sorted(file.name for file in found if found[file] != first)):
+        say(f"Reading the {first} files and leaving out {len(others):,} others such as {others[0]!r}: see --files")
     if not matching:
         limited = f" that match --files {pattern!r}" if pattern else ""
         raise UserError(f"{what} has no .parquet, .jsonl or .txt files{limited} (.gz and .zst of the latter two too)")
@@ -116,14 +109,7 @@ def chosen_files(
 
 
 def documents(path: Path, part: Part, column: str, piece_bytes: int | None = None) -> Iterator[list[str | None]]:
-    """A part's documents in order, some at a time; None for a row without text.
-
-    Args:
-        path: Where the file is.
-        part: What to read of it.
-        column: The column or key that holds the text.
-        piece_bytes: Size above which a .txt file is cut into documents. Default: ``PIECE_BYTES``.
-    """
+    """The documents of a part of the file at a path, in order, some at a time; None for a row without text."""
     form = format_of(part.name)
     try:
         if form == ".parquet":
@@ -134,21 +120,13 @@ def documents(path: Path, part: Part, column: str, piece_bytes: int | None = Non
             for offset, block in _blocks(path, part, BLOCK_BYTES):
                 yield _json_texts(block, offset, part.name, column)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{part.name!r} has a row that is not UTF-8 ({one_line(error, 80)}): mend or leave it out"
-        ) from None
+        raise UserError(f"{part.name!r} is not UTF-8 ({one_line(error, 80)}): convert it, e.g. with iconv") from None
     except (pa.ArrowException, OSError, EOFError, zlib.error, zstd.ZstdError) as error:
         raise UserError(f"{part.name!r} is damaged ({one_line(error, 100)}): fetch it again") from error
 
 
 def _parquet_documents(path: Path, part: Part, column: str) -> Iterator[list[str | None]]:
-    try:
-        file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{part.name!r} is no parquet file or damaged ({one_line(error, 100)}): fetch it again"
-        ) from error
-    with file:
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
         fields = file.schema_arrow
         if column not in fields.names:
             names = ", ".join(fields.names)
@@ -215,31 +193,20 @@ def _json_text(line: bytes, offset: int, name: str, column: str) -> list[str | N
 def _text_documents(path: Path, part: Part, piece_bytes: int) -> Iterator[list[str | None]]:
     """Pieces of at most ``piece_bytes``, cut at line ends or, of a longer line, between characters."""
     pending = b""
-    start = 0
-    for offset, block in _blocks(path, part, max(BLOCK_BYTES, piece_bytes), longest_line=piece_bytes):
-        start, block = offset - len(pending), pending + block
-        pieces, begin = [], 0
+    for _, block in _blocks(path, part, max(BLOCK_BYTES, piece_bytes), longest_line=piece_bytes):
+        block, pieces, begin = pending + block, [], 0
         while len(block) - begin > piece_bytes:
             stop = block.rfind(b"\n", begin, begin + piece_bytes) + 1
             if not stop:
                 stop = begin + piece_bytes
                 while stop > begin + 1 and block[stop] & 0xC0 == 0x80:
                     stop -= 1
-            pieces.append(_decoded(block[begin:stop], start + begin, part.name))
+            pieces.append(block[begin:stop].decode("utf-8"))
             begin = stop
         yield pieces
-        start, pending = start + begin, block[begin:]
+        pending = block[begin:]
     if pending:
-        yield [_decoded(pending, start, part.name)]
-
-
-def _decoded(piece: bytes, offset: int, name: str) -> str:
-    try:
-        return piece.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name!r} is not UTF-8 at byte {offset + error.start:,}: convert it, e.g. with iconv"
-        ) from None
+        yield [pending.decode("utf-8")]
 
 
 def _blocks(path: Path, part: Part, num_bytes: int, longest_line: int = -1) -> Iterator[tuple[int, bytes]]:

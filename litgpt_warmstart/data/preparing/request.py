@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import constants, try_to_load_from_cache
 
+from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import (
@@ -22,18 +21,10 @@ from litgpt_warmstart.data.preparing.index import (
     Source,
     SourceFile,
 )
-from litgpt_warmstart.data.preparing.read import (
-    PIECE_BYTES,
-    SPLITS,
-    chosen_files,
-    folder_files,
-    format_of,
-    text_bytes,
-)
+from litgpt_warmstart.data.preparing.read import PIECE_BYTES, chosen_files, folder_files, format_of, text_bytes
 from litgpt_warmstart.data.tokens import HEADER_BYTES
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import file_sha256
-from litgpt_warmstart.parsing import Unreadable
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
 SLIMPAJAMA_6B_COMMIT = "b5f90f419b7489cdba26fdbc8c022fcb5562f968"
@@ -108,34 +99,21 @@ def default_data_path(repo_id: str | None, text_dir: Path | None) -> Path:
     raise UserError("data_path is missing: give the folder of prepared data, or repo_id or text_dir to prepare it")
 
 
-def begun_plan(folder: Path, asked: Preparation) -> Plan | None:
-    """The plan begun in a folder, if any; a UserError where it is damaged or something else is asked for now."""
-    path = folder / PLAN
-    if not path.is_file():
-        return None
-    try:
-        plan = Plan.read(path)
-    except Unreadable as error:
-        raise UserError(f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder to begin anew") from error
-    if different := changes(asked, plan) or changed_files(plan, 0.0, thorough=False):
-        raise UserError(
-            f"the preparation begun in {str(folder)!r} is of {'; '.join(different)}: go back to that, or remove the"
-            " folder to begin anew"
-        )
-    return plan
+def source_files(
+    source: TextSource | Source, say: Callable[[str], object] = lambda line: None
+) -> tuple[str | None, tuple[SourceFile, ...]]:
+    """A source's commit, where it is on the Hub, and its files as they are now."""
+    if source.repo_id:
+        commit, found = hub.dataset_files(source.repo_id, source.revision or "main")
+        return commit, chosen_files(found, source.files, f"dataset {source.repo_id!r}", say)
+    return None, folder_files(Path(source.text_dir or ""), source.files, say)
 
 
 def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> Plan:
     """Decide everything, and write the tokenizer's files and the plan into the folder."""
-    commit = revision = None
-    if asked.repo_id:
-        revision = asked.revision or "main"
-        commit, found = hub.dataset_files(asked.repo_id, revision)
-        files = chosen_files(found, asked.files, f"dataset {asked.repo_id!r}", say)
-    elif asked.text_dir:
-        files = folder_files(asked.text_dir, asked.files, say)
-    else:
+    if not asked.repo_id and not asked.text_dir:
         raise UserError(f"nothing is prepared in {str(asked.data_path)!r}: give repo_id or text_dir to prepare it")
+    commit, files = source_files(asked, say)
     formats = {format_of(file.name) for file in files}
     if asked.column and formats == {".txt"}:
         raise UserError(f"column {asked.column!r} has no meaning for .txt files: leave it out")
@@ -148,14 +126,20 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
     tokenizer_sha256 = hub.tokenizer_digest(contents)
     encoder = encoder_of(folder, tokenizer_sha256, asked.encoder)
     dtype = token_dtype(encoder.vocab_size, asked.dtype)
-    check_space(asked, files, commit, np.dtype(dtype).itemsize)
+    needed = np.dtype(dtype).itemsize * sum(map(text_bytes, files)) / BYTES_PER_TOKEN
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the tokens take about {needed / 1e9:.1f} GB of the disk of {str(asked.data_path)!r}, which has"
+            f" {free / 1e9:.1f} GB free: free space, or choose another --data_path"
+        )
     if encoder.why_not_tiktoken and asked.encoder is None:
         say(f"Encoding with tokenizers, several times slower than tiktoken would be: {encoder.why_not_tiktoken}")
     has_val = any(file.split == "val" for file in files)
     plan = Plan(
         source=Source(
             repo_id=asked.repo_id,
-            revision=revision,
+            revision=(asked.revision or "main") if asked.repo_id else None,
             commit=commit,
             text_dir=str(asked.text_dir.resolve()) if asked.text_dir else None,
             files=asked.files,
@@ -176,16 +160,6 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
     return plan
 
 
-def described(plan: Plan) -> str:
-    """Files by format and split, and what is held out, in words."""
-    formats = ", ".join(sorted({format_of(file.name) or "" for file in plan.files}))
-    splits = [file.split for file in plan.files]
-    counts = ", ".join(f"{split} {splits.count(split):,}" for split in SPLITS if split in splits)
-    fraction = plan.source.val_fraction
-    held_out = f", {fraction:.0%} of the documents (more of a short text) held out for validation" if fraction else ""
-    return f"{formats} files: {counts}{held_out}; vocabulary {plan.vocab_size:,}, encoding with {plan.encoder}"
-
-
 def token_dtype(vocab_size: int, asked: DtypeName | None = None) -> DtypeName:
     """The type asked for, else the smallest that TokensLoader knows; a UserError where it cannot hold every id."""
     chosen: DtypeName = asked or ("uint16" if vocab_size <= 2**16 else "int32")
@@ -194,120 +168,64 @@ def token_dtype(vocab_size: int, asked: DtypeName | None = None) -> DtypeName:
     return chosen
 
 
-def check_space(asked: Preparation, files: Iterable[SourceFile], commit: str | None, token_bytes: int) -> None:
-    """Raise a UserError where the disk has too little room for downloads and tokens, by estimate."""
-    needs = [(asked.data_path.parent, sum(map(text_bytes, files)) / BYTES_PER_TOKEN * token_bytes)]
-    if asked.repo_id and commit:
-        where = dict(repo_type="dataset", revision=commit)
-        cached = [isinstance(try_to_load_from_cache(asked.repo_id, file.name, **where), str) for file in files]
-        missing = sum(file.num_bytes for file, found in zip(files, cached, strict=True) if not found)
-        needs.append((Path(constants.HF_HUB_CACHE), missing))
-    needed: dict[int, float] = {}
-    for path, num_bytes in needs:
-        path = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        disk = path.stat().st_dev
-        needed[disk] = needed.get(disk, 0.0) + num_bytes
-        free = shutil.disk_usage(path).free
-        if needed[disk] > free:
-            raise UserError(
-                f"preparing takes about {needed[disk] / 1e9:.1f} GB on the disk of {str(path)!r}, which has"
-                f" {free / 1e9:.1f} GB free: free space, or choose another --data_path or HF_HOME"
-            )
+def differences(asked: Preparation, plan: Plan, since: float = 0.0, thorough: bool = False) -> str:
+    """What is asked for otherwise than it was prepared, or begun, in words, else what has changed; empty where nothing.
 
-
-def changes(asked: Preparation, plan: Plan) -> list[str]:
-    """What is asked for otherwise than it was prepared, or begun, in words; empty where nothing is."""
-    source = plan.source
-    if asked.repo_id and asked.repo_id != source.repo_id:
-        return [f"{source.name!r}, not {asked.repo_id!r}"]
-    if asked.text_dir and (not source.text_dir or asked.text_dir.resolve() != Path(source.text_dir).resolve()):
-        return [f"{source.name!r}, not {str(asked.text_dir)!r}"]
-    found = []
-    if asked.repo_id and asked.revision and asked.revision != source.revision:
-        first_digits = len(asked.revision) >= 7 and (source.commit or "").startswith(asked.revision)
-        if not first_digits:
-            found.append(f"revision {source.revision!r} (commit {source.commit}), not {asked.revision!r}")
-    before = {name: getattr(source, name) for name in ("files", "column", "val_fraction", "piece_bytes")}
-    before |= {"piece_bytes": source.piece_bytes or PIECE_BYTES, "seed": plan.seed, "dtype": plan.dtype}
-    for name, value in before.items():
-        now = getattr(asked, name)
-        if now not in (None, value) and not (name == "val_fraction" and value is None):
-            found.append(f"{name} {value!r}, not {now!r}")
-    if asked.tokenizer and (os.path.isdir(asked.tokenizer) or asked.tokenizer != plan.tokenizer):
-        found += _tokenizer_changes(asked.tokenizer, plan)
-    return found
-
-
-def _tokenizer_changes(tokenizer: str, plan: Plan) -> list[str]:
-    same = hub.tokenizer_digest(hub.tokenizer_files(tokenizer)) == plan.tokenizer_sha256
-    return [] if same else [f"the tokenizer {plan.tokenizer!r} as it was, not {tokenizer!r} as it is now"]
-
-
-def changed_files(plan: Plan, since: float, thorough: bool) -> list[str]:
-    """How the source folder, where it still exists, differs from what was read of it; at most one difference.
-
-    Files that changed ``since`` are hashed, or all; others are trusted where their size is the same.
+    Of a source's folder, files that changed ``since`` are compared by their content; a thorough look is at the content
+    of all, and at the Hub.
     """
-    folder = Path(plan.source.text_dir or "")
-    if not plan.source.text_dir or not folder.is_dir():
-        return []
-    now = {file.name: file for file in folder_files(folder, plan.source.files)}
-    for file in plan.files:
-        if file.name not in now:
-            return [f"{file.name!r}, which is gone"]
-        path = folder / file.name
-        same = now.pop(file.name).num_bytes == file.num_bytes
-        if same and file.sha256 and (thorough or path.stat().st_mtime > since):
-            same = file_sha256(path) == file.sha256
-        if not same:
-            return [f"{file.name!r} as it was before it changed"]
-    return [f"{plan.source.text_dir!r} before {name!r} came" for name in list(now)[:1]]
+    before = vars(plan) | vars(plan.source) | {"piece_bytes": plan.source.piece_bytes or PIECE_BYTES}
+    now = {name: value for name, value in vars(asked).items() if name in before and value is not None}
+    now.pop("encoder", None)  # another one gives the same
+    if asked.text_dir:
+        now["text_dir"] = str(asked.text_dir.resolve())
+    if len(asked.revision or "") >= 7 and (plan.source.commit or "").startswith(asked.revision or ""):
+        del now["revision"]
+    if plan.source.val_fraction is None:
+        now.pop("val_fraction", None)
+    if asked.tokenizer and (os.path.isdir(asked.tokenizer) or asked.tokenizer != plan.tokenizer):
+        del now["tokenizer"]
+        if hub.tokenizer_digest(hub.tokenizer_files(asked.tokenizer)) != plan.tokenizer_sha256:
+            return f"the tokenizer {plan.tokenizer!r} as it was, not {asked.tokenizer!r} as it is now"
+    found = [f"{name} {before[name]!r}, not {value!r}" for name, value in now.items() if value != before[name]]
+    return "; ".join(found) or changed_source(plan, since, thorough)
+
+
+def changed_source(plan: Plan, since: float, thorough: bool) -> str:
+    """The first file, by name, that the source has otherwise than it was read, in words; empty where none is known."""
+    source, folder = plan.source, Path(plan.source.text_dir or "")
+    if not (folder.is_dir() if source.text_dir else thorough and source.revision != source.commit):
+        return ""
+    try:
+        _, files = source_files(source)
+    except UserError:  # the Hub cannot be reached, or all files are gone
+        return ""
+    before, now = ({file.name: file for file in found} for found in (plan.files, files))
+    for name in sorted(before.keys() | now.keys()):
+        was, new = before.get(name), now.get(name)
+        if was and new and was.num_bytes == new.num_bytes:
+            sha256, path = new.sha256, folder / name
+            if source.text_dir and was.sha256 and (thorough or path.stat().st_mtime > since):
+                sha256 = file_sha256(path)
+            if sha256 in (None, was.sha256) or was.sha256 is None:
+                continue
+        return f"{source.name!r} before {name!r} changed"
+    return ""
 
 
 def check_prepared(index: PreparedIndex, asked: Preparation, thorough: bool) -> None:
-    """Raise a UserError where prepared data is not what is asked for, or its source has changed since.
-
-    A thorough look is at the Hub, too, and at the content of all files.
-    """
-    check_chunks(asked.data_path, index, thorough)
-    since = (asked.data_path / PREPARED).stat().st_mtime
-    different = changes(asked, index) or changed_files(index, since, thorough)
-    if not different and thorough:
-        different = _moved(index)
-    if different:
-        raise UserError(
-            f"{str(asked.data_path)!r} was prepared from {'; '.join(different)}: choose another --data_path, or remove"
-            " the folder to prepare it anew"
-        )
-
-
-def check_chunks(folder: Path, index: PreparedIndex, thorough: bool) -> None:
-    """Raise a UserError where a chunk is missing or cut off or, looking thoroughly, has another content."""
-    item_bytes = 2 if index.dtype == "uint16" else 4
-    chunks = {folder / split / chunk.name: chunk for split, found in index.chunks.items() for chunk in found}
+    """Raise a UserError where prepared data is damaged, is not what is asked for, or its source has changed since."""
+    chunks = index.chunk_files(asked.data_path)
     for path, chunk in chunks.items():
-        if not path.is_file() or path.stat().st_size != HEADER_BYTES + chunk.tokens * item_bytes:
+        if not path.is_file() or path.stat().st_size != HEADER_BYTES + chunk.tokens * np.dtype(index.dtype).itemsize:
             raise UserError(f"{str(path)!r} is missing or cut off: prepare the data again in another folder")
     if thorough:
-        with ThreadPoolExecutor() as pool:
-            for (path, chunk), sha256 in zip(chunks.items(), pool.map(file_sha256, chunks), strict=True):
-                if sha256 != chunk.sha256:
-                    raise UserError(f"{str(path)!r} is damaged: remove its folder's parent and prepare it again")
-
-
-def _moved(index: PreparedIndex) -> list[str]:
-    """How the Hub differs from what was prepared; nothing where it cannot be reached."""
-    source = index.source
-    try:
-        found = [] if os.path.isdir(index.tokenizer) else _tokenizer_changes(index.tokenizer, index)
-        if found or not source.repo_id or not source.revision or source.revision == source.commit:
-            return found
-        commit, files = hub.dataset_files(source.repo_id, source.revision)
-        files = chosen_files(files, source.files, source.name, lambda line: None)
-    except UserError:
-        return []
-    known = {file.name: file.sha256 for file in index.files}
-    now, before = ({(f.name, f.num_bytes, f.sha256 or known.get(f.name)) for f in fs} for fs in (files, index.files))
-    if now == before:
-        return []
-    return [f"commit {source.commit} of {source.revision!r}, which is now {commit} with other files"]
+        check = ChunkCheck({path: chunk.sha256 for path, chunk in chunks.items()}, index.fingerprint)
+        check.begin()
+        check.raise_if_bad(wait=True)
+    since = (asked.data_path / PREPARED).stat().st_mtime
+    if different := differences(asked, index, since, thorough):
+        raise UserError(
+            f"{str(asked.data_path)!r} was prepared from {different}: choose another --data_path, or remove"
+            " the folder to prepare it anew"
+        )

@@ -23,6 +23,7 @@ from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import Chunk, Plan, SourceFile, Split
 from litgpt_warmstart.data.preparing.read import COMPRESSED, SPLITS, Part, documents, text_bytes
 from litgpt_warmstart.data.tokens import HEADER_BYTES
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import flush_to_disk, write_whole
 from litgpt_warmstart.parsing import parse
 
@@ -33,10 +34,6 @@ SHUFFLED_CHARACTERS = 64 * 2**20
 """Text that is shuffled at once, and becomes a chunk: as a rule a whole portion, unless that is a compressed file."""
 CHECKED_CHARACTERS = 64 * 2**10
 """Text of a portion on which tiktoken is compared with ``tokenizers``."""
-
-
-class EncoderDiffers(Exception):
-    """tiktoken gives other ids than ``tokenizers``, on the file named."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +89,7 @@ def finished_portion(folder: Path, portion: Portion) -> PortionResult | None:
 
 
 def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]]) -> PortionResult:
-    """Encode a portion and write its chunks, then its result.
-
-    Args:
-        folder: The preparation's, with the tokenizer's files.
-        plan: Its plan.
-        portion: What to encode.
-        files: Path and sha256 of its files, by name.
-    """
+    """Encode a portion of ``files``, each by name with path and sha256, and write its chunks, then its result."""
     encoder = encoder_of(folder, plan.tokenizer_sha256, plan.encoder)
     held_out_share = plan.source.val_fraction if portion.split == "train" else None
     rows = dict.fromkeys((part.name for part in portion.parts), 0)
@@ -114,7 +104,9 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
                     sample = text[: CHECKED_CHARACTERS - checked]
                     checked += len(sample)
                     if not encoder.agrees([sample]):
-                        raise EncoderDiffers(part.name)
+                        raise UserError(
+                            f"tiktoken does not give the tokenizer's ids on {part.name!r}: pass --encoder tokenizers"
+                        )
                 held = held_out_share is not None and held_out(text, held_out_share)
                 waiting.add("val" if held else portion.split, encoder.encode(text), len(text))
     waiting.write()

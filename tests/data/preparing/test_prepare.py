@@ -16,7 +16,7 @@ from litgpt_warmstart.data.preparing.index import SourceFile
 from litgpt_warmstart.data.preparing.read import split_of
 from litgpt_warmstart.data.preparing.write import held_out, portions_of
 from litgpt_warmstart.errors import UserError
-from tests.data.conftest import contents, jsonl, parquet, prepare, quiet, stored_documents, write_folder
+from tests.data.conftest import contents, jsonl, parquet, prepare, quiet, stored_documents
 
 
 def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, stdlib_path, small):
@@ -158,15 +158,13 @@ def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
 
 
-def test_where_tiktoken_is_wrong_on_a_file_all_is_encoded_anew(ask, small, monkeypatch, capsys):
-    wrong = encode.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)")
+def test_where_tiktoken_is_wrong_on_a_file_the_other_encoder_is_named(ask, small, monkeypatch):
     expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"))
-    monkeypatch.setattr(encode, "GPT2_SPLIT", wrong)
-    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: leave --encoder out"):
-        prepare(replace(ask, encoder="tiktoken"))
-    index = prepare(ask, say=print)
-    assert "beginning anew with tokenizers" in capsys.readouterr().out
-    assert index.encoder == "tokenizers" and index.fingerprint == expected.fingerprint
+    monkeypatch.setattr(encode, "GPT2_SPLIT", encode.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)"))
+    encode.encoder_of.cache_clear()
+    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: pass --encoder tokenizers"):
+        prepare(ask)
+    assert prepare(replace(ask, encoder="tokenizers")).fingerprint == expected.fingerprint
 
 
 def test_a_link_to_another_disk_is_followed(ask, tmp_path):
@@ -197,20 +195,14 @@ def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask,
     pq.ParquetWriter(folder / "train-0.parquet", pa.schema({"text": pa.string()})).close()
     (folder / "validation.parquet").write_bytes(parquet(texts[:5]))
     empties = replace(ask, text_dir=folder)
-    with pytest.raises(UserError, match="the training files of .* are empty"):
+    with pytest.raises(UserError, match="the train split of .* has no text: give it documents"):
         prepare(empties)
     (folder / "train-1.parquet").write_bytes(parquet(texts[5:]))
     assert prepare(empties).documents == {"train": 495, "val": 5}
 
 
-@pytest.mark.parametrize(
-    ("vocab_size", "asked", "expected"),
-    [(50_257, None, "uint16"), (65_536, None, "uint16"), (65_537, None, "int32"), (50_257, "int32", "int32")],
-)
-def test_tokens_take_the_smallest_type_that_holds_them(vocab_size, asked, expected):
-    assert request.token_dtype(vocab_size, asked) == expected
-
-
-def test_a_written_folder_is_the_same_for_the_same_text(tmp_path, texts):
-    """What the tests above rely on."""
-    assert contents(write_folder(tmp_path / "a", texts)).keys() == contents(write_folder(tmp_path / "b", texts)).keys()
+def test_tokens_take_the_smallest_type_that_holds_them():
+    assert [request.token_dtype(size) for size in (50_257, 65_536, 65_537)] == ["uint16", "uint16", "int32"]
+    assert request.token_dtype(50_257, "int32") == "int32"
+    with pytest.raises(UserError, match="128,256 tokens, more than uint16 holds: leave --dtype out"):
+        request.token_dtype(128_256, "uint16")
