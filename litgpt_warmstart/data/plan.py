@@ -9,17 +9,12 @@ from typing import Any
 
 import torch
 
+from litgpt_warmstart.data import tokenizer_files
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockOrder, BlockRange
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.loaders import Randomness, TrainLoader, val_batches
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.write import INDEX
-from litgpt_warmstart.data.tokenizer_files import (
-    TokenizerFiles,
-    check_vocabulary,
-    given_tokenizer,
-    read_tokenizer_files,
-)
 from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
 from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
@@ -35,12 +30,11 @@ class DataPlan:
     warnings: list[str] = field(default_factory=list)
 
     @cached_property
-    def tokenizer(self) -> TokenizerFiles | None:
+    def tokenizer(self) -> tokenizer_files.TokenizerFiles | None:
         """The files of a tokenizer that go into each checkpoint, read once."""
-        folder, data = self.reading.tokenizer_dir, self.reading.data
-        if folder is None and isinstance(data, PreparedText):
-            folder = data.tokenizer_dir
-        return read_tokenizer_files(folder) if folder else None
+        data = self.reading.data
+        folder = self.reading.tokenizer_dir or (data.tokenizer_dir if isinstance(data, PreparedText) else None)
+        return tokenizer_files.read_tokenizer_files(folder) if folder else None
 
     @cached_property
     def check(self) -> ChunkCheck:
@@ -120,10 +114,10 @@ def _in_one_line(reading: Reading) -> Iterator[None]:
 
 def prepare_data(reading: Reading) -> None:
     """Prepare a run's data; a DataModule that is not ours is connected and set up, as LitGPT does."""
-    data, tokenizer = reading.data, given_tokenizer(reading)
+    data, tokenizer = reading.data, tokenizer_files.given_tokenizer(reading)
     ours = isinstance(data, PreparedText)
     if ours:
-        check_vocabulary(reading, data)  # before a preparation that may take hours
+        tokenizer_files.check_vocabulary(reading, data)  # before a preparation that may take hours
     with _in_one_line(reading):
         if not ours:
             sizes = dict(batch_size=reading.micro_batch_size, max_seq_length=reading.block_size)
@@ -166,7 +160,7 @@ def plan_blocks(reading: Reading) -> DataPlan:
     """Choose the blocks that a run reads of prepared data, after everything in ``reading.seen``. Nothing is written."""
     data, plan = reading.data, DataPlan(reading)
     assert isinstance(data, PreparedText)
-    check_vocabulary(reading, data)
+    tokenizer_files.check_vocabulary(reading, data)
     left, needed = unread_blocks(reading, data), reading.max_steps * reading.global_batch_size
     if needed > len(left):
         whole = len(left.order) * reading.block_size

@@ -12,18 +12,10 @@ from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader
 
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, BlockRange
-from litgpt_warmstart.data.preparing import hub
+from litgpt_warmstart.data.preparing import hub, request
 from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.index import PREPARED, PreparedIndex
 from litgpt_warmstart.data.preparing.prepare import prepare
-from litgpt_warmstart.data.preparing.request import (
-    SLIMPAJAMA_6B,
-    SLIMPAJAMA_6B_COMMIT,
-    TOKENIZER,
-    Preparation,
-    TextSource,
-    default_data_path,
-)
 from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
@@ -31,7 +23,7 @@ from litgpt_warmstart.errors import UserError
 
 @inheriting_docs
 @dataclass
-class PreparedText(TextSource, DataModule):
+class PreparedText(request.TextSource, DataModule):
     """Text of a Hub dataset or of a folder (parquet, jsonl, txt), tokenized at first use or by warmstart_prepare_data.
 
     A run reads a range of blocks, and a warmstart goes on where its base ended. Files are assigned to training,
@@ -50,7 +42,7 @@ class PreparedText(TextSource, DataModule):
         self.batch_size, self.block_size = 1, 1024  # for stock LitGPT, which says them later
         self.text_dir = Path(self.text_dir) if self.text_dir else None
         if self.data_path is None and (self.repo_id or self.text_dir):
-            self.data_path = default_data_path(self.repo_id, self.text_dir)
+            self.data_path = request.default_data_path(self.repo_id, self.text_dir)
         self.data_path = Path(self.data_path) if self.data_path else None
 
     @property
@@ -79,7 +71,7 @@ class PreparedText(TextSource, DataModule):
     @cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
         if not self.is_prepared:
-            return hub.tokenizer_files(self.tokenizer or TOKENIZER)
+            return hub.tokenizer_files(self.tokenizer or request.TOKENIZER)
         files = hub.tokenizer_files(str(self.tokenizer_dir))
         if hub.tokenizer_digest(files) != self.index.tokenizer_sha256:
             raise UserError(
@@ -96,7 +88,7 @@ class PreparedText(TextSource, DataModule):
     def vocab_size(self) -> int:
         if self.is_prepared:
             return self.index.vocab_size
-        return vocab_size(read_tokenizer(self._tokenizer_files["tokenizer.json"], self.tokenizer or TOKENIZER))
+        return vocab_size(read_tokenizer(self._tokenizer_files["tokenizer.json"], self.tokenizer or request.TOKENIZER))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -114,8 +106,8 @@ class PreparedText(TextSource, DataModule):
     def prepare_data(self) -> None:
         """Prepare the tokens, or check that those there are of what is asked for."""
         self.is_prepared  # noqa: B018  # raises where there is nothing to prepare
-        asked = {field.name: getattr(self, field.name) for field in fields(TextSource)}
-        prepare(Preparation(self.tokenizer_dir, **asked))
+        asked = {field.name: getattr(self, field.name) for field in fields(request.TextSource)}
+        prepare(request.Preparation(self.tokenizer_dir, **asked))
 
     def tokens(self, split: str) -> TokenStream:
         """Token ids of ``train`` or ``val``."""
@@ -168,7 +160,7 @@ class SlimPajama6B(PreparedText):
     data_path: Path | None = Path("data/slimpajama-6b")
     """Where the prepared tokens are; prepared at first use, or ahead by ``litgpt warmstart_prepare_data``."""
     _: KW_ONLY
-    repo_id: str | None = SLIMPAJAMA_6B
+    repo_id: str | None = request.SLIMPAJAMA_6B
     """Dataset repository on the Hub."""
-    revision: str | None = SLIMPAJAMA_6B_COMMIT
+    revision: str | None = request.SLIMPAJAMA_6B_COMMIT
     """Its commit."""

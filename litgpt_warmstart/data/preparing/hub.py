@@ -16,16 +16,7 @@ from threading import Event
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.tqdm import tqdm
 
@@ -45,7 +36,7 @@ def told(what: str) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, httpx.TransportError, OSError, RuntimeError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, httpx.TransportError, OSError, RuntimeError) as error:
         # A RuntimeError is how huggingface_hub 1.3 ends when a second try after a failed connection fails too.
         if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
             raise
@@ -57,13 +48,13 @@ def told(what: str) -> Iterator[None]:
 def _in_words(error: Exception, what: str) -> str:
     """What is wrong with ``what``, and the remedy; the client's errors inherit from one another."""
     match error:
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return f"no permission for {what}: accept its terms on the Hub and set HF_TOKEN to a token that may read it"
-        case RepositoryNotFoundError() | RevisionNotFoundError() | HFValidationError():
+        case errors.RepositoryNotFoundError() | errors.RevisionNotFoundError() | errors.HFValidationError():
             return f"{what} does not exist on {constants.ENDPOINT}, or is private: check the name, or set HF_TOKEN"
-        case HfHubHTTPError():
+        case errors.HfHubHTTPError():
             return f"{what}: {one_line(error, 160)}: see to HF_TOKEN or the Hub; the same command goes on"
-        case OSError() if not isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        case OSError() if not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             return f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk"
     if constants.HF_HUB_OFFLINE:
         return f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"

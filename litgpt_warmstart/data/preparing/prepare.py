@@ -28,21 +28,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from litgpt_warmstart.data.preparing import hub
+from litgpt_warmstart.data.preparing import hub, write
 from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, SourceFile
 from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
 from litgpt_warmstart.data.preparing.request import PLAN, Preparation, check_prepared, differences, new_plan
-from litgpt_warmstart.data.preparing.write import (
-    Portion,
-    PortionResult,
-    combined_digest,
-    encode_portion,
-    finished_portion,
-    portions_of,
-    shuffle_documents,
-    write_index,
-)
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.executors import Task, carry_out_in_processes
 from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked
@@ -166,12 +156,12 @@ def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None
     _write_index(folder, plan, results, {split: found for split, found in chunks.items() if found})
 
 
-def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks: dict[str, list[Chunk]]) -> None:
+def _write_index(folder: Path, plan: Plan, results: list[write.PortionResult], chunks: dict[str, list[Chunk]]) -> None:
     if len(chunks["val"]) > 1 and sum(chunk.tokens for chunk in chunks["val"]) <= MOST_SHUFFLED_TOKENS:
         # A run validates on the first blocks, which would be of the first files.
-        chunks = chunks | {"val": [shuffle_documents(folder / "val", chunks["val"], plan)]}
+        chunks = chunks | {"val": [write.shuffle_documents(folder / "val", chunks["val"], plan)]}
     for split, those in chunks.items():
-        write_index(folder / split, those, np.dtype(plan.dtype))
+        write.write_index(folder / split, those, np.dtype(plan.dtype))
     rows, sha256 = Counter(), dict[str, str]()
     for result in results:
         rows.update(result.rows)
@@ -181,27 +171,27 @@ def _write_index(folder: Path, plan: Plan, results: list[PortionResult], chunks:
         flush_to_disk(path)
     found: dict[str, Any] = dict(
         files=tuple(replace(file, rows=rows[file.name], sha256=sha256[file.name]) for file in plan.files),
-        fingerprint=combined_digest(chunks["train"]),
+        fingerprint=write.combined_digest(chunks["train"]),
         documents={split: sum(result.documents.get(split, 0) for result in results) for split in chunks},
         chunks={split: tuple(those) for split, those in chunks.items()},
     )
     PreparedIndex(**vars(plan) | found).save(folder / PREPARED)
 
 
-def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOut | None) -> list[PortionResult]:
+def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOut | None) -> list[write.PortionResult]:
     """Have all portions encoded that are not, and give the results in order."""
-    portions = {portion.result_name: portion for portion in portions_of(plan.files)}
+    portions = {portion.result_name: portion for portion in write.portions_of(plan.files)}
     (folder / "portions").mkdir(exist_ok=True)
     if carry_out is None:
         encoder_of(folder, plan.tokenizer_sha256, plan.encoder)  # before processes are forked, which then have it
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         carry_out = partial(carry_out_in_processes, min(asked.num_workers or cores, len(portions)))
-    results: dict[str, PortionResult] = {}
+    results: dict[str, write.PortionResult] = {}
     sizes = {file.name: text_bytes(file) for file in plan.files}
     counts = Counter(documents=0, tokens=0)
     with _progress(sum(sizes.values()), plan.source.repo_id or Path(plan.source.name).name) as bar:
 
-        def ended(name: str, result: PortionResult) -> None:
+        def ended(name: str, result: write.PortionResult) -> None:
             results[name] = result
             counts["documents"] += sum(result.documents.values())
             counts["tokens"] += sum(chunk.tokens for chunks in result.chunks.values() for chunk in chunks)
@@ -209,13 +199,13 @@ def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOu
             bar.update(sum(sizes[part.name] // part.count for part in portions[name].parts))
 
         for name, portion in portions.items():
-            if result := finished_portion(folder, portion):
+            if result := write.finished_portion(folder, portion):
                 ended(name, result)
         carry_out(_tasks(folder, plan, [p for name, p in portions.items() if name not in results]), ended)
     return [results[name] for name in portions]
 
 
-def _tasks(folder: Path, plan: Plan, portions: Iterable[Portion]) -> Iterator[Task]:
+def _tasks(folder: Path, plan: Plan, portions: Iterable[write.Portion]) -> Iterator[Task]:
     """A task for each portion, once its files are here."""
     stop, source = threading.Event(), plan.source
 
@@ -238,7 +228,7 @@ def _tasks(folder: Path, plan: Plan, portions: Iterable[Portion]) -> Iterator[Ta
             fetched = {file.name: pool.submit(fetch, file) for file in plan.files if file.name in needed}
             for portion in portions:
                 files = {part.name: fetched[part.name].result() for part in portion.parts}
-                work = partial(encode_portion, folder, replace(plan, files=()), portion, files)
+                work = partial(write.encode_portion, folder, replace(plan, files=()), portion, files)
                 yield Task(portion.result_name, work)
         finally:
             stop.set()
