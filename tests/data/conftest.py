@@ -4,14 +4,17 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.data.preparing import prepare as preparing
@@ -80,24 +83,33 @@ def ask(tmp_path: Path, text_dir: Path, stdlib_path: Path) -> Preparation:
     )
 
 
+def of(files: dict[str, bytes], ask: Preparation) -> Preparation:
+    """The preparation of a folder of other files."""
+    folder = ask.text_dir.with_name("other text")
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return replace(ask, text_dir=folder)
+
+
+def ids_of(ask: Preparation, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """The texts' token ids, by the library that the tokenizer is of."""
+    tokenizer = Tokenizer.from_file(f"{ask.tokenizer}/tokenizer.json")
+    return [tuple(encoding.ids) for encoding in tokenizer.encode_batch(texts)]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Path -> bytes of every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def stored_documents(folder: Path, split: str) -> list[list[int]]:
+def stored_documents(folder: Path, split: str) -> list[tuple[int, ...]]:
     """The documents of a split as token ids, in their order, without the end-of-text tokens."""
     data = PreparedText(folder)
-    tokens = data.tokens(split)
-    found, document = [], []
-    for token in tokens[0 : len(tokens)].tolist():
-        if token == data.index.eos_id:
-            found.append(document)
-            document = []
-        else:
-            document.append(token)
-    assert not document, "the last document has no end"
-    return found
+    tokens = data.tokens(split)[:]
+    *documents, rest = np.split(tokens, np.flatnonzero(tokens == data.index.eos_id) + 1)
+    assert not len(rest), "the last document has no end"
+    return [tuple(document[:-1].tolist()) for document in documents]
 
 
 @pytest.fixture

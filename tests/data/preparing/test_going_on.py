@@ -21,22 +21,18 @@ ROOT = Path(preparing.__file__).parents[3]
 PREPARE = """
 import sys
 sys.path.insert(0, {root!r})
-from pathlib import Path
+from pathlib import PosixPath
 from litgpt_warmstart.data.preparing import prepare, read, write
 from litgpt_warmstart.data.preparing.request import Preparation
 read.BLOCK_BYTES, write.PORTION_BYTES, write.SHUFFLED_CHARACTERS = 10_000, 60_000, 80_000
-print("begun", flush=True)
-prepare.prepare(Preparation(**{asked!r}), say=str)
+prepare.prepare({ask!r}, say=str)
 """
 
 
 def start(ask) -> subprocess.Popen:
     """A preparation as in the fixture ``small``, in a process of its own, with two workers."""
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(ask).items()}
-    script = PREPARE.format(root=str(ROOT), asked=asked)
-    for name in ("data_path", "text_dir"):
-        script = script.replace(f"'{name}': ", f"'{name}': Path(").replace(f"{asked[name]!r}", f"{asked[name]!r})")
-    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    script = PREPARE.format(root=str(ROOT), ask=ask)
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

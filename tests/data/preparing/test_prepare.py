@@ -5,10 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from tokenizers import Tokenizer
 
 from litgpt_warmstart.data.preparing import encode, request, write
 from litgpt_warmstart.data.preparing import prepare as preparing
@@ -16,13 +13,11 @@ from litgpt_warmstart.data.preparing.index import SourceFile
 from litgpt_warmstart.data.preparing.read import split_of
 from litgpt_warmstart.data.preparing.write import held_out, portions_of
 from litgpt_warmstart.errors import UserError
-from tests.data.conftest import contents, jsonl, parquet, prepare, quiet, stored_documents
+from tests.data.conftest import contents, ids_of, jsonl, of, parquet, prepare, quiet, stored_documents
 
 
-def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, stdlib_path, small):
-    index = prepare(ask)
-    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
-    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+def test_every_document_is_stored_once_with_an_end_of_text_token(ask, texts, small):
+    index, expected = prepare(ask), ids_of(ask, texts)
     train, val = stored_documents(ask.data_path, "train"), stored_documents(ask.data_path, "val")
     assert sorted(train) == sorted(expected[20:]) and sorted(val) == sorted(expected[:20])
     assert train != expected[20:] and val != expected[:20], "not shuffled"
@@ -56,33 +51,23 @@ def test_the_seed_decides_the_order_and_nothing_else(ask, small):
     assert orders[42] != orders[43] and sorted(orders[42]) == sorted(orders[43])
 
 
-def test_the_documents_of_a_portion_are_shuffled_together(ask, texts, stdlib_path):
+def test_the_documents_of_a_portion_are_shuffled_together(ask, texts):
     """Of the first and the last half of a file, and of several small ones, about as many are in each half."""
-    folder = ask.text_dir.with_name("one")
-    folder.mkdir()
-    for number in range(4):
-        (folder / f"train-{number}.parquet").write_bytes(parquet(texts[100 * number : 100 * (number + 1)]))
-    (folder / "validation.jsonl").write_bytes(jsonl(texts[400:]))
-    assert len(prepare(replace(ask, text_dir=folder)).chunks["train"]) == 1
-    place = {tuple(ids): n for n, ids in enumerate(stored_documents(ask.data_path, "train"))}
-    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
-    places = [place[tuple(encoding.ids)] for encoding in tokenizer.encode_batch(texts[:400])]
+    files = {f"train-{number}.parquet": parquet(texts[100 * number : 100 * (number + 1)]) for number in range(4)}
+    assert len(prepare(of(files | {"validation.jsonl": jsonl(texts[400:])}, ask)).chunks["train"]) == 1
+    place = {ids: n for n, ids in enumerate(stored_documents(ask.data_path, "train"))}
+    places = [place[ids] for ids in ids_of(ask, texts[:400])]
     assert 70 <= sum(p < 200 for p in places[:200]) <= 130  # 100 expected, standard deviation 7
     assert abs(np.corrcoef(range(400), places)[0, 1]) < 0.2
 
 
-def test_the_first_validation_blocks_are_of_all_files(ask, texts, stdlib_path, small):
-    folder = ask.text_dir.with_name("held out")
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(jsonl(texts[:100]))
-    for number in range(4):
-        (folder / f"validation-{number}.jsonl").write_bytes(jsonl(texts[100 * number : 100 * (number + 1)]))
-    index = prepare(replace(ask, text_dir=folder))
+def test_the_first_validation_blocks_are_of_all_files(ask, texts, small):
+    files = {f"validation-{number}.jsonl": jsonl(texts[100 * number : 100 * (number + 1)]) for number in range(4)}
+    index = prepare(of(files | {"train.jsonl": jsonl(texts[:100])}, ask))
     assert [chunk.name for chunk in index.chunks["val"]] == ["shuffled.bin"]
     assert sorted(path.name for path in (ask.data_path / "val").iterdir()) == ["index.json", "shuffled.bin"]
-    tokenizer = Tokenizer.from_file(str(stdlib_path / "tokenizer.json"))
-    number_of = {tuple(encoding.ids): n for n, encoding in enumerate(tokenizer.encode_batch(texts[:400]))}
-    order = [number_of[tuple(ids)] for ids in stored_documents(ask.data_path, "val")]
+    number_of = {ids: n for n, ids in enumerate(ids_of(ask, texts[:400]))}
+    order = [number_of[ids] for ids in stored_documents(ask.data_path, "val")]
     assert sorted(order) == list(range(400))
     assert all(11 <= sum(n // 100 == file for n in order[:100]) <= 39 for file in range(4))  # 25 expected
 
@@ -114,47 +99,33 @@ def test_without_validation_files_documents_are_held_out_by_their_text_whatever_
 
 
 def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
-    folder = ask.text_dir.with_name("short")
-    folder.mkdir()
-    (folder / "a.jsonl").write_bytes(jsonl(texts))
-    short = replace(ask, text_dir=folder)
+    short = of({"a.jsonl": jsonl(texts)}, ask)
     index = prepare(short, say=print)
-    assert 0.01 < index.source.val_fraction <= 0.08 and index.documents["val"] == sum(
-        held_out(text, index.source.val_fraction) for text in texts
-    )
-    assert index.tokens["val"] >= 20_000 or index.source.val_fraction == 0.08
+    fraction = index.source.val_fraction
+    assert 0.01 < fraction <= 0.08 and (index.tokens["val"] >= 20_000 or fraction == 0.08)
+    assert index.documents["val"] == sum(held_out(text, fraction) for text in texts)
     assert "are held out, too few to validate: beginning anew with val_fraction 0.02" in capsys.readouterr().out
     prepare(short)
     asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01))
     assert asked.source.val_fraction == 0.01, "what is asked for is done"
 
 
-def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(texts, ask, tmp_path):
-    folder = tmp_path / "long"
-    folder.mkdir()
-    for number in range(2):
-        (folder / f"{number}.txt").write_text("".join(f"{number} {line}\n" for line in range(2000)))
-    counts = {}
+def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(ask, tmp_path):
+    long = {f"{n}.txt": "".join(f"{n} {line}\n" for line in range(2000)).encode() for n in range(2)}
+    asked, counts = of(long, ask), {}
     for piece_bytes in (2048, 256):
-        asked = replace(ask, text_dir=folder, piece_bytes=piece_bytes, data_path=tmp_path / f"pieces-{piece_bytes}")
-        counts[piece_bytes] = sum(prepare(asked).documents.values())
+        pieces = replace(asked, piece_bytes=piece_bytes, data_path=tmp_path / f"pieces-{piece_bytes}")
+        counts[piece_bytes] = sum(prepare(pieces).documents.values())
     assert 12 <= counts[2048] <= 20 and 8 * counts[2048] * 0.8 < counts[256] < 8 * counts[2048] * 1.3
-    stored, tokenizer = (
-        stored_documents(tmp_path / "pieces-256", "train"),
-        Tokenizer.from_file(str(tmp_path / "pieces-256/tokenizer.json")),
-    )
-    firsts = [tokenizer.decode(ids).split()[:2] for ids in stored[:20]]
-    assert {first[0] for first in firsts} == {"0", "1"} and firsts != sorted(firsts)
+    firsts = [ids[0] for ids in stored_documents(pieces.data_path, "train")[:20]]
+    assert len(set(firsts)) == 2 and firsts != sorted(firsts)
     with pytest.raises(UserError, match="piece_bytes 2048, not 256"):
-        prepare(replace(ask, text_dir=folder, piece_bytes=256, data_path=tmp_path / "pieces-2048"))
+        prepare(replace(pieces, data_path=tmp_path / "pieces-2048"))
 
 
 def test_rows_without_text_are_counted_but_not_stored(ask, texts):
-    folder = ask.text_dir.with_name("gaps")
-    folder.mkdir()
-    (folder / "train.parquet").write_bytes(parquet([texts[0], None, "", " \n", texts[1]]))
-    (folder / "validation.parquet").write_bytes(parquet(texts[2:4]))
-    index = prepare(replace(ask, text_dir=folder))
+    files = {"train": [texts[0], None, "", " \n", texts[1]], "validation": texts[2:4]}
+    index = prepare(of({f"{name}.parquet": parquet(rows) for name, rows in files.items()}, ask))
     assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
 
 
@@ -175,11 +146,6 @@ def test_a_link_to_another_disk_is_followed(ask, tmp_path):
     assert ask.data_path.is_symlink() and (tmp_path / "big disk/prepared.json").is_file()
 
 
-def test_files_left_out_are_told(ask, texts, capsys):
-    prepare(replace(ask, files=None), say=print)
-    assert "Reading the .parquet files and leaving out 99 others such as" in capsys.readouterr().out
-
-
 def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path):
     monkeypatch.chdir(ask.text_dir.parent)
     prepare(replace(ask, text_dir=Path(ask.text_dir.name)))
@@ -190,14 +156,10 @@ def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path)
 
 
 def test_an_empty_training_file_is_no_obstacle_and_only_empty_ones_are_told(ask, texts):
-    folder = ask.text_dir.with_name("empties")
-    folder.mkdir()
-    pq.ParquetWriter(folder / "train-0.parquet", pa.schema({"text": pa.string()})).close()
-    (folder / "validation.parquet").write_bytes(parquet(texts[:5]))
-    empties = replace(ask, text_dir=folder)
+    empties = of({"train-0.parquet": parquet([]), "validation.parquet": parquet(texts[:5])}, ask)
     with pytest.raises(UserError, match="the train split of .* has no text: give it documents"):
         prepare(empties)
-    (folder / "train-1.parquet").write_bytes(parquet(texts[5:]))
+    (empties.text_dir / "train-1.parquet").write_bytes(parquet(texts[5:]))
     assert prepare(empties).documents == {"train": 495, "val": 5}
 
 

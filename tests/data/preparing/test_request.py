@@ -12,7 +12,7 @@ from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.preparing.read import folder_files
 from litgpt_warmstart.data.preparing.write import portions_of
 from litgpt_warmstart.errors import UserError
-from tests.data.conftest import contents, jsonl, prepare, stop_after
+from tests.data.conftest import contents, jsonl, of, prepare, stop_after
 
 
 @pytest.mark.parametrize(
@@ -96,14 +96,12 @@ def test_a_source_file_that_changes_while_it_is_prepared_is_named(ask, small):
 
 
 def test_an_empty_split_is_told(ask, texts):
-    folder = ask.text_dir.with_name("few")
-    folder.mkdir()
-    (folder / "train.jsonl").write_bytes(jsonl(texts[:1]))
+    few = of({"train.jsonl": jsonl(texts[:1])}, ask)
     with pytest.raises(UserError, match="the val split of .* has no text: give it documents or a larger val_fraction"):
-        prepare(replace(ask, text_dir=folder))
-    (folder / "validation.jsonl").write_bytes(jsonl([""]))
+        prepare(few)
+    (few.text_dir / "validation.jsonl").write_bytes(jsonl([""]))
     with pytest.raises(UserError, match="the val split of .* has no text: give it documents$"):
-        prepare(replace(ask, text_dir=folder))
+        prepare(few)
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(ask):
