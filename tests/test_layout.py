@@ -20,7 +20,6 @@ HELD_BY = {
     "guards/test_trust.py": ("data/recorded", "data/use"),
     "guards/test_loaders.py": ("data/tokenizer_files", "data/workers"),
     "commands/test_bad_input.py": ("run/resolve", "run/spec"),
-    "data/preparing/test_prepare.py": ("data/preparing/index",),
     "report/test_write.py": ("report/layers", "report/sections"),
     "study/test_runner.py": ("study/folder", "study/outcomes"),
     "run/test_train.py": ("run/journal",),

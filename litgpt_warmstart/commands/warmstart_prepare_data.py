@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from litgpt_warmstart.data.preparing.bpe import train_tokenizer
-from litgpt_warmstart.data.preparing.index import PREPARED, DtypeName, EncoderName
+from litgpt_warmstart.data.preparing.encode import EncoderName
 from litgpt_warmstart.data.preparing.request import (
     COLUMN,
+    PREPARED,
     SLIMPAJAMA_6B,
     SLIMPAJAMA_6B_COMMIT,
+    DtypeName,
     Preparation,
     TextSource,
     default_data_path,

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, BlockRange
 from litgpt_warmstart.data.preparing import hub, request
 from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
-from litgpt_warmstart.data.preparing.index import PREPARED, PreparedIndex
 from litgpt_warmstart.data.preparing.prepare import prepare
 from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.edge import inheriting_docs
@@ -53,14 +52,14 @@ class PreparedText(request.TextSource, DataModule):
         return self.data_path
 
     @cached_property
-    def index(self) -> PreparedIndex:
+    def index(self) -> request.PreparedIndex:
         """What is prepared; a UserError where nothing is."""
-        return PreparedIndex.read(self.tokenizer_dir / PREPARED)
+        return request.PreparedIndex.read(self.tokenizer_dir / request.PREPARED)
 
     @property
     def is_prepared(self) -> bool:
         """Whether the tokens are there; a UserError where not, and nothing says where to take them from."""
-        found = (self.tokenizer_dir / PREPARED).is_file()
+        found = (self.tokenizer_dir / request.PREPARED).is_file()
         if not found and not self.repo_id and not self.text_dir:
             raise UserError(
                 f"nothing is prepared in {str(self.data_path)!r}: check --data.data_path, or give --data.text_dir or"

@@ -20,7 +20,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.preparing.index import PREPARED
+from litgpt_warmstart.data.preparing.request import PREPARED
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.stdlib_text import StdlibText
 from litgpt_warmstart.data.use import DataUse, class_path

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.bpe import train_bpe
-from litgpt_warmstart.data.preparing.index import PREPARED
 from litgpt_warmstart.data.preparing.prepare import prepare
-from litgpt_warmstart.data.preparing.request import Preparation
+from litgpt_warmstart.data.preparing.request import PREPARED, Preparation
 from litgpt_warmstart.files import atomic_folder
 
 VAL_FRACTION = 0.04

@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.data.preparing import prepare as preparing
 from litgpt_warmstart.data.preparing import read, request, write
-from litgpt_warmstart.data.preparing.index import PreparedIndex
-from litgpt_warmstart.data.preparing.request import Preparation
+from litgpt_warmstart.data.preparing.request import Preparation, PreparedIndex
 from litgpt_warmstart.data.stdlib_text import pieces, stdlib_documents
 from litgpt_warmstart.executors import Task
 from tests.data.hub_server import Hub, Repository, serve

@@ -11,15 +11,15 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tiktoken
 from tokenizers import Tokenizer
 
-from litgpt_warmstart.data.preparing.index import EncoderName
 from litgpt_warmstart.errors import UserError, one_line
 
+EncoderName = Literal["tiktoken", "tokenizers"]
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 """What ``ByteLevel(use_regex=True)`` splits at, with possessive quantifiers, which match the same and faster."""
 

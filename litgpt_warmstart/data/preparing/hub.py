@@ -20,8 +20,7 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.tqdm import tqdm
 
-from litgpt_warmstart.data.preparing.index import SourceFile
-from litgpt_warmstart.data.preparing.read import split_of
+from litgpt_warmstart.data.preparing.read import SourceFile, split_of
 from litgpt_warmstart.errors import UserError, one_line
 
 RETRY_AFTER = (0.2, 2.0, 10.0)

@@ -28,11 +28,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from litgpt_warmstart.data.preparing import hub, write
+from litgpt_warmstart.data.preparing import hub, request, write
 from litgpt_warmstart.data.preparing.encode import encoder_of
-from litgpt_warmstart.data.preparing.index import PREPARED, Chunk, Plan, PreparedIndex, SourceFile
-from litgpt_warmstart.data.preparing.read import SPLITS, text_bytes
-from litgpt_warmstart.data.preparing.request import PLAN, Preparation, check_prepared, differences, new_plan
+from litgpt_warmstart.data.preparing.read import SPLITS, SourceFile, text_bytes
+from litgpt_warmstart.data.preparing.request import PLAN, PREPARED, Chunk, Plan, Preparation, PreparedIndex
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.executors import Task, carry_out_in_processes
 from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked
@@ -95,7 +94,7 @@ def prepare(
         finally:
             gc.unfreeze()
     index = PreparedIndex.read(target / PREPARED)
-    check_prepared(index, asked, thorough)
+    request.check_prepared(index, asked, thorough)
     return index
 
 
@@ -122,10 +121,10 @@ def _prepare_into(target: Path, folder: Path, asked: Preparation, say: Say, carr
 def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None) -> None:
     """Do what is left to do in the partial folder, and write its index."""
     if not (folder / PLAN).is_file():
-        doing, plan = "Preparing", new_plan(folder, asked, say)
+        doing, plan = "Preparing", request.new_plan(folder, asked, say)
     else:
         doing, plan = "Going on preparing", Plan.read(folder / PLAN)
-        if different := differences(asked, plan):
+        if different := request.differences(asked, plan):
             raise UserError(
                 f"the preparation begun in {str(folder)!r} is of {different}: go back to that, or remove the folder to"
                 " begin anew"

@@ -15,12 +15,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet
 
-from litgpt_warmstart.data.preparing.index import SourceFile, Split
 from litgpt_warmstart.errors import UserError, one_line
 
 if sys.version_info >= (3, 14):
@@ -28,6 +28,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 PIECE_BYTES = 64 * 2**10
 """A longer .txt file is cut, at line ends, into documents of about this size."""
@@ -44,6 +45,20 @@ SPLIT_WORDS: dict[str, Split] = {
 EXPANSION = {".parquet": 2.0, ".gz": 3.0, ".zst": 3.0}
 """Bytes of text in a byte of a file, for estimates."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source."""
+
+    name: str
+    """Path within the repository or folder."""
+    split: Split
+    num_bytes: int
+    sha256: str | None = None
+    """None until it is read, unless the Hub tells it."""
+    rows: int | None = None
+    """Documents and rows without text; None until it is read."""
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,33 @@
-"""What is asked for, what is decided before the first file is read, and how what is there differs from it."""
+"""What is asked for, what is decided before the first file is read, and prepared.json: what came of it.
 
+data/mine/
+  prepared.json          a PreparedIndex: source, tokenizer, and each chunk's name, tokens and sha256
+  tokenizer.json, tokenizer_config.json
+  train/ val/ (test/)    litdata's index.json and its chunks, one item each: 12 bytes of header, then the tokens
+
+The chunks of a split, in the order in which they stand in ``chunks``, are one stream of tokens. Within a chunk
+documents are shuffled, and the validation split is one chunk; those of the training split follow the order of the
+source's files, so who trains reads blocks in a permuted order.
+"""
+
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from litgpt_warmstart.data.checking import ChunkCheck
-from litgpt_warmstart.data.preparing import hub
-from litgpt_warmstart.data.preparing.encode import encoder_of
-from litgpt_warmstart.data.preparing.index import (
-    PREPARED,
-    DtypeName,
-    EncoderName,
-    Plan,
-    PreparedIndex,
-    Source,
-    SourceFile,
-)
-from litgpt_warmstart.data.preparing.read import PIECE_BYTES, chosen_files, folder_files, format_of, text_bytes
+from litgpt_warmstart.data.preparing import hub, read
+from litgpt_warmstart.data.preparing.encode import EncoderName, encoder_of
 from litgpt_warmstart.data.tokens import HEADER_BYTES
-from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import file_sha256
+from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import file_sha256, write_whole
+from litgpt_warmstart.parsing import Unreadable, parse
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
 SLIMPAJAMA_6B_COMMIT = "b5f90f419b7489cdba26fdbc8c022fcb5562f968"
@@ -36,6 +39,9 @@ LEAST_PIECE_BYTES = 64
 BYTES_PER_TOKEN = 3.5
 """Text of a token, for estimates of disk space: low for English, high for code."""
 PLAN = "plan.json"
+PREPARED = "prepared.json"
+FORMAT_VERSION = 2
+DtypeName = Literal["uint16", "int32"]
 
 
 @dataclass(kw_only=True)
@@ -92,6 +98,111 @@ class Preparation(TextSource):
             raise UserError(f"num_workers must be above 0, got {self.num_workers}")
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the text came from; as :class:`TextSource` asks for it, and what was decided."""
+
+    repo_id: str | None
+    revision: str | None
+    commit: str | None
+    """The one that ``revision`` stood for."""
+    text_dir: str | None
+    files: str | None
+    column: str
+    val_fraction: float | None
+    """None where the source has a validation split."""
+    piece_bytes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The repository or folder, for messages."""
+        return self.repo_id or self.text_dir or ""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A file of tokens."""
+
+    name: str
+    """File name within the folder of its split."""
+    tokens: int
+    sha256: str
+    """Of the whole file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was decided before the first file was read; plan.json while a preparation goes on."""
+
+    format_version: int = FORMAT_VERSION
+    source: Source
+    files: tuple[read.SourceFile, ...]
+    tokenizer: str
+    """Name or folder of the tokenizer."""
+    tokenizer_sha256: str
+    """Of its tokenizer.json and its end-of-text token."""
+    encoder: EncoderName
+    """The library that encodes; the ids are the tokenizer's either way."""
+    vocab_size: int
+    eos_id: int
+    dtype: DtypeName
+    seed: int
+    """Of the order of documents within a chunk."""
+
+    def save(self, path: Path) -> None:
+        """Write it into a file, whole or not at all."""
+        content = asdict(self)
+        write_whole(path, json.dumps(content | {"sha256": _digest(content)}, indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read it from a file; a UserError where it is damaged or of another format version."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version, digest = content["format_version"], content.pop("sha256", None)
+            if version == 1:
+                raise UserError(
+                    f"{str(path.parent)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be"
+                    " grown from, exported and reported, not resumed: prepare it again with another --data_path"
+                )
+            if version > FORMAT_VERSION:
+                raise UserError(
+                    f"{str(path)!r} has format version {version}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
+                    " upgrade it"
+                )
+            if digest != _digest(content):
+                raise ValueError("it is not as it was written")
+            return parse(cls, content)
+        except (Unreadable, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder, and prepare the data again"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedIndex(Plan):
+    """What a folder of prepared tokens says of itself."""
+
+    fingerprint: str
+    """sha256 over the training chunks' sha256: identity of the training tokens."""
+    documents: dict[str, int]
+    chunks: dict[str, tuple[Chunk, ...]]
+    """The chunks of each split, in order."""
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Stored tokens by split."""
+        return {split: sum(chunk.tokens for chunk in chunks) for split, chunks in self.chunks.items()}
+
+    def chunk_files(self, folder: Path) -> dict[Path, Chunk]:
+        """Path -> chunk, of all splits."""
+        return {folder / split / chunk.name: chunk for split, chunks in self.chunks.items() for chunk in chunks}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def default_data_path(repo_id: str | None, text_dir: Path | None) -> Path:
     """data/ and the name of the repository or folder; a UserError where neither is given."""
     if name := repo_id or (text_dir and str(text_dir.resolve())):
@@ -101,12 +212,12 @@ def default_data_path(repo_id: str | None, text_dir: Path | None) -> Path:
 
 def source_files(
     source: TextSource | Source, say: Callable[[str], object] = lambda line: None
-) -> tuple[str | None, tuple[SourceFile, ...]]:
+) -> tuple[str | None, tuple[read.SourceFile, ...]]:
     """A source's commit, where it is on the Hub, and its files as they are now."""
     if source.repo_id:
         commit, found = hub.dataset_files(source.repo_id, source.revision or "main")
-        return commit, chosen_files(found, source.files, f"dataset {source.repo_id!r}", say)
-    return None, folder_files(Path(source.text_dir or ""), source.files, say)
+        return commit, read.chosen_files(found, source.files, f"dataset {source.repo_id!r}", say)
+    return None, read.folder_files(Path(source.text_dir or ""), source.files, say)
 
 
 def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> Plan:
@@ -114,7 +225,7 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
     if not asked.repo_id and not asked.text_dir:
         raise UserError(f"nothing is prepared in {str(asked.data_path)!r}: give repo_id or text_dir to prepare it")
     commit, files = source_files(asked, say)
-    formats = {format_of(file.name) for file in files}
+    formats = {read.format_of(file.name) for file in files}
     if asked.column and formats == {".txt"}:
         raise UserError(f"column {asked.column!r} has no meaning for .txt files: leave it out")
     if asked.piece_bytes and formats != {".txt"}:
@@ -126,7 +237,7 @@ def new_plan(folder: Path, asked: Preparation, say: Callable[[str], object]) -> 
     tokenizer_sha256 = hub.tokenizer_digest(contents)
     encoder = encoder_of(folder, tokenizer_sha256, asked.encoder)
     dtype = token_dtype(encoder.vocab_size, asked.dtype)
-    needed = np.dtype(dtype).itemsize * sum(map(text_bytes, files)) / BYTES_PER_TOKEN
+    needed = np.dtype(dtype).itemsize * sum(map(read.text_bytes, files)) / BYTES_PER_TOKEN
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -174,7 +285,7 @@ def differences(asked: Preparation, plan: Plan, since: float = 0.0, thorough: bo
     Of a source's folder, files that changed ``since`` are compared by their content; a thorough look is at the content
     of all, and at the Hub.
     """
-    before = vars(plan) | vars(plan.source) | {"piece_bytes": plan.source.piece_bytes or PIECE_BYTES}
+    before = vars(plan) | vars(plan.source) | {"piece_bytes": plan.source.piece_bytes or read.PIECE_BYTES}
     now = {name: value for name, value in vars(asked).items() if name in before and value is not None}
     now.pop("encoder", None)  # another one gives the same
     if asked.text_dir:

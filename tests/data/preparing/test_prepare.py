@@ -9,8 +9,7 @@ import pytest
 
 from litgpt_warmstart.data.preparing import encode, request, write
 from litgpt_warmstart.data.preparing import prepare as preparing
-from litgpt_warmstart.data.preparing.index import SourceFile
-from litgpt_warmstart.data.preparing.read import split_of
+from litgpt_warmstart.data.preparing.read import SourceFile, split_of
 from litgpt_warmstart.data.preparing.write import held_out, portions_of
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, ids_of, jsonl, of, parquet, prepare, quiet, stored_documents
