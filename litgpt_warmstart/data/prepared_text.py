@@ -11,11 +11,10 @@ from litgpt.data import DataModule
 from litgpt.tokenizer import Tokenizer
 from torch.utils.data import DataLoader
 
-from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, BlockRange
+from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, BlockRange, TokenStream
 from litgpt_warmstart.data.preparing import hub, request
 from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.prepare import prepare
-from litgpt_warmstart.data.tokens import TokenStream
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 

@@ -1,6 +1,7 @@
 """Each block is read once, in an order that is the same everywhere and mixes, by any processes."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from litgpt_warmstart.data.blocks import BlockBatches, BlockOrder, BlockRange
+from litgpt_warmstart.data.blocks import HEADER_BYTES, BlockBatches, BlockOrder, BlockRange, TokenStream
+from litgpt_warmstart.errors import UserError
 
 
 @given(st.integers(0, 3000), st.integers(-(2**70), 2**70))
@@ -78,3 +80,37 @@ def test_processes_and_their_workers_read_each_block_of_a_range_once_in_order(
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*loaders))
     read = [block[0].item() for batch in in_turn if batch is not None for block in batch]
     assert read == [3 * order[place] for place in range(first, first + length)]
+
+
+def stream(folder: Path, lengths: list[int], dtype: str = "uint16") -> TokenStream:
+    """Chunks of these lengths, which count from 0 on over all of them."""
+    chunks = []
+    for number, (first, stop) in enumerate(itertools.pairwise(itertools.accumulate(lengths, initial=0))):
+        path = folder / f"chunk-{number}.bin"
+        path.write_bytes(bytes(HEADER_BYTES) + np.arange(first, stop, dtype=dtype).tobytes())
+        chunks.append((path, stop - first))
+    return TokenStream(chunks, np.dtype(dtype))
+
+
+@given(
+    st.lists(st.integers(0, 30), max_size=6), st.integers(-5, 200), st.integers(-5, 200),
+    st.sampled_from(["uint16", "int32"]),
+)  # fmt: skip
+def test_any_slice_is_that_of_all_tokens_in_a_row(tmp_path_factory, lengths, start, stop, dtype):
+    tokens = stream(tmp_path_factory.mktemp("chunks"), lengths, dtype)
+    assert len(tokens) == sum(lengths)
+    read = tokens[start:stop]
+    assert read.dtype == dtype and read.tolist() == list(range(sum(lengths)))[start:stop]
+    assert tokens[:].tolist() == list(range(sum(lengths)))
+
+
+def test_a_file_that_is_cut_off_or_gone_is_named(tmp_path):
+    tokens = stream(tmp_path, [10, 10])
+    with (tmp_path / "chunk-1.bin").open("r+b") as file:
+        file.truncate(HEADER_BYTES + 10)
+    assert tokens[5:15].tolist() == list(range(5, 15))  # what is asked for is there
+    with pytest.raises(UserError, match="chunk-1.bin' is cut off: prepare the data again"):
+        tokens[5:16]
+    (tmp_path / "chunk-0.bin").unlink()
+    with pytest.raises(UserError, match="chunk-0.bin' cannot be read .No such file.*prepare the data again"):
+        tokens[5:6]

@@ -21,10 +21,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.preparing import hub, read
 from litgpt_warmstart.data.preparing.encode import EncoderName, encoder_of
-from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.parsing import Unreadable, parse

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.read import COMPRESSED, SPLITS, Part, SourceFile, Split, documents, text_bytes
 from litgpt_warmstart.data.preparing.request import Chunk, Plan
-from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import flush_to_disk, write_whole
 from litgpt_warmstart.parsing import parse

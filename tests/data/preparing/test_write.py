@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from litdata.streaming import StreamingDataLoader, StreamingDataset, TokensLoader
 
+from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.preparing.write import write_chunk, write_index
-from litgpt_warmstart.data.tokens import HEADER_BYTES
 from litgpt_warmstart.files import file_sha256
 
 
