@@ -32,11 +32,11 @@ def texts() -> list[str]:
     return list(dict.fromkeys(found))[:500]
 
 
-def parquet(texts: Sequence[str | None], column: str = "text", row_group_size: int = 20) -> bytes:
+def parquet(texts: Sequence[str | None], column: str = "text", kind: pa.DataType = pa.string()) -> bytes:
     """A parquet file with a column of text and one of something else."""
     buffer = io.BytesIO()
-    table = pa.table({"meta": list(range(len(texts))), column: pa.array(texts, pa.string())})
-    pq.write_table(table, buffer, row_group_size=row_group_size)
+    table = pa.table({"meta": list(range(len(texts))), column: pa.array(texts, pa.string()).cast(kind)})
+    pq.write_table(table, buffer, row_group_size=20)
     return buffer.getvalue()
 
 

@@ -60,16 +60,6 @@ def test_a_file_that_is_not_as_it_was_is_told_and_remembered_as_nothing(sha256, 
         looked_at(sha256)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1}', b"\xff", b"[" * 10**5])
-def test_a_damaged_memory_is_none(sha256, read, tmp_path, content):
-    looked_at(sha256)
-    memory = tmp_path / "cache/litgpt_warmstart/checked/data.json"
-    assert memory.is_file()
-    memory.write_bytes(content)
-    looked_at(sha256)
-    assert read == ["a.bin", "b.bin"] * 2
-
-
 def test_without_a_place_to_remember_it_looks_each_time(sha256, read, tmp_path):
     (tmp_path / "cache").write_text("a file where a folder should be")
     for _ in range(2):

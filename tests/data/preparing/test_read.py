@@ -97,65 +97,48 @@ def test_the_pieces_of_a_text_file_are_its_text(tmp_path_factory, text, piece_by
 ROWS = [f'{{"text": "document {number}", "meta": {{"a": [1, 2.5, null]}}}}' for number in range(20)]
 TEXTS = [f"document {number}" for number in range(20)]
 DEEP = ROWS[3].replace("[1, 2.5, null]", "[" * 5000 + "]" * 5000)
+SEVERAL_KINDS = [ROWS[n].replace("2.5", ["1e400", '"a"', "{}", "[]"][n % 4]) for n in range(20)]
+LINES = "\n".join(ROWS).encode()
+
+
+def long_window(content: bytes) -> bytes:
+    """A frame that says it needs a window of 2 GB, as ``zstd --ultra -22 --long=31`` writes: a reader must allow it."""
+    parameter = zstd.CompressionParameter
+    writer = zstd.ZstdCompressor(options={parameter.window_log: 31, parameter.enable_long_distance_matching: 1})
+    made = writer.compress(content[:50]) + writer.compress(content[50:]) + writer.flush()
+    with pytest.raises(zstd.ZstdError):
+        zstd.decompress(made)
+    return made
+
+
 FIELD_CASES = {
-    "a byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + "\n".join(ROWS).encode()),
-    "a deep column": ("a.jsonl", "\n".join([*ROWS[:3], DEEP, *ROWS[4:]]).encode()),
+    "a byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + LINES, TEXTS),
+    "a deep column": ("a.jsonl", "\n".join([*ROWS[:3], DEEP, *ROWS[4:]]).encode(), TEXTS),
     "a deep column beside half a pair": (
-        "a.jsonl", "\n".join([*ROWS[:3], DEEP, *ROWS[4:19], '{"text": "document 19", "x": "\\ud83d"}']).encode()
+        "a.jsonl", "\n".join([*ROWS[:3], DEEP, *ROWS[4:19], '{"text": "document 19", "x": "\\ud83d"}']).encode(), TEXTS
     ),
-    "columns of several kinds": (
-        "a.jsonl", "\n".join(ROWS[n].replace("2.5", ["1e400", '"a"', "{}", "[]"][n % 4]) for n in range(20)).encode()
-    ),
-    "blank lines": ("a.jsonl", "\r\n\r\n".join(ROWS).encode() + b"\n \n\n"),
-    "the last of two": ("a.jsonl", "\n".join(r.replace("{", '{"text": "no", ', 1) for r in ROWS).encode()),
-    "zeros after gzip": ("a.jsonl.gz", gzip.compress("\n".join(ROWS).encode()) + b"\0" * 1024),
-    "two members of gzip": (
-        "a.jsonl.gz", gzip.compress("\n".join(ROWS[:9]).encode() + b"\n") + gzip.compress("\n".join(ROWS[9:]).encode())
-    ),
+    "half a surrogate": ("a.jsonl", b'{"text": "a\\ud83db"}\n{"text": "\\ud83d\\ude00"}', ["a\ufffdb", "\U0001f600"]),
+    "columns of several kinds": ("a.jsonl", "\n".join(SEVERAL_KINDS).encode(), TEXTS),
+    "blank lines": ("a.jsonl", LINES.replace(b"\n", b"\r\n\r\n") + b"\n \n\n", TEXTS),
+    "the last of two": ("a.jsonl", LINES.replace(b'{"text', b'{"text": "no", "text'), TEXTS),
+    "a row without text": ("a.jsonl", LINES + b'\n{"text": null}', [*TEXTS, None]),
+    "zeros after gzip": ("a.jsonl.gz", gzip.compress(LINES) + b"\0" * 1024, TEXTS),
+    "two members of gzip": ("a.jsonl.gz", gzip.compress(LINES + b"\n") + gzip.compress(LINES), TEXTS * 2),
+    "any window of zstandard": ("a.jsonl.zst", long_window(LINES), TEXTS),
+    **{
+        f"parquet of {kind}": ("a.parquet", parquet([*TEXTS, None], kind=kind), [*TEXTS, None])
+        for kind in (pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()))
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", FIELD_CASES)
 def test_what_people_have_met_is_read(case, tmp_path, monkeypatch):
-    name, content = FIELD_CASES[case]
+    name, content, expected = FIELD_CASES[case]
     (tmp_path / name).write_bytes(content)
-    assert read(tmp_path / name) == TEXTS
+    assert read(tmp_path / name) == expected
     monkeypatch.setattr(reading, "BLOCK_BYTES", 100)  # and shorter than a row
-    assert read(tmp_path / name) == TEXTS
-
-
-def test_a_zstandard_file_of_any_window_is_read(tmp_path):
-    """Such as ``zstd --ultra -22 --long=31`` writes, of which a reader must be told that it may take the memory."""
-    with pytest.raises(zstd.ZstdError):
-        zstd.decompress(long_window("\n".join(ROWS).encode()))
-    (tmp_path / "a.jsonl.zst").write_bytes(long_window("\n".join(ROWS).encode()))
-    assert read(tmp_path / "a.jsonl.zst") == TEXTS
-
-
-def long_window(content: bytes) -> bytes:
-    """A frame that says it needs a window of 2 GB."""
-    parameter = zstd.CompressionParameter
-    writer = zstd.ZstdCompressor(options={parameter.window_log: 31, parameter.enable_long_distance_matching: 1})
-    return writer.compress(content[:50]) + writer.compress(content[50:]) + writer.flush()
-
-
-@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
-def test_text_of_any_kind_of_parquet_column_is_read(tmp_path, kind):
-    pq.write_table(pa.table({"text": pa.array([*TEXTS, None]).cast(kind)}), tmp_path / "a.parquet", row_group_size=8)
-    assert read(tmp_path / "a.parquet") == [*TEXTS, None]
-
-
-def test_a_row_may_have_no_text_but_not_no_key(tmp_path):
-    (tmp_path / "a.jsonl").write_text("\n".join([*ROWS[:3], '{"text": null}', *ROWS[3:]]))
-    assert read(tmp_path / "a.jsonl") == [*TEXTS[:3], None, *TEXTS[3:]]
-    (tmp_path / "a.jsonl").write_text("\n".join([*ROWS[:3], '{"x": 1}', *ROWS[3:]]))
-    with pytest.raises(UserError, match=f"no key 'text' at byte {3 * len(ROWS[0]) + 3}, only x"):
-        read(tmp_path / "a.jsonl")
-
-
-def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83db"}\n{"text": "\\ud83d\\ude00"}\n')
-    assert read(tmp_path / "a.jsonl") == ["a\ufffdb", "\U0001f600"]
+    assert read(tmp_path / name) == expected
 
 
 PLAIN = io.BytesIO()
@@ -164,6 +147,11 @@ NOT_UTF8 = PLAIN.getvalue().replace(b"\xc3\xa9" * 40, b"\xff" * 80)
 BAD = {
     "no such column": ("a.parquet", parquet(["x"], "content"), "no column 'text', only meta, content: pass --column"),
     "no such key": ("a.jsonl", b'{"content": "x"}\n', "no key 'text' at byte 0, only content: pass --column"),
+    "no such key later": (
+        "a.jsonl",
+        LINES + b'\n{"x": 1}',
+        f"no key 'text' at byte {len(LINES) + 1:,}, only x",
+    ),
     "numbers": ("a.jsonl", b'{"text": 3}\n', "is no text: pass --column"),
     "no JSON": ("a.jsonl", b'{"text": "a"}\n{"text\n', "no JSON object in the line at byte 14"),
     "two objects in a line": ("a.jsonl", b'{"text": "a"}\n{"text": "b"} {"text": "c"}\n', "line at byte 14"),
