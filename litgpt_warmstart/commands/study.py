@@ -37,13 +37,14 @@ def as_list(
     return list(dict.fromkeys(elements)) if once else elements
 
 
-def from_scratch(run: RunArgs, parametrization: ParametrizationName = "mup") -> Callable[..., RunSpec]:
+def from_scratch(run: RunArgs, parametrization: ParametrizationName | None = None) -> Callable[..., RunSpec]:
     """What resolves runs from scratch, given target, folder and changes to what the user asked for."""
 
     def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
-        own = dict(target=target, parametrization=parametrization, initial_checkpoint_dir=None)
         args = replace(run, resume="auto", **changes)
-        return resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, own)
+        spec = resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, {})
+        own = dict(target=target, parametrization=spec.parametrization, initial_checkpoint_dir=None)
+        return replace(spec, own=own)
 
     return make
 

@@ -42,7 +42,7 @@ def setup(
     if json is not None and Path(json).is_dir():
         raise UserError(f"--json {str(json)!r} is a folder: give a file")
     start = read_base(base)
-    spec = resolve("warmstart", target, start, growth, "mup", Path(out_dir), run, {})
+    spec = resolve("warmstart", target, start, growth, None, Path(out_dir), run, {})
     if json is not None:
         _check_free(Path(json))
     told, figures = make_plan(spec, start, measure)

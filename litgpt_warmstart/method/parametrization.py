@@ -53,6 +53,8 @@ PARAMETRIZATIONS = {
     "mup": Parametrization(matrix=(0.5, 1.0), logits=1.0, scores=1.0),
     "sp": Parametrization(is_own_base=True),
 }
+DEFAULT = "mup"
+"""What carries a learning rate from where nothing else is said."""
 if TYPE_CHECKING:
     ParametrizationName = str
 else:

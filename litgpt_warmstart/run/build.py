@@ -54,7 +54,7 @@ def first_weights(
     initial = mup.initial_weights(model, mup_base, seed, perturb, parametrization)
     if growth is None or source is None:
         return initial
-    weights = source.weights_under(mup.folding(source.config, mup_base))
+    weights = source.weights_under(mup.folding(source.config, mup_base, parametrization))
     return grow(weights, initial, source.config, model.config, growth)
 
 

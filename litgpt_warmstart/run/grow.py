@@ -11,6 +11,7 @@ from litgpt.utils import num_parameters
 from litgpt_warmstart.edge import options
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.parametrization import DEFAULT, width_mult
 from litgpt_warmstart.run.build import bare_model, build_model, first_weights
 from litgpt_warmstart.run.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from litgpt_warmstart.run.record import Record
@@ -39,7 +40,7 @@ def grow(
     start = read_base(base)
     config, tuned = resolve_models(target, start, growth, mup_base, None)
     check_seed(start, config, growth, seed)
-    return build_model(config, tuned.config, seed, growth, read_checkpoint(start.path))
+    return build_model(config, tuned.config, seed, growth, read_checkpoint(start.path), tuned.carried_by or DEFAULT)
 
 
 def grow_folder(
@@ -65,20 +66,21 @@ def grow_folder(
     Returns:
         The new folder's record.
     """
+    parametrization = tuned.carried_by or DEFAULT
     with torch.device("meta"):
-        model = bare_model(config, tuned.config)
+        model = bare_model(config, tuned.config, parametrization)
     record = Record(
         command="warmstart_grow",
         name=config.name,
         parameters=num_parameters(model),
-        parametrization="mup",
+        parametrization=parametrization,
         mup_base_config=asdict(tuned.config),
-        width_mult=config.n_embd / tuned.config.n_embd,
+        width_mult=width_mult(config, tuned.config, parametrization),
         base_lr=tuned.record.base_lr if tuned.record else None,
         global_batch_size=tuned.record.global_batch_size if tuned.record else None,
         growth=growth.done(source.config, config, source.path, seed),
         lineage=source.ancestors(),
     )
-    weights = first_weights(model, tuned.config, seed, growth, source)
+    weights = first_weights(model, tuned.config, seed, growth, source, parametrization)
     save_checkpoint(out_dir, weights, model.config, record, arguments, source.tokenizer)
     return record

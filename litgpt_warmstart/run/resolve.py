@@ -17,7 +17,7 @@ from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
-from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, ParametrizationName, mup_config
+from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, mup_config
 from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
@@ -45,13 +45,19 @@ class Tuned:
         """What tells learning rate and batch size: a checkpoint's own record, whatever its name, else Table 1's row."""
         return self.header.record if self.header else find_scale(self.config.name)
 
+    @property
+    def carried_by(self) -> ParametrizationName | None:
+        """What carries the learning rate from there over width, as a record tells; None where that carries nothing."""
+        name = self.record.parametrization if self.record else None
+        return name if name and not PARAMETRIZATIONS[name].is_own_base else None
+
 
 def resolve(
     command: str,
     target: str | None,
     start: Header | None,
     growth: Growth | None,
-    parametrization: ParametrizationName,
+    parametrization: ParametrizationName | None,
     out_dir: Path,
     args: RunArgs,
     own_arguments: dict[str, Any],
@@ -63,7 +69,7 @@ def resolve(
         target: What ``--target`` says; None for the shapes of ``start``.
         start: Checkpoint that the weights come from, grown or as they are; None from scratch.
         growth: How ``start`` becomes the target; None for its weights as they are.
-        parametrization: muP or standard.
+        parametrization: A name in the table; None for that which the learning rate was tuned under.
         out_dir: Folder of the run.
         args: What the user has typed.
         own_arguments: The command's other arguments, for hyperparameters.yaml.
@@ -73,13 +79,17 @@ def resolve(
     """
     _check_devices(args.devices, args.num_nodes)
     args.check()
-    is_own_base = PARAMETRIZATIONS[parametrization].is_own_base
-    if is_own_base and args.mup_base is not None:
-        raise UserError(f"--mup_base has no meaning with --parametrization {parametrization}: leave one of them out")
     optimizer = resolve_optimizer(args.optimizer)
     config, tuned = resolve_models(target, start, growth, args.mup_base, args.data)
-    if is_own_base:
+    parametrization = parametrization or tuned.carried_by or DEFAULT
+    if PARAMETRIZATIONS[parametrization].is_own_base:
+        if args.mup_base is not None:
+            told = f"--mup_base has no meaning with --parametrization {parametrization}"
+            raise UserError(f"{told}: leave one of them out")
         tuned = Tuned(config, tuned.header)
+    elif tuned.carried_by not in (None, parametrization):
+        told = f"--parametrization {parametrization} would go on from a learning rate tuned under {tuned.carried_by}"
+        raise UserError(f"{told}: pass --parametrization {tuned.carried_by}")
     config = mup_config(config, tuned.config, parametrization)
     if growth and start:
         check_seed(start, config, growth, args.seed)

@@ -8,12 +8,32 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from litgpt_warmstart.commands import warmstart_scratch
+from litgpt_warmstart.commands import warmstart, warmstart_scratch
+from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss
+from litgpt_warmstart.run import train
 from litgpt_warmstart.run.build import uses_cuda_graphs
-from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
 from tests.conftest import build, losses, neox
+
+
+def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base, tiny, tmp_path, monkeypatch):
+    carries = parametrization.PARAMETRIZATIONS["mup"]
+    monkeypatch.setitem(parametrization.PARAMETRIZATIONS, "toy", replace(carries, logits=0.5))
+    header, given = read_header(base), dict(lr=0.01, data=StdlibText(), train=TrainArgs(global_batch_size=8))
+    toy, plain = (replace(header, record=replace(header.record, parametrization=name)) for name in ("toy", "sp"))
+    monkeypatch.setattr(train, "setup", lambda spec: spec)
+    for start, expected in ((toy, "toy"), (plain, "mup"), (replace(header, record=None), "mup")):
+        monkeypatch.setattr(warmstart, "read_base", lambda _, start=start: start)
+        spec = warmstart.setup(base, tiny[48], out_dir=tmp_path, **given)
+        assert spec.parametrization == expected
+    with pytest.raises(UserError, match="pass --parametrization toy"):
+        resolve("warmstart_scratch", None, toy, None, "mup", tmp_path, RunArgs(**given), {})
+
 
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
