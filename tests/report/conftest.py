@@ -1,5 +1,6 @@
 """Run folders as training leaves them, without training: written by the classes that write the real ones."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,52 +32,25 @@ class Maker:
         self.folder = folder
 
     def __call__(
-        self,
-        name: str,
-        val_losses: list[float],
-        width: int = 48,
-        seed: int = 1,
-        shrink: float | None = None,
-        base: Path | None = None,
-        steps: int = 40,
-        planned: int | None = None,
-        data: str = "corpus",
-        start_token: int = 0,
-        max_iters: int = 10,
-        vocabulary: int = 96,
-        checkpoint: str | None = "final",
-        norms: tuple[int, ...] = (),
-        hoffmann: bool = True,
-        **changes: object,
-    ) -> Path:
+        self, name: str, val_losses: list[float], *, width: int = 48, seed: int = 1, shrink: float | None = None,
+        base: Path | None = None, steps: int = 40, planned: int | None = None, data: str = "corpus",
+        start_token: int = 0, max_iters: int = 10, vocabulary: int = 96, checkpoint: str | None = "final",
+        norms: tuple[int, ...] = (), hoffmann: bool = True, **changes: object,
+    ) -> Path:  # fmt: skip
         """A run whose validations are evenly spaced over its steps, the first before the first step.
 
-        Args:
-            name: Folder.
-            val_losses: Their losses.
-            width: n_embd.
-            seed: Of the run.
-            shrink: Of a warmstart.
-            base: Folder of the run that it was grown from.
-            steps: Taken.
-            planned: Steps that it was to take.
-            data: Fingerprint.
-            start_token: First token read.
-            max_iters: Validation blocks.
-            vocabulary: Padded.
-            checkpoint: Folder of its checkpoint; None for none.
-            norms: Steps at which norms were recorded.
-            hoffmann: Whether metrics.csv has that column's values.
-            changes: Other fields of the record.
+        ``base`` is the folder of the run that it was grown from, ``planned`` the steps that it was to take, ``data`` a
+        fingerprint, ``checkpoint`` the folder of its checkpoint, or None, ``norms`` the steps at which they were
+        recorded, ``hoffmann`` whether metrics.csv has that column's values, ``changes`` other fields of the record.
         """
         out_dir = self.folder / name
-        final = out_dir / (checkpoint or "gone")
+        final, tokens = out_dir / (checkpoint or "gone"), steps * PER_STEP
         final.mkdir(parents=True)
         config = neox(width, 2, vocab_size=vocabulary, padded_vocab_size=vocabulary)
         save_config(config, final)
         (final / WEIGHTS).write_bytes(name.encode())
         (final / HYPERPARAMETERS).write_text(yaml.safe_dump({"eval": {"max_iters": max_iters}}))
-        lineage, mup_base = (), neox(16, 2)
+        lineage = ()
         if base:
             parent = Record.load(base / "final" / RECORD)
             ancestor = Ancestor(
@@ -84,19 +58,10 @@ class Maker:
                 parent.tokens, parent.matmul_flops, parent.data, parent.growth, parent.hoffmann_flops,
             )  # fmt: skip
             lineage = (*parent.lineage, ancestor)
-        tokens = steps * PER_STEP
         record = Record(
-            command="warmstart" if base else "warmstart_scratch",
-            name=config.name,
-            parameters=PARAMETERS[width],
-            parametrization="mup",
-            mup_base_config=asdict(mup_base),
-            width_mult=width / 16,
-            base_lr=0.02,
-            global_batch_size=8,
-            tokens=tokens,
-            step_count=steps,
-            matmul_flops=tokens,
+            command="warmstart" if base else "warmstart_scratch", name=config.name, parameters=PARAMETERS[width],
+            parametrization="mup", mup_base_config=asdict(neox(16, 2)), width_mult=width / 16, base_lr=0.02,
+            global_batch_size=8, tokens=tokens, step_count=steps, matmul_flops=tokens,
             hoffmann_flops=tokens * FLOPS_PER_TOKEN[width],
             data=DataUse("litgpt_warmstart.data.StdlibText", {}, tokens, data, start_token, start_token + tokens),
             growth=None if shrink is None else Grown(
@@ -104,10 +69,9 @@ class Maker:
             ),
             lineage=lineage,
             training={
-                "command_line": ["litgpt"], "schedule": Schedule("constant", planned or steps).plain,
-                "optimizer": "AdamW", "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4,
+                "command_line": ["litgpt"], "schedule": Schedule("constant", planned or steps).plain, "optimizer": "AdamW",
+                "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4, "precision": "32-true", "seed": seed,
                 "max_tokens": (planned or steps) * PER_STEP,
-                "precision": "32-true", "seed": seed,
             },
         )  # fmt: skip
         replace(record, **changes).save(final / RECORD)
@@ -121,9 +85,7 @@ class Maker:
                                  "l2": 2.0 + step} for n in names)  # fmt: skip
             file.close()
         if checkpoint is None:
-            for path in final.iterdir():
-                path.unlink()
-            final.rmdir()
+            shutil.rmtree(final)
         return out_dir
 
     @staticmethod

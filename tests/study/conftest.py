@@ -1,4 +1,8 @@
-"""Runs of seconds as experiments have them."""
+"""Runs of seconds as studies have them."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -7,19 +11,41 @@ from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 
 
+def rows(table: Path) -> list[dict[str, str]]:
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def settings(stdlib_path) -> dict:
+    """What the commands of studies share."""
+    return dict(data=StdlibText(stdlib_path), precision="32-true", compile=False, logger_name="csv",
+                eval=EvalArgs(interval=100, max_iters=4))  # fmt: skip
+
+
 @pytest.fixture
-def make_spec(tiny, stdlib_path, tmp_path):
+def make_spec(tiny, settings, tmp_path) -> Callable[..., RunSpec]:
     """Makes the specification of a run of 4 steps from scratch at width 16."""
 
     def make(folder: str, lr: float = 0.02, seed: int = 1, **changes: object) -> RunSpec:
         train = TrainArgs(global_batch_size=4, micro_batch_size=4, max_steps=changes.pop("max_steps", 4),
                           save_interval=changes.pop("save_interval", None))  # fmt: skip
-        data = changes.pop("data", None) or StdlibText(stdlib_path)
         own = dict(target=tiny[16], parametrization="mup", initial_checkpoint_dir=None)
-        args = RunArgs(
-            lr=lr, seed=seed, train=train, data=data, precision="32-true", compile=False, logger_name="csv",
-            eval=EvalArgs(interval=100, max_iters=4), resume="auto", **changes,
-        )  # fmt: skip
+        args = RunArgs(lr=lr, seed=seed, train=train, resume="auto", **(settings | changes))
         return resolve("warmstart_scratch", tiny[16], None, None, "mup", tmp_path / "runs" / folder, args, own)
 
     return make
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """Calls a command, and gives the one line that it ends with."""
+
+    def call(command: Callable[..., None], **arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            command(**arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 1 and line.startswith("litgpt warmstart_")
+        return line
+
+    return call

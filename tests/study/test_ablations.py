@@ -1,6 +1,5 @@
 """Ablations as data: arms, the run from scratch beside each, and what is told of them."""
 
-import csv
 import math
 import os
 from dataclasses import dataclass
@@ -13,30 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
-from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth
 from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study import ablations
 from litgpt_warmstart.study.ablations import expand, labels, table
 from tests.conftest import assert_same_weights
+from tests.study.conftest import rows
 
 DEFAULTS = dict(base="5M", target="22M")
 
 
-def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch():
+def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch_and_runs_once():
     arms = expand([dict(shrink=[0.2, 0.4], perturb=[0, 1], schedule=["constant", "wsd"])], DEFAULTS)
     assert len(arms) == 2 * 2 * 2 + 2
-    assert [arm.schedule for arm in arms if not arm.growth.shrink] == ["constant", "wsd"]
-    assert all(arm.growth.perturb == 1 for arm in arms if not arm.growth.shrink)
+    assert [(arm.schedule, arm.growth.perturb) for arm in arms if not arm.growth.shrink] == [
+        ("constant", 1),
+        ("wsd", 1),
+    ]
+    arms = expand([dict(shrink=[0.2, 0.4]), dict(gains=["shrunk", "reset"])], DEFAULTS)
+    growths = [(arm.growth.shrink, arm.growth.gains) for arm in arms]
+    assert growths == [(0, "shrunk"), (0.2, "shrunk"), (0.4, "shrunk"), (0.4, "reset")]
 
 
 def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled():
     arms = expand([dict(shrink=[0, 0.4], perturb=[0.5, 1], gains=["reset", "copied"])], DEFAULTS)
     none = [(arm.growth.perturb, arm.growth.gains, arm.growth.from_scratch) for arm in arms if not arm.growth.shrink]
-    assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)]
-    assert len(arms) == 2 + 4
+    assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)] and len(arms) == 2 + 4
 
 
 def test_a_new_option_of_growth_that_is_not_of_the_source_is_varied_at_shrink_0_too(monkeypatch):
@@ -56,16 +60,6 @@ def test_an_arms_folder_is_named_as_in_the_first_landing():
     scratch, arm = expand([options | dict(schedule="wsd")], DEFAULTS)
     assert arm.name == "5M-22M-shrink-0.2-perturb-0.5-blocks-reset-tokens_per_param-30-wsd-weight_decay-0.1"
     assert scratch.name == "5M-22M-scratch-tokens_per_param-30-wsd-weight_decay-0.1"
-
-
-def test_what_two_arms_share_is_run_once():
-    arms = expand([dict(shrink=[0.2, 0.4]), dict(gains=["shrunk", "reset"])], DEFAULTS)
-    assert [(arm.growth.shrink, arm.growth.gains) for arm in arms] == [
-        (0, "shrunk"),
-        (0.2, "shrunk"),
-        (0.4, "shrunk"),
-        (0.4, "reset"),
-    ]
 
 
 @given(
@@ -110,25 +104,11 @@ def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
 
 def told(*seeds: tuple) -> str:
     """The table of arms, given for each seed the arm, how it and its run from scratch ended, and its tokens of 10."""
-    rows = [
-        dict(**arm.options, first_val_loss=first, status=status, val_loss=last, scratch_status=beside,
-             scratch_val_loss=5.0, tokens_to_scratch_val_loss=math.nan if reached is None else reached,
-             scratch_tokens_to_scratch_val_loss=10.0)
-        for arm, first, status, last, beside, reached in seeds
-    ]  # fmt: skip
-    names = labels(list(dict.fromkeys(seed[0] for seed in seeds)))[1]
-    return table(pandas.DataFrame(rows), names).to_string()
-
-
-def test_a_seed_whose_run_from_scratch_diverged_counts_neither_as_slower_nor_as_above_it():
-    scratch, warm = expand([dict(shrink=0.4)], DEFAULTS)
-    text = told(
-        (scratch, 8.0, "finished", 5.0, "finished", None),
-        (scratch, 8.0, "diverged", 9.0, "diverged", None),
-        (warm, 8.0, "finished", 5.5, "finished", 5.0),
-        (warm, 8.0, "finished", 9.5, "diverged", None),
-    )
-    assert "50% (1 of 1 seeds); 1 ended above it; 1 without a run from scratch" in text
+    names = ("first_val_loss", "status", "val_loss", "scratch_status", "tokens_to_scratch_val_loss")
+    beside = dict(scratch_val_loss=5.0, scratch_tokens_to_scratch_val_loss=10.0)
+    found = [arm.options | beside | dict(zip(names, ended, strict=True)) for arm, *ended in seeds]
+    frame = pandas.DataFrame(found).astype({"tokens_to_scratch_val_loss": float})
+    return table(frame, labels(list(dict.fromkeys(arm for arm, *_ in seeds)))[1]).to_string()
 
 
 def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviation():
@@ -138,12 +118,12 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     assert names == ["from scratch", "shrink 0.4", "shrink 1, gains reset"]
     scratch, warm, reset = arms
     text = told(
-        (scratch, 8.0, "finished", 5.0, "finished", None),
+        (scratch, 8.0, "finished", 5.0, "finished", math.nan),
         (warm, 7.0, "finished", 4.0, "finished", 3.0),
-        (warm, 7.2, "finished", 4.2, "diverged", None),
-        (warm, 7.1, "finished", 5.1, "finished", None),
-        (reset, 7.0, "diverged", None, "finished", None),
-        (reset, None, "skipped", None, "finished", None),
+        (warm, 7.2, "finished", 4.2, "diverged", math.nan),  # neither slower nor above it
+        (warm, 7.1, "finished", 5.1, "finished", math.nan),
+        (reset, 7.0, "diverged", None, "finished", math.nan),
+        (reset, None, "skipped", None, "finished", math.nan),
     )
     assert "7.1000 ± 0.1000" in text and "4.4333 ± 0.5859" in text
     assert "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
@@ -151,88 +131,83 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
 
 
 ARMS = [dict(shrink=[0.4]), dict(weight_decay=0.1, schedule="wsd")]
-EVAL = EvalArgs(interval=100, max_iters=4)
 
 
 @pytest.fixture(scope="module")
-def ablate(tiny, stdlib_path, tmp_path_factory):
-    """Carries out ARMS over two seeds, or what is changed of that, in one folder, which it gives."""
-
-    def run(**changes: object) -> Path:
-        settings = dict(
-            base=tiny[16], target=tiny[48], seeds="1,2", arms=ARMS, base_tokens_per_param=0.01, tokens_per_param=0.01,
-            out_dir=tmp_path_factory.getbasetemp() / "ablations", lr=0.02, data=StdlibText(stdlib_path),
-            train=TrainArgs(global_batch_size=8, micro_batch_size=4, lr_warmup_steps=2, cooldown_steps=2),
-            precision="32-true", compile=False, logger_name="csv", eval=EVAL,
-        )  # fmt: skip
-        warmstart_ablations.setup(**(settings | changes))
-        return Path(str((settings | changes)["out_dir"]))
-
-    return run
+def arguments(tiny, settings, tmp_path_factory) -> dict:
+    """ARMS over two seeds, in one folder."""
+    return settings | dict(
+        base=tiny[16], target=tiny[48], seeds="1,2", arms=ARMS, base_tokens_per_param=0.01, tokens_per_param=0.01,
+        out_dir=tmp_path_factory.mktemp("ablations"), lr=0.02,
+        train=TrainArgs(global_batch_size=8, micro_batch_size=4, lr_warmup_steps=2, cooldown_steps=2),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def study(ablate) -> Path:
-    return ablate()
+def study(arguments) -> Path:
+    warmstart_ablations.setup(**arguments)
+    return arguments["out_dir"]
 
 
-def read(folder: Path, name: str = "ablations") -> list[dict]:
-    with (folder / f"{name}.csv").open() as file:
-        return list(csv.DictReader(file))
+def record_of(folder: Path, run: str) -> Record:
+    record = read_header(folder / "runs" / run / "final").record
+    assert record
+    return record
 
 
 def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(study):
-    rows = read(study)
-    assert len(rows) == 4 * 2 and {row["status"] for row in rows} == {"finished"}
-    runs = {(float(row["shrink"]), row["schedule"], row["seed"]): row for row in rows}
-    for row in rows:
+    found = rows(study / "ablations.csv")
+    assert len(found) == 4 * 2 and {row["status"] for row in found} == {"finished"}
+    runs = {(float(row["shrink"]), row["schedule"], row["seed"]): row for row in found}
+    for row in found:
         beside = runs[0.0, row["schedule"], row["seed"]]
         assert row["scratch_val_loss"] == beside["val_loss"] and row["tokens"] == beside["tokens"]
-    base = read_header(study / "runs" / "base-neox-16" / "final").record
-    records = {key: read_header(study / "runs" / row["run"] / "final").record for key, row in runs.items()}
-    assert {record.data.start_token for record in records.values()} == {base.data.stop_token}
+    records = {key: record_of(study, row["run"]) for key, row in runs.items()}
+    read = record_of(study, "base-neox-16").data.stop_token
+    assert {record.data.start_token for record in records.values()} == {read}
     assert records[0.4, "wsd", "2"].training["optimizer"]["init_args"]["weight_decay"] == 0.1
     assert records[0.4, "wsd", "2"].training["schedule"]["name"] == "wsd"
     assert records[0.4, "constant", "1"].growth.seed == 1
     assert (study / "ablations.png").stat().st_size > 10_000
 
 
-def test_the_scratch_arm_is_the_run_that_warmstart_scratch_makes(study, tiny, stdlib_path, tmp_path):
-    (own,) = (row["run"] for row in read(study)
-              if (row["shrink"], row["schedule"], row["seed"]) == ("0.0", "constant", "2"))  # fmt: skip
+def test_the_scratch_arm_is_the_run_that_warmstart_scratch_makes(study, tiny, settings, tmp_path):
+    own = study / "runs" / "neox-16-neox-48-scratch-tokens_per_param-0.01-seed-2" / "final"
     warmstart_scratch.setup(
-        target=tiny[48], mup_base=str(study / "runs" / "base-neox-16" / "final"), seed=2, tokens_per_param=0.01,
-        out_dir=tmp_path, precision="32-true", compile=False, logger_name="csv", eval=EVAL,
-        train=TrainArgs(global_batch_size=8, micro_batch_size=4), data=StdlibText(stdlib_path),
+        target=tiny[48], mup_base=str(study / "runs/base-neox-16/final"), seed=2, tokens_per_param=0.01,
+        out_dir=tmp_path, train=TrainArgs(global_batch_size=8, micro_batch_size=4), **settings,
     )  # fmt: skip
-    assert_same_weights(tmp_path / "final", study / "runs" / own / "final")
+    assert_same_weights(tmp_path / "final", own)
 
     # And its own --config file makes it again, on the same batches.
-    given = yaml.safe_load((tmp_path / "final/hyperparameters.yaml").read_text())
-    written = study / "runs" / own / "final" / "hyperparameters.yaml"
-    assert {k for k, v in yaml.safe_load(written.read_text()).items() if v != given[k]} <= {"out_dir", "tokenizer_dir"}
+    given, written = (
+        yaml.safe_load((folder / "hyperparameters.yaml").read_text()) for folder in (tmp_path / "final", own)
+    )
+    assert {k for k, v in written.items() if v != given[k]} <= {"out_dir", "tokenizer_dir"}
 
 
-def test_a_finished_study_goes_on_with_more_arms(study, ablate, capsys):
-    ablate(seeds=[1, 2], arms=[dict(shrink=[0.4, 1.0])], name="more")
+def test_a_finished_study_goes_on_with_more_arms(study, arguments, capsys):
+    more = dict(seeds=[1, 2], arms=[dict(shrink=[0.4, 1.0])], name="more")
+    warmstart_ablations.setup(**(arguments | more))
     out = capsys.readouterr().out
     assert "5 of 7 runs have ended before" in out and "shrink 1 " in out
 
 
-def test_a_base_may_be_a_checkpoint(ablate, base, tmp_path, monkeypatch):
-    given = dict(out_dir=tmp_path, arms=[dict(shrink=0.4)], lr=None)
-    ablate(base=str(base), seeds=3, **given)
-    record = read_header(tmp_path / "runs" / read(tmp_path)[1]["run"] / "final").record
+def test_a_base_may_be_a_checkpoint(arguments, base, tmp_path, monkeypatch):
+    given = arguments | dict(out_dir=tmp_path, arms=[dict(shrink=0.4)], lr=None)
+    warmstart_ablations.setup(**(given | dict(base=str(base), seeds=3)))
+    record = record_of(tmp_path, rows(tmp_path / "ablations.csv")[1]["run"])
     assert record.lineage[0].path == str(base) and record.base_lr == 0.02
     monkeypatch.chdir(base.parent.parent)
-    ablate(base=os.path.relpath(base), seeds=[3, 4], **given)  # the same one
-    assert len(read(tmp_path)) == 4
+    warmstart_ablations.setup(**(given | dict(base=os.path.relpath(base), seeds=[3, 4])))  # the same one
+    assert len(rows(tmp_path / "ablations.csv")) == 4
 
 
-def test_schedules_with_options_stand_beside_constant(study, ablate):
-    ablate(arms=[dict(schedule=["constant", "warmup"])], seeds=1, name="schedules")
-    told = {row["schedule"]: read_header(study / "runs" / row["run"] / "final").record.training["schedule"]
-            for row in (*read(study), *read(study, "schedules"))}  # fmt: skip
+def test_schedules_with_options_stand_beside_constant(study, arguments):
+    schedules = dict(arms=[dict(schedule=["constant", "warmup"])], seeds=1, name="schedules")
+    warmstart_ablations.setup(**(arguments | schedules))
+    found = (*rows(study / "ablations.csv"), *rows(study / "schedules.csv"))
+    told = {row["schedule"]: record_of(study, row["run"]).training["schedule"] for row in found}
     assert {name: (s.get("warmup_steps", 0), len(s.get("cooldowns", ()))) for name, s in told.items()} == {
         "constant": (0, 0), "warmup": (2, 0), "wsd": (2, 1)
     }  # fmt: skip
@@ -250,8 +225,6 @@ def test_schedules_with_options_stand_beside_constant(study, ablate):
         (dict(train=TrainArgs(max_tokens=4)), "give --tokens_per_param"),
     ],
 )
-def test_what_a_study_cannot_do_is_one_line(ablate, tmp_path, capsys, changes, told):
-    with pytest.raises(SystemExit) as stopped:
-        ablate(**(dict(out_dir=tmp_path, tokens_per_param=1.0, base_tokens_per_param=1.0) | changes))
-    err = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 1 and len(err) == 1 and told in err[0]
+def test_what_a_study_cannot_do_is_one_line(arguments, tmp_path, refused, changes, told):
+    small = dict(out_dir=tmp_path, tokens_per_param=1.0, base_tokens_per_param=1.0)
+    assert told in refused(warmstart_ablations.setup, **(arguments | small | changes))

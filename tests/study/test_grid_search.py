@@ -1,6 +1,5 @@
 """Grid search: equal budgets, the winner's record, divergence, going on."""
 
-import csv
 import math
 import shutil
 from contextlib import redirect_stdout
@@ -13,11 +12,11 @@ import pytest
 import yaml
 
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
-from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study.grid_search import at_the_edge, mean_losses, results, table, winner
 from litgpt_warmstart.study.outcomes import OUTCOME, Outcome, StudyRun
+from tests.study.conftest import rows
 
 
 def outcome(first: float, last: float, status: str = "finished") -> Outcome:
@@ -43,27 +42,18 @@ def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
 
 
 @pytest.fixture(scope="module")
-def search(tiny, stdlib_path, tmp_path_factory):
-    """Carries out a grid of six cells, or what is changed of that."""
-
-    def run(**changes: object) -> None:
-        settings = dict(
-            target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1,
-            out_dir=tmp_path_factory.mktemp("search") / "grid", train=TrainArgs(max_tokens=1700, micro_batch_size=2),
-            data=StdlibText(stdlib_path), precision="32-true", compile=False, logger_name="csv",
-            eval=EvalArgs(interval=100, max_iters=4),
-        )  # fmt: skip
-        warmstart_grid_search.setup(**(settings | changes))
-
-    return run
+def arguments(tiny, settings) -> dict:
+    """A grid of six cells."""
+    train = TrainArgs(max_tokens=1700, micro_batch_size=2)
+    return settings | dict(target=tiny[16], lrs="0.01,0.03,1e6", batch_sizes=[2, 4], seeds=1, train=train)
 
 
 @pytest.fixture(scope="module")
-def searched(search, tmp_path_factory) -> tuple[Path, str]:
+def searched(arguments, tmp_path_factory) -> tuple[Path, str]:
     """The folder of the six cells, and what was printed."""
     folder, printed = tmp_path_factory.mktemp("searched") / "grid", StringIO()
     with redirect_stdout(printed):
-        search(out_dir=folder)
+        warmstart_grid_search.setup(out_dir=folder, **arguments)
     return folder, printed.getvalue()
 
 
@@ -73,18 +63,17 @@ def grid(searched, tmp_path) -> Path:
     return shutil.copytree(searched[0], tmp_path / "grid")
 
 
-def read(folder) -> list[dict]:
-    with (folder / "grid_search.csv").open() as file:
-        return list(csv.DictReader(file))
+def read(folder: Path) -> list[dict[str, str]]:
+    return rows(folder / "grid_search.csv")
 
 
 def test_a_grid_trains_every_cell_on_the_same_tokens_and_warmstart_reads_its_winner(searched, tiny, tmp_path):
     grid, printed = searched
-    rows = read(grid)
-    assert len(rows) == 6
-    finished = [row for row in rows if row["status"] == "finished"]
+    cells = read(grid)
+    assert len(cells) == 6
+    finished = [row for row in cells if row["status"] == "finished"]
     assert {row["tokens"] for row in finished} == {"1536"}  # 1,700 in whole steps of 2 and of 4 x 64
-    assert {row["lr"] for row in rows if row["status"] == "diverged"} == {"1000000.0"}
+    assert {row["lr"] for row in cells if row["status"] == "diverged"} == {"1000000.0"}
     best = min(finished, key=lambda row: float(row["val_loss"]))
     record = read_header(grid / "best").record
     assert (record.base_lr, record.global_batch_size) == (float(best["lr"]), int(best["batch_size"]))
@@ -99,16 +88,16 @@ def test_a_grid_trains_every_cell_on_the_same_tokens_and_warmstart_reads_its_win
     assert grown["base_lr"] == record.base_lr and grown["global_batch_size"] == record.global_batch_size
 
 
-def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(search, grid, capsys):
-    rows, runs = read(grid), grid / "cells"
+def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(arguments, grid, capsys):
+    before, runs = read(grid), grid / "cells"
     kept = {path: path.stat().st_mtime_ns for path in runs.glob(f"*/{OUTCOME}")}
     shutil.rmtree(runs / "lr-0.03-batch-2-seed-1")
-    search(lrs=[0.01, 0.03], out_dir=grid)
+    warmstart_grid_search.setup(**(arguments | dict(lrs=[0.01, 0.03], out_dir=grid)))
     out = capsys.readouterr().out
     assert "3 of 4 runs have ended before" in out and "[3/4] lr-0.03-batch-2-seed-1" in out
     changed = [path.parent.name for path, when in kept.items() if path.stat().st_mtime_ns != when]
     assert changed == ["lr-0.03-batch-2-seed-1"]
-    assert [row["val_loss"] for row in read(grid)] == [row["val_loss"] for row in rows if row["lr"] != "1000000.0"]
+    assert [row["val_loss"] for row in read(grid)] == [row["val_loss"] for row in before if row["lr"] != "1000000.0"]
 
 
 @pytest.mark.parametrize(
@@ -129,23 +118,18 @@ def test_a_stopped_grid_goes_on_and_runs_no_finished_cell_twice(search, grid, ca
         (dict(lrs=[1e6], batch_sizes=4, train=TrainArgs(max_tokens=512)), "every cell of the grid diverged"),
     ],
 )
-def test_what_a_grid_cannot_do_is_one_line(search, capsys, changes, told):
-    with pytest.raises(SystemExit) as stopped:
-        search(**changes)
-    err = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 1 and len(err) == 1 and told in err[0]
-    assert err[0].startswith("litgpt warmstart_grid_search: error: ")
+def test_what_a_grid_cannot_do_is_one_line(arguments, tmp_path, refused, changes, told):
+    assert told in refused(warmstart_grid_search.setup, **(arguments | dict(out_dir=tmp_path / "grid") | changes))
 
 
-def test_a_better_winner_of_an_earlier_grid_is_kept(search, grid, capsys):
+def test_a_better_winner_of_an_earlier_grid_is_kept(arguments, grid, capsys):
     before = read_header(grid / "best").record
-    search(lrs=1e-5, batch_sizes=4, out_dir=grid)
+    warmstart_grid_search.setup(**(arguments | dict(lrs=1e-5, batch_sizes=4, out_dir=grid)))
     kept = f"best/ keeps lr {before.base_lr:g}, batch {before.global_batch_size} of an earlier grid here"
     assert kept in capsys.readouterr().out
     assert read_header(grid / "best").record == before
 
 
-def test_the_folder_of_a_run_is_refused(search, base, capsys):
-    with pytest.raises(SystemExit):
-        search(out_dir=base.parent)
-    assert "is the folder of a run: choose another for the study" in capsys.readouterr().err
+def test_the_folder_of_a_run_is_refused(arguments, base, refused):
+    told = refused(warmstart_grid_search.setup, out_dir=base.parent, **arguments)
+    assert "is the folder of a run: choose another for the study" in told
