@@ -103,8 +103,9 @@ def setup(
     args = RunArgs(lr=lr, data=data, train=train, tokenizer_dir=tokenizer_dir)
     spec = resolve("warmstart_coord_check", target, start, None, "mup", out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
-    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds)
-    check = coord_check.plan(check, start)
+    grown = any(way.growth for way in ways)
+    source = coord_check.source_of(start, configs, growth.alignment, seeds) if start and grown else None
+    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source)
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: SP and muP alone")

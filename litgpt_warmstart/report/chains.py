@@ -244,6 +244,5 @@ def lineage_figure(name: str, ways: Sequence[Chain]) -> figures.Figure:
     if scratch:
         label = f"{model} from scratch, {scratch.tokens_per_param:.3g} tokens per parameter"
         lines.append(line(label, figures.style(-1), [[scratch]], by_compute=True))
-    unit, named = figures.flops_unit(max(drawn.val_losses.index[-1] for drawn in lines))
     caption = f"Ways to {model}: loss against the Hoffmann FLOPs of the whole lineage, one seed of each."
-    return figures.loss_curves(name, caption, lines, f"{named} of the lineage", unit)
+    return figures.loss_curves(name, caption, lines, "Hoffmann FLOPs of the lineage")

@@ -110,13 +110,6 @@ def style(number: int) -> dict[str, Any]:
     return dict(color=COLORS[number % 6], linestyle=LINES[(number + 1) % 4], marker=MARKERS[number % 7])
 
 
-def flops_unit(greatest: float) -> tuple[float, str]:
-    """A power of ten to count Hoffmann FLOPs in, and its name."""
-    exponent = math.floor(math.log10(greatest)) if greatest > 0 else 0
-    raised = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return 10.0**exponent, f"10{raised} Hoffmann FLOPs"
-
-
 def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
     """Speed-ups with their intervals, a line a warmstart, beside the most that growth can give.
 
@@ -178,7 +171,7 @@ class Line:
     look: dict[str, Any]
     val_losses: pd.DataFrame
     """``mean``, ``low`` and ``high`` over seeds, by place."""
-    losses: pd.Series | None = None
+    losses: pd.Series
     """Smoothed training losses by place."""
     differences: pd.DataFrame | None = None
     """Validation losses less scratch's, as ``val_losses``."""
@@ -186,13 +179,10 @@ class Line:
     """Places at which it was grown."""
 
 
-def loss_curves(
-    name: str, caption: str, lines: Sequence[Line], unit: str, scale: float = 1.0, last: float | None = None
-) -> Figure:
+def loss_curves(name: str, caption: str, lines: Sequence[Line], unit: str, last: float | None = None) -> Figure:
     """Losses over tokens or compute and, below, differences from scratch; the axes end where validations are.
 
-    Training losses are faint. ``unit`` is that of places after they are divided by ``scale``; ``last`` is the run from
-    scratch's last loss, a dotted line.
+    Training losses are faint. ``unit`` is that of places; ``last`` is the run from scratch's last loss, a dotted line.
     """
     below = any(line.differences is not None for line in lines)
     shape: dict[str, Any] = dict(rows=2, height_ratios=(3, 2), sharex=True) if below else {}
@@ -200,13 +190,16 @@ def loss_curves(
         top, bottom = d.panels[0], d.panels[-1]
         for line in lines:
             look = {key: line.look[key] for key in ("color", "linestyle")}
-            if line.losses is not None:
-                top.plot(line.losses.index / scale, line.losses, linewidth=1, alpha=0.4, **look)
+            top.plot(line.losses.index, line.losses, linewidth=1, alpha=0.4, **look)
             for place in line.starts:
-                top.axvline(place / scale, color=line.look["color"], linestyle=":", linewidth=1)
-            _draw_band(d, top, line, line.val_losses, scale, unit, ".4f")
-            if line.differences is not None:
-                _draw_band(d, bottom, line, line.differences, scale, unit, "+.4f")
+                top.axvline(place, color=line.look["color"], linestyle=":", linewidth=1)
+            for axes, found, form in ((top, line.val_losses, ".4f"), (bottom, line.differences, "+.4f")):
+                if found is not None:
+                    marks = dict(markevery=max(1, len(found) // 12), **line.look)
+                    d.curve(axes, line.label, pd.Series(found["mean"]), unit, form, **marks)
+                    if not found["low"].equals(found["high"]):
+                        shade = dict(color=line.look["color"], alpha=0.2, linewidth=0)
+                        axes.fill_between(found.index, found["low"], found["high"], **shade)
         if last is not None:
             top.axhline(last, color=INK, linestyle=":", linewidth=1)
         if bounds := _bounds([line.val_losses for line in lines]):
@@ -215,17 +208,11 @@ def loss_curves(
         if below:
             bottom.axhline(0.0, color=INK, linewidth=1)
             bottom.set_ylabel("less scratch's")
+        bottom.ticklabel_format(axis="x", scilimits=(-3, 5), useMathText=True)
         bottom.set_xlabel(unit)
         bottom.set_xlim(left=0)
         d.legend()
         return d.finished(name, caption)
-
-
-def _draw_band(d: Drawing, axes: Any, line: Line, found: pd.DataFrame, scale: float, unit: str, form: str) -> None:
-    found = found.set_axis(found.index / scale)
-    d.curve(axes, line.label, pd.Series(found["mean"]), unit, form, markevery=max(1, len(found) // 12), **line.look)
-    if not found["low"].equals(found["high"]):
-        axes.fill_between(found.index, found["low"], found["high"], color=line.look["color"], alpha=0.2, linewidth=0)
 
 
 def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:

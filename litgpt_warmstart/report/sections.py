@@ -251,14 +251,14 @@ def line(
 ) -> figures.Line:
     """A line of a figure of losses: runs that differ in their seeds, and what was grown from them, and so on.
 
-    It lies over tokens, or over Hoffmann FLOPs with those before a warmstart in front, as far as they are known.
+    It lies over tokens per parameter, or over Hoffmann FLOPs with those before a warmstart, if known, in front.
     """
     before = stages[0][0].base_flops
     at = before if by_compute and not math.isnan(before) else 0.0
     shown, starts = [], []
     faint: list[pd.Series] = []
     for runs in stages:
-        per_token = runs[0].flops_per_token if by_compute else 1.0
+        per_token = runs[0].flops_per_token if by_compute else 1 / runs[0].record.parameters
         smooth = band([smoothed(run.losses, SMOOTHING * run.tokens) for run in runs])["mean"]
         shown.append(placed(band([run.val_losses for run in runs]), at, per_token))
         faint.append(placed(smooth, at, per_token))
@@ -271,19 +271,16 @@ def loss_figure(comparison: Comparison, name: str, by_compute: bool) -> figures.
     """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
     lines = [line(SCRATCH, figures.style(-1), [comparison.scratch], by_compute)]
     for number, arm in enumerate(comparison.arms):
-        gains = arm.at_compute if by_compute else arm.at_tokens
+        gains = arm.at_compute if by_compute else placed(arm.at_tokens, 0.0, 1 / arm.warm[0].record.parameters)
         below = band([values for _, values in gains.items()]) if len(gains) else None
         lines.append(line(arm.label, figures.style(number), [arm.warm], by_compute, below))
     for run in comparison.unfinished:
         look = figures.style(-1) | {"color": figures.GREY}
         lines.append(line(f"{run.growth or 'from scratch'}, {run.status}", look, [[run]], by_compute))
-    unit, named, in_front = comparison.scratch[0].record.parameters, "tokens per parameter", ""
-    if by_compute:
-        unit, named = figures.flops_unit(max(run.own_flops for run in comparison.scratch))
-        in_front = ", the base's in front"
+    unit = "Hoffmann FLOPs, the base's in front" if by_compute else "tokens per parameter"
     last = fmean(run.val_loss for run in comparison.scratch)
-    caption = f"{comparison.title}: validation loss over {named}{in_front}, and its difference from scratch's there."
-    return figures.loss_curves(name, caption, lines, f"{named}{in_front}", unit, last)
+    caption = f"{comparison.title}: validation loss over {unit}, and its difference from scratch's at equal places."
+    return figures.loss_curves(name, caption, lines, unit, last)
 
 
 def printed(comparison: Comparison) -> str:

@@ -23,7 +23,7 @@ from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
+from litgpt_warmstart.method.growth import Alignment, Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
 from litgpt_warmstart.parsing import read_yaml
@@ -129,22 +129,19 @@ def widened(config: Config, n_embd: int) -> Config:
     return replace(config, name=f"{config.name}-{n_embd}", n_embd=n_embd, **counts)
 
 
-def plan(check: CoordCheck, start: Header | None) -> CoordCheck:
-    """The check with the source of its warmstarts, which can be grown."""
-    growths = [way.growth for way in check.ways if way.growth]
-    if not growths or start is None:
-        return check
-    used, seeds = used_seed(start, check.configs[0]), check.seeds
+def source_of(start: Header, configs: Sequence[Config], alignment: Alignment, seeds: Sequence[int]) -> Checkpoint:
+    """A base, read, which can be grown into the models and was initialized with none of the seeds."""
+    used = used_seed(start, configs[0])
     if used in seeds:
         raise UserError(
             f"--seed {seeds[0]} with --num_seeds {len(seeds)} includes {used}, which the base was initialized with:"
             " take another"
         )
-    for config in check.configs:
-        alignment, reason = resolve_alignment(start.config, config, growths[0].alignment)
+    for config in configs:
+        possible, reason = resolve_alignment(start.config, config, alignment)
         if reason:
-            print(f"{config.name}: alignment {alignment} instead of {growths[0].alignment} ({reason})")
-    return replace(check, source=read_checkpoint(start.path))
+            print(f"{config.name}: alignment {possible} instead of {alignment} ({reason})")
+    return read_checkpoint(start.path)
 
 
 def check_out_dir(out_dir: Path, overwrite: bool) -> None:

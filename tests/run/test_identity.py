@@ -9,7 +9,7 @@ import yaml
 from litgpt_warmstart.commands import warmstart
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import read_header
-from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
+from litgpt_warmstart.run.identity import difference_in_words, first_difference, recorded_identity
 from tests.conftest import TRAIN
 
 UNTOLD = {"data.order_seed", "eval"}
@@ -52,3 +52,23 @@ def test_a_difference_is_told_by_the_options_name():
     assert difference_in_words(adam, radam) == ("optimizer", "Adam", "RAdam")
     assert difference_in_words(dict(a=1, lr=2), dict(a=2, lr=3), ["lr"]) == ("lr", "2", "3")
     assert difference_in_words(dict(lr=2), dict(lr=2, growth={})) is None
+
+
+GROWN = dict(growth=dict(shrink=0.4))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (dict(a=1, b=dict(c=2, d=[3]), gone=4), dict(a=1, b=dict(c=2, d=[3]), new=5), None),
+        (dict(a=1, b=dict(c=2, d=[3])), dict(b=dict(c=2, d=[4]), a=2), ("b.d", [3], [4])),
+        (dict(max_norm=None), dict(max_norm=1.0), ("max_norm", None, 1.0)),
+        (dict(growth={}), GROWN, ("growth", {}, GROWN["growth"])),
+        (GROWN, dict(growth={}), ("growth", GROWN["growth"], {})),
+        (GROWN, dict(growth=dict(shrink=0.4, gains="shrunk")), None),  # of a later version
+        (dict(optimizer=dict(init_args=dict(eps=1))), dict(optimizer=dict(init_args=dict(beta=1))),
+         ("optimizer", dict(init_args=dict(eps=1)), dict(init_args=dict(beta=1)))),
+    ],
+)  # fmt: skip
+def test_the_first_difference_is_named_within_dicts_and_what_one_alone_tells_is_none(before, now, told):
+    assert first_difference(before, now) == told

@@ -1,10 +1,10 @@
 """Runs of an experiment: each once, also after a stop, a change or a divergence."""
 
-import json
 import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from litgpt.data import TextFiles
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
+from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.identity import first_difference
 from litgpt_warmstart.study import StudyArgs
-from litgpt_warmstart.study.outcomes import OUTCOME, StudyRun, read_outcome, settings
+from litgpt_warmstart.study.outcomes import StudyRun, read_outcome, settings
 from litgpt_warmstart.study.runner import carry_out
 from tests.conftest import assert_same_weights, losses
 
@@ -86,22 +87,6 @@ def test_data_that_is_too_short_for_a_later_run_is_told_before_the_first(make_sp
     assert started == []
 
 
-def test_the_first_setting_that_differs_is_named_within_dicts_and_unknown_ones_are_left_out():
-    before = dict(a=1, b=dict(c=2, d=[3]), gone=4)
-    assert first_difference(before, dict(a=1, b=dict(c=2, d=[3]), new=5)) is None
-    assert first_difference(before, dict(b=dict(c=2, d=[4]), a=2)) == ("b.d", [3], [4])
-    assert first_difference(dict(max_norm=None), dict(max_norm=1.0)) == ("max_norm", None, 1.0)
-
-
-def test_growth_or_none_and_other_optimizer_arguments_are_differences():
-    grown = dict(growth=dict(shrink=0.4))
-    assert first_difference(dict(growth={}), grown) == ("growth", {}, dict(shrink=0.4))
-    assert first_difference(grown, dict(growth={}))[0] == "growth"
-    assert first_difference(grown, dict(growth=dict(shrink=0.4, gains="shrunk"))) is None  # of a later version
-    a, b = (dict(optimizer=dict(class_path="AdamW", init_args={name: 1})) for name in ("eps", "beta"))
-    assert first_difference(a, b)[0] == "optimizer" and first_difference(a, a) is None
-
-
 def test_data_of_other_arguments_is_another_run(make_spec, tmp_path):
     given = (("one", 4), ("two", 4), ("two", 8))
     specs = [make_spec("a", data=TextFiles(tmp_path / name, num_workers=workers)) for name, workers in given]
@@ -110,53 +95,30 @@ def test_data_of_other_arguments_is_another_run(make_spec, tmp_path):
     assert first_difference(found[1], found[2]) is None
 
 
-def test_two_runs_of_one_name_are_refused(make_spec):
+@pytest.mark.parametrize("given", [dict(ray_address="auto"), dict(cpus_per_run=2), dict(gpus_per_run=0.5)])
+def test_two_runs_of_one_name_and_options_of_ray_without_ray_are_refused(make_spec, given):
     with pytest.raises(UserError, match="two runs would both be called 'a'"):
         carry_out([StudyRun("a", make_spec("a")), StudyRun("a", make_spec("b"))])
-
-
-def test_options_of_ray_without_ray_are_refused():
-    for given in (dict(ray_address="auto"), dict(cpus_per_run=2), dict(gpus_per_run=0.5)):
-        with pytest.raises(UserError, match="are for --executor ray"):
-            carry_out([], StudyArgs(**given))
-
-
-def test_a_damaged_outcome_is_told_in_one_line(make_spec):
-    run = StudyRun("a", make_spec("a"))
-    run.spec.out_dir.mkdir(parents=True)
-    for text in ("{", "[]", json.dumps({"status": "finished", "nonsense": 1})):
-        (run.spec.out_dir / OUTCOME).write_text(text)
-        with pytest.raises(UserError, match=r"is damaged \(.*\): delete it"):
-            read_outcome(run)
+    with pytest.raises(UserError, match="are for --executor ray"):
+        carry_out([], StudyArgs(**given))
 
 
 def test_a_run_that_reads_on_after_anothers_checkpoint_repeats_no_token(make_spec):
     first = StudyRun("first", make_spec("first"))
     second = StudyRun("second", make_spec("second"), after=("first",), data_after=first.spec.out_dir / "final")
     carry_out([first, second])
-    from litgpt_warmstart.run.checkpoint import read_header
-
     a, b = (read_header(run.spec.out_dir / "final").record.data for run in (first, second))
     assert (a.start_token, a.stop_token) == (0, 16 * 65) and b.start_token == a.stop_token
 
 
-def workers() -> list[int]:
-    """Processes that carry out a run: Ray names them after their task."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if b"ray::work_in_a_worker" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
-
-
-def kill_one_after(checkpoint: Path, killed: list[int]) -> None:
-    """SIGKILL the worker once its run has saved a checkpoint."""
+def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
+    """SIGKILL a process that carries out a run, which Ray names after its task, once that has saved a checkpoint."""
     while not checkpoint.exists():
         time.sleep(0.01)
-    killed.extend(workers()[:1])
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"ray::work_in_a_worker" in (folder / "cmdline").read_bytes():
+                killed.append(int(folder.name))
     os.kill(killed[0], signal.SIGKILL)
 
 
@@ -181,19 +143,16 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
     finally:
         torch.set_num_threads(threads)
     killed: list[int] = []
-    waiting = threading.Thread(
-        target=kill_one_after, args=(runs("ray")[0].spec.out_dir / "step-00000005", killed), daemon=True
-    )
-    waiting.start()
-    lines: list[str] = []
-    there = carry_out(runs("ray"), StudyArgs(executor="ray"), say=lines.append)
+    ours, lines = runs("ray"), []
+    saved = ours[0].spec.out_dir / "step-00000005"
+    threading.Thread(target=kill_a_worker_after, args=(saved, killed), daemon=True).start()
+    there = carry_out(ours, StudyArgs(executor="ray"), say=lines.append)
     assert killed and list(there) == list(here)
     assert [o.status for o in there.values()] == ["finished", "finished", "diverged"]
-    for name in ("first", "second"):
-        a, b = (next(r for r in runs(where) if r.name == name).spec.out_dir for where in ("here", "ray"))
+    for one, other in list(zip(runs("here"), ours, strict=True))[:2]:
+        a, b = one.spec.out_dir, other.spec.out_dir
         assert losses(a) == losses(b) and losses(a, "val_loss") == losses(b, "val_loss")
         assert_same_weights(a / "final", b / "final")
     lines.clear()
-    assert carry_out(runs("ray"), StudyArgs(executor="ray"), say=lines.append) == there and lines == [
-        "3 of 3 runs have ended before"
-    ]
+    assert carry_out(ours, StudyArgs(executor="ray"), say=lines.append) == there
+    assert lines == ["3 of 3 runs have ended before"]
