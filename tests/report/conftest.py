@@ -69,9 +69,9 @@ class Maker:
             ),
             lineage=lineage,
             training={
-                "command_line": ["litgpt"], "schedule": Schedule("constant", planned or steps).plain, "optimizer": "AdamW",
-                "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4, "precision": "32-true", "seed": seed,
-                "max_tokens": (planned or steps) * PER_STEP,
+                "command_line": ["litgpt"], "schedule": Schedule("constant", planned or steps).plain,
+                "optimizer": "AdamW", "max_norm": 1.0, "block_size": 64, "micro_batch_size": 4,
+                "precision": "32-true", "seed": seed, "max_tokens": (planned or steps) * PER_STEP,
             },
         )  # fmt: skip
         replace(record, **changes).save(final / RECORD)

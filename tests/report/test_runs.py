@@ -56,7 +56,8 @@ def test_lineages_that_differ_in_any_option_of_a_growth_have_numbers_of_their_ow
     base = make_run("base", [8.0, 7.0], width=16)
     for name, gains in (("a", "shrunk"), ("b", "reset")):
         grown = Grown(0.4, gains=gains, source_dir="", asked_alignment="heads", alignment_reason=None, seed=1)
-        make_run(f"{name}-end", [8.0, 6.0], 96, shrink=0.4, base=make_run(name, [8.0, 6.0], base=base, growth=grown))
+        middle = make_run(name, [8.0, 6.0], base=base, growth=grown)
+        make_run(f"{name}-end", [8.0, 6.0], width=96, shrink=0.4, base=middle)
     runs = named(make_run.folder)
     assert runs["a-end"].growth_key != runs["b-end"].growth_key
 
