@@ -88,6 +88,13 @@ class Maker:
             shutil.rmtree(final)
         return out_dir
 
+    def pair(self, scratch: list[float], warm: list[float]) -> Path:
+        """A base, a run from scratch and a warmstart with these losses; gives the base."""
+        base = self("base", [9.0, 7.0], width=16, steps=10)
+        self("scratch", scratch)
+        self("warm", warm, shrink=0.4, base=base)
+        return base
+
     @staticmethod
     def metrics(out_dir: Path, val_losses: list[float], steps: int, flops_per_token: float | None = None) -> None:
         """A metrics.csv with a training loss of 9 less a tenth of the step at each step."""

@@ -24,10 +24,6 @@ def runs(make_run) -> dict[str, Run]:
     return {run.name: run for run in find([make_run.folder]).runs}
 
 
-def interval(found) -> tuple[float, float]:
-    return found.low, found.high
-
-
 def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study):
     result = compared(study)
     (comparison,), (arm,) = result.comparisons, result.comparisons[0].arms
@@ -37,21 +33,16 @@ def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study
     assert shares == [0.5, 0.5, 0.25]  # s = 0.25 / sqrt(3), over sqrt(3): 1 / 12
     share, width = 5 / 12, 4.303 / 12
     assert arm.speed_up.mean == pytest.approx(1 / share)
-    assert interval(arm.speed_up) == pytest.approx((1 / (share + width), 1 / (share - width)))
+    assert (arm.speed_up.low, arm.speed_up.high) == pytest.approx((1 / (share + width), 1 / (share - width)))
     base = 10 * PER_STEP * FLOPS_PER_TOKEN[16]
     whole = 40 * PER_STEP * FLOPS_PER_TOKEN[48]
     expected = [0.5 + base / whole] * 2 + [0.25 + base / whole]
     assert arm.pairs["share_of_scratch_hoffmann_flops_with_base"].tolist() == pytest.approx(expected)
     assert arm.speed_up_with_base.mean == pytest.approx(3 / sum(expected))
     first = arm.loss_difference("first_val_loss")
-    assert first.mean == -2.0 and interval(first) == (-2.0, -2.0)
+    assert first.mean == first.low == first.high == -2.0
     assert arm.loss_difference("val_loss").mean == pytest.approx(-0.9)
-
-
-def test_growth_gives_no_more_than_its_bases_tokens(study):
-    """The base had a quarter of the target's tokens: 1 / (1 - 1/4) is all that they can save, less with its compute."""
-    (arm,) = compared(study).comparisons[0].arms
-    base, whole = 10 * PER_STEP * FLOPS_PER_TOKEN[16], 40 * PER_STEP * FLOPS_PER_TOKEN[48]
+    # The base had a quarter of the target's tokens: 1 / (1 - 1/4) is all that they can save, less with its compute.
     assert arm.limits == pytest.approx((4 / 3, 1 / (0.75 + base / whole)))
 
 
@@ -64,17 +55,13 @@ def test_a_seed_that_never_reaches_the_loss_is_counted_as_such(study):
 
 
 def test_a_run_from_scratch_that_left_its_last_loss_again_is_counted_to_where_it_was_there_first(make_run):
-    base = make_run("base", [9.0, 7.0], width=16, steps=10)
-    make_run("scratch", [8.0, 5.0, 4.0, 4.6, 4.5])
-    make_run("warm", [8.0, 5.0, 4.0, 4.6, 4.5], shrink=0.4, base=base)
+    make_run.pair([8.0, 5.0, 4.0, 4.6, 4.5], [8.0, 5.0, 4.0, 4.6, 4.5])
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.pairs["tokens_to_scratch_loss"].item() == 15 * PER_STEP and arm.speed_up.mean == 1.0
 
 
 def test_a_warmstart_that_starts_below_the_loss_needs_no_compute_of_its_own(make_run):
-    base = make_run("base", [9.0, 7.0], width=16, steps=10)
-    make_run("scratch", [8.0, 6.0, 4.0])
-    make_run("warm", [3.9, 3.8, 3.7], shrink=1.0, base=base)
+    make_run.pair([8.0, 6.0, 4.0], [3.9, 3.8, 3.7])
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.speed_up.mean == math.inf and not arm.speed_up.has_interval
     whole, before = 40 * PER_STEP * FLOPS_PER_TOKEN[48], 10 * PER_STEP * FLOPS_PER_TOKEN[16]
@@ -95,9 +82,7 @@ def test_a_warmstart_that_starts_below_the_loss_needs_no_compute_of_its_own(make
     ],
 )
 def test_a_warmstart_that_cannot_be_compared_is_told_by_what_differs(make_run, change, why):
-    base = make_run("base", [9.0, 7.0], width=16, steps=10, data=change.get("data", "corpus"))
-    make_run("scratch", [8.0, 6.0, 4.0])
-    make_run("warm", [6.0, 5.0, 3.0], shrink=0.4, base=base)
+    base = make_run.pair([8.0, 6.0, 4.0], [6.0, 5.0, 3.0])
     make_run("other", [6.0, 5.0, 3.0], **{"shrink": 0.2, "base": base, **change})
     result = compared(make_run)
     assert [arm.label for arm in result.comparisons[0].arms] == ["shrink 0.4"]

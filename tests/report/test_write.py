@@ -282,9 +282,7 @@ def test_a_page_of_the_studys_shape_has_at_most_twelve_figures(make_run):
 
 
 def test_no_speed_up_is_an_answer(make_run):
-    base = make_run("base", [9.0, 7.0], width=16, steps=10)
-    make_run("scratch", [8.0, 6.0, 4.0])
-    make_run("warm", [6.0, 5.5, 5.0], shrink=0.4, base=base)
+    make_run.pair([8.0, 6.0, 4.0], [6.0, 5.5, 5.0])
     headline, told = Report(make_run.folder).answers
     assert "No warmstart reached the scratch run's last validation loss, 4.0000, with every seed: no speed-up." in told
     assert "Of one seed there is no interval" in told and "Fewer than 4 validations" in told
