@@ -60,5 +60,4 @@ def export(checkpoint_dir: Path | str, out_dir: Path | str, **arguments: Any) ->
     Raises:
         UserError: No family of transformers' can hold the model, or something of a user's stands there.
     """
-    warmstart_export.setup.__wrapped__(checkpoint_dir=checkpoint_dir, out_dir=out_dir, **arguments)
-    return Path(out_dir)
+    return warmstart_export.setup.__wrapped__(checkpoint_dir=checkpoint_dir, out_dir=out_dir, **arguments)

@@ -61,10 +61,12 @@ def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[.
                 parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
             told = _documented(told, {field.name: docs[field.name] for field in shown})
         signature = own.replace(parameters=parameters)
+        paths = [parameter.name for parameter in parameters if parameter.annotation in (Path, Path | None)]
 
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             given = {name: checked_value(name, value) for name, value in bound.arguments.items()}
+            given |= {name: Path(given[name]) for name in paths if isinstance(given.get(name), str)}  # from Python
             for name, (kind, names) in members.items():
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
             return function(**given)

@@ -15,7 +15,7 @@ def setup(
     out_dir: Path | None = None,
     format: Format = "transformers",
     overwrite: bool = False,
-) -> None:
+) -> Path:
     """Write a checkpoint that transformers loads with the same logits.
 
     Stock ``litgpt convert_from_litgpt`` does the same from a run's folder, but for OLMo 2, of which it dies, and for
@@ -35,3 +35,4 @@ def setup(
     check_apart(out_dir, {"the checkpoint": source})
     made = export(source.path, out_dir, format)
     print(f"Wrote {str(out_dir)!r}: {source.config.name}, for {made}")
+    return out_dir

@@ -39,24 +39,22 @@ def setup(
     """
     from litgpt_warmstart.run.plan import make_plan
 
-    if json is not None and Path(json).is_dir():
-        raise UserError(f"--json {str(json)!r} is a folder: give a file")
     start = read_base(base)
-    spec = resolve("warmstart", target, start, growth, None, Path(out_dir), run, {})
+    spec = resolve("warmstart", target, start, growth, None, out_dir, run, {})
     if json is not None:
-        _check_free(Path(json))
+        _check_free(json)
     told, figures = make_plan(spec, start, measure)
     print(told)
     if json is not None:
         try:
-            Path(json).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(json), dumps(figures, indent=1) + "\n")
+            json.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(json, dumps(figures, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write --json {str(json)!r}: {error.strerror}: choose another file") from error
 
 
 def _check_free(path: Path) -> None:
-    """Raise a UserError for a file that a plan would replace and that is none."""
+    """Raise a UserError for what a plan would replace and that is none."""
     if not path.exists():
         return
     with suppress(OSError, ValueError, TypeError):

@@ -3,7 +3,6 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from litgpt_warmstart.data.preparing.bpe import train_tokenizer
 from litgpt_warmstart.data.preparing.encode import EncoderName
@@ -19,6 +18,7 @@ from litgpt_warmstart.data.preparing.request import (
 )
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.executors import Executor, carry_out_on_ray
 
 
 @command
@@ -30,7 +30,7 @@ def setup(
     num_workers: int | None = None,
     dtype: DtypeName | None = None,
     encoder: EncoderName | None = None,
-    executor: Literal["here", "ray"] = "here",
+    executor: Executor = "here",
     ray_address: str | None = None,
 ) -> None:
     """Tokenize a dataset once, for ``--data SlimPajama6B`` (the default) or ``--data PreparedText``.
@@ -53,14 +53,12 @@ def setup(
         ray_address: Of a running Ray cluster, host:port or auto. Default: Ray is started on this machine.
     """
     from litgpt_warmstart.data.preparing.prepare import prepare
-    from litgpt_warmstart.executors import carry_out_on_ray
 
-    source.text_dir = Path(source.text_dir) if source.text_dir else None
     if source.repo_id is None and source.text_dir is None:
         source.repo_id = SLIMPAJAMA_6B
     if source.repo_id == SLIMPAJAMA_6B and source.revision is None:
         source.revision = SLIMPAJAMA_6B_COMMIT
-    data_path = Path(data_path) if data_path else default_data_path(source.repo_id, source.text_dir)
+    data_path = data_path or default_data_path(source.repo_id, source.text_dir)
     asked = Preparation(data_path, dtype, encoder, num_workers, **vars(source))
     if tokenizer_vocab_size is not None:
         if source.tokenizer or source.text_dir is None:

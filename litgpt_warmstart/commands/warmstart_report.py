@@ -23,9 +23,8 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
     from litgpt_warmstart.report.write import PAGE, write_report
     from litgpt_warmstart.study import coord_check, grid_search
 
-    picture = Path(picture) if picture else None
     kinds = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
-    sections = write_report([Path(run) for run in runs], Path(out_dir), kinds, picture)
+    sections = write_report([Path(run) for run in runs], out_dir, kinds, picture)
     parts = [part for section in sections for part in section.whole]
     for part in parts:
         if part.answers:
@@ -34,4 +33,4 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
     for part in parts:
         for note in part.notes:
             print(note)
-    print(f"Wrote {str(Path(out_dir) / PAGE)!r}" + (f" and {str(picture)!r}" if picture else ""))
+    print(f"Wrote {str(out_dir / PAGE)!r}" + (f" and {str(picture)!r}" if picture else ""))

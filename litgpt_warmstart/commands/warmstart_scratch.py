@@ -38,4 +38,4 @@ def setup(
         parametrization=parametrization,
         initial_checkpoint_dir=str(start.path) if start else None,
     )
-    return train(resolve("warmstart_scratch", target, start, None, parametrization, Path(out_dir), run, own))
+    return train(resolve("warmstart_scratch", target, start, None, parametrization, out_dir, run, own))

@@ -30,6 +30,8 @@ def test_lr_over_base_lr_is_1_over_width_mult_for_matrices_that_grow_twice_and_1
     matrices = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc.weight", "mlp.proj.weight")
     expected = {name: 0.02 / (3 if name.endswith(matrices) else 1) for name, _ in model.named_parameters()}
     assert lr_by_name(model, optimizer) == pytest.approx(expected) and len(expected) == 16
+    parametrization.set_learning_rate(optimizer, 0.02, 0.25)  # a schedule's multiplier is every group's
+    assert lr_by_name(model, optimizer) == pytest.approx({name: 0.25 * lr for name, lr in expected.items()})
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -124,14 +126,6 @@ def test_70m_over_5m_has_the_shapes_that_mup_expects():
 def test_mup_base_of_another_depth_is_refused():
     with pytest.raises(UserError, match="over width only"):
         parametrization.mup_config(neox(n_layer=3), neox())
-
-
-def test_optimizer_defaults_are_the_papers_and_lr_goes_before_init_args():
-    chosen = resolve_optimizer({"class_path": "torch.optim.Adam", "init_args": {"lr": 9.0, "eps": 1e-6}})
-    optimizer = parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
-    assert type(optimizer) is torch.optim.Adam
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (0.01, (0.9, 0.95), 0.0, 1e-6)
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop"])

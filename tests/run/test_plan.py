@@ -267,7 +267,7 @@ def test_a_json_file_that_cannot_be_written_is_one_line(base, tiny, tmp_path, ca
     with pytest.raises(SystemExit) as error:
         planned(base, tiny[48], capsys, tmp_path, train=TrainArgs(max_steps=2))
     line = capsys.readouterr().err
-    assert error.value.code == 1 and line.count("\n") == 1 and "is a folder: give a file" in line
+    assert error.value.code == 1 and line.count("\n") == 1 and "holds no plan: choose another file" in line
 
 
 def test_durations_are_in_units_that_a_reader_takes_in():
