@@ -14,7 +14,7 @@ from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
-from litgpt_warmstart.data.workers import start_method_kept
+from litgpt_warmstart.data.loaders import start_method_kept
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run.build import build_model

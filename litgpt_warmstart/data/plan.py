@@ -12,11 +12,10 @@ import torch
 from litgpt_warmstart.data import tokenizer_files
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockOrder, BlockRange
 from litgpt_warmstart.data.checking import ChunkCheck
-from litgpt_warmstart.data.loaders import Randomness, TrainLoader, val_batches
+from litgpt_warmstart.data.loaders import Randomness, TrainLoader, start_method_kept, val_batches
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
-from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.errors import UserError, one_line
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from litgpt_warmstart.data.workers import STOPPING
+from litgpt_warmstart.data.loaders import STOPPING
 
 AT_ONCE = (signal.SIGINT, signal.SIGTERM)
 """A second one of these acts at once, as ever.

@@ -19,15 +19,6 @@ def test_each_number_comes_once(num_blocks, seed):
     assert len(order) == num_blocks and sorted(order) == list(range(num_blocks))
 
 
-@given(st.integers(1, 10**12), st.integers(0, 10), st.data())
-def test_a_place_gives_the_same_number_whatever_was_read_before(num_blocks, seed, draw):
-    places = draw.draw(st.lists(st.integers(0, num_blocks - 1), min_size=1, max_size=20, unique=True))
-    numbers = [BlockOrder(num_blocks, seed)[place] for place in places]
-    order = BlockOrder(num_blocks, seed)
-    assert [order[place] for place in reversed(places)] == numbers[::-1]
-    assert len(set(numbers)) == len(places) and all(0 <= number < num_blocks for number in numbers)
-
-
 def test_the_order_is_one_for_ever():
     """A run that was begun by another version goes on with it."""
     assert [BlockOrder(10, 0)[place] for place in range(10)] == [8, 1, 0, 9, 3, 4, 6, 2, 7, 5]

@@ -21,8 +21,8 @@ from litgpt.tokenizer import Tokenizer
 from litgpt_warmstart import files
 from litgpt_warmstart.commands import warmstart, warmstart_grow
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.data.loaders import start_method_kept
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
-from litgpt_warmstart.data.workers import start_method_kept
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import breaking_off, checkpoint
 from litgpt_warmstart.run import train as pretrain

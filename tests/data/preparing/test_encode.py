@@ -29,28 +29,22 @@ PIECES = st.lists(
 def encoders(stdlib_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DocumentEncoder]:
     """GPT-2's kind, one with ids in another order and more special tokens, LLaMA 3's splitting, and a normalizer."""
     content = json.loads((stdlib_path / "tokenizer.json").read_text(encoding="utf-8"))
-    folders = {"gpt2": stdlib_path}
-
-    shuffled = json.loads(json.dumps(content))
-    order = np.random.default_rng(0).permutation(4096).tolist()
+    shuffled, order = json.loads(json.dumps(content)), np.random.default_rng(0).permutation(4096).tolist()
     shuffled["model"]["vocab"] = {token: order[i] for token, i in content["model"]["vocab"].items()}
     shuffled["added_tokens"][0]["id"] = order[0]
-    pad = {**shuffled["added_tokens"][0], "id": 5000, "content": "<|pad|>"}
-    shuffled["added_tokens"].append(pad)
-    folders["shuffled"] = tmp_path_factory.mktemp("shuffled")
-    (folders["shuffled"] / "tokenizer.json").write_text(json.dumps(shuffled), encoding="utf-8")
-
+    shuffled["added_tokens"].append({**shuffled["added_tokens"][0], "id": 5000, "content": "<|pad|>"})
+    llama3, nfc = Tokenizer.from_str(json.dumps(content)), Tokenizer.from_str(json.dumps(content))
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
-    llama3 = Tokenizer.from_str(json.dumps(content))
     llama3.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    folders["llama3"] = tmp_path_factory.mktemp("llama3")
-    llama3.save(str(folders["llama3"] / "tokenizer.json"))
-
-    nfc = Tokenizer.from_str(json.dumps(content))
     nfc.normalizer = normalizers.NFC()
-    folders["nfc"] = tmp_path_factory.mktemp("nfc")
-    nfc.save(str(folders["nfc"] / "tokenizer.json"))
-    return {name: DocumentEncoder(folder) for name, folder in folders.items()}
+
+    made = {"gpt2": DocumentEncoder(stdlib_path)}
+    kinds = {"shuffled": json.dumps(shuffled), "llama3": llama3.to_str(), "nfc": nfc.to_str()}
+    for name, content in kinds.items():
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
+        made[name] = DocumentEncoder(folder)
+    return made
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "shuffled", "llama3", "nfc"])
