@@ -34,11 +34,16 @@ def end_early(error: Exception, run: OpenRun) -> Path:
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
         raise error
+    saved, note, out_dir = None, "", run.spec.out_dir
     try:
         with deaf_to_children():
-            saved, note = _save_once(run)
+            if not run.state.whole:
+                saved, _ = newest_checkpoint(out_dir)
+            elif run.state.step_count:
+                note = "" if out_dir.is_dir() else ", in a folder made anew"
+                saved = run.step_folder if is_checkpoint(run.step_folder) else save(run, run.step_folder)
     except Exception as failed:  # whatever it is, the first one is told
-        saved, _ = newest_checkpoint(run.spec.out_dir)
+        saved, _ = newest_checkpoint(out_dir)
         note = "" if str(failed) == str(error) else f", saving failed too ({one_line(failed, 150)})"
     if run.stop and saved and isinstance(error, BrokeOff | OSError):
         return saved
@@ -48,22 +53,6 @@ def end_early(error: Exception, run: OpenRun) -> Path:
         raise UserError(f"{error}; {told}") from error
     print(f"At step {run.state.step_count:,} an error of a kind that is not foreseen: {told}", file=sys.stderr)
     raise error
-
-
-def _save_once(run: OpenRun) -> tuple[Path | None, str]:
-    """Save the last whole step unless that is done; nothing before the first, nor in the middle of one.
-
-    Returns:
-        The folder to go on from, and what to say besides.
-    """
-    if not run.state.whole:
-        return newest_checkpoint(run.spec.out_dir)[0], ""
-    if run.state.step_count == 0:
-        return None, ""
-    if is_checkpoint(run.step_folder):
-        return run.step_folder, ""
-    note = "" if run.spec.out_dir.is_dir() else ", in a folder made anew"
-    return save(run, run.step_folder), note
 
 
 def save_whole(run: OpenRun, folder: Path) -> Path:
@@ -114,10 +103,5 @@ def guarded(batches: Iterator[T], what: str) -> Iterator[T]:
     Raises:
         BrokeOff: A file is missing, a worker was killed, and whatever else may go wrong there.
     """
-    while True:
-        with blaming(what):
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-        yield batch
+    with blaming(what):
+        yield from batches

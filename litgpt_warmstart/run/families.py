@@ -28,7 +28,8 @@ _PLAIN = dict(
     rope_adjustments=None, rope_condense_ratio=1, rope_interleave=False, rope_indices=None, lm_head_bias=False,
     scale_embeddings=False,
 )  # fmt: skip
-_NEOX = dict(_PLAIN, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", bias=True)
+_WHOLE_HEADS, _OWN_KEYS = "n_head * head_size == n_embd", "n_query_groups == n_head"
+_NEOX = dict(_PLAIN, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", bias=True) | {_WHOLE_HEADS: True}
 _LLAMA = dict(
     _PLAIN, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", bias=False, attn_bias=False, parallel_residual=False,
     rotary_percentage=1.0,
@@ -44,7 +45,7 @@ class Family:
     architecture: str
     """transformers' class."""
     wanted: Mapping[str, Any]
-    """What a LitGPT config must say for that class to compute the same."""
+    """What a LitGPT config must say for that class to compute the same; some of it is an equation of its fields."""
     fields: Mapping[str, str]
     """Entries of config.json, beside those that all families share, and the fields of LitGPT's config they have.
 
@@ -55,10 +56,6 @@ class Family:
     """Put before a name that LitGPT would convert as another family's."""
     converted_by: tuple[str, ...] = ()
     """Beginnings of names by which LitGPT converts it; without any it goes by the config's fields."""
-    whole_heads: bool = True
-    """Whether its heads must make up n_embd."""
-    query_groups: bool = True
-    """Whether queries may share keys."""
     renamed: tuple[str, str] = ("", "")
     """A part of LitGPT's names that LitGPT's conversion knows by another name, and that name."""
 
@@ -66,13 +63,9 @@ class Family:
         """What the config has that transformers' class has not, in words; empty where it can hold the model."""
         if set(config.rope_adjustments or ()) == _ROPE_ADJUSTMENTS:  # Llama 3's slower rotation: all can do it
             config = replace(config, rope_adjustments=None)
-        found = [f"{name} {getattr(config, name)!r}" for name, value in self.wanted.items()
-                 if getattr(config, name) != value]  # fmt: skip
-        if self.whole_heads and config.n_head * Sizes.of(config).head_size != config.n_embd:
-            found.append("heads that do not make up n_embd")
-        if not self.query_groups and config.n_query_groups != config.n_head:
-            found.append("queries that share keys")
-        return found
+        has = vars(config) | {_OWN_KEYS: config.n_query_groups == config.n_head}
+        has[_WHOLE_HEADS] = config.n_head * Sizes.of(config).head_size == config.n_embd
+        return [f"{name} {has[name]!r}" for name, value in self.wanted.items() if has[name] != value]
 
     def named(self, weights: Mapping[str, Any], config: Config) -> dict[str, Any]:
         """A plain LitGPT checkpoint's weights by transformers' names."""
@@ -84,25 +77,25 @@ class Family:
 
 _LLAMA_FIELDS = dict(head_dim="head_size", num_key_value_heads="n_query_groups", rms_norm_eps="norm_eps")
 FAMILIES = (
-    Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX,
+    Family("gpt_neox", "GPTNeoXForCausalLM", _NEOX | {_OWN_KEYS: True},
            dict(layer_norm_eps="norm_eps", rotary_pct="rotary_percentage", rotary_emb_base="rope_base",
                 use_parallel_residual="parallel_residual"),
-           litgpt_convert.copy_weights_gpt_neox, "pythia-", query_groups=False),
+           litgpt_convert.copy_weights_gpt_neox, "pythia-"),
     Family("phi", "PhiForCausalLM", _NEOX | dict(shared_attention_norm=True, lm_head_bias=True, parallel_residual=True),
            dict(layer_norm_eps="norm_eps", partial_rotary_factor="rotary_percentage",
                 num_key_value_heads="n_query_groups"),
            litgpt_convert.copy_weights_phi, "phi-", ("phi",)),
-    Family("phi3", "Phi3ForCausalLM", _LLAMA, _LLAMA_FIELDS | dict(original_max_position_embeddings="block_size"),
+    Family("phi3", "Phi3ForCausalLM", _LLAMA | {_WHOLE_HEADS: True},
+           _LLAMA_FIELDS | dict(original_max_position_embeddings="block_size"),
            litgpt_convert.copy_weights_phi, "phi-3-", ("phi-3", "phi-4")),
-    Family("llama", "LlamaForCausalLM", _LLAMA, _LLAMA_FIELDS, litgpt_convert.copy_weights_llama, "Llama-",
-           whole_heads=False),
+    Family("llama", "LlamaForCausalLM", _LLAMA, _LLAMA_FIELDS, litgpt_convert.copy_weights_llama, "Llama-"),
     Family("qwen2", "Qwen2ForCausalLM", _LLAMA | dict(attn_bias=True), _LLAMA_FIELDS,
-           litgpt_convert.copy_weights_qwen_2_5, "Qwen2.5-", ("qwen2.5", "qwq"), whole_heads=False),
+           litgpt_convert.copy_weights_qwen_2_5, "Qwen2.5-", ("qwen2.5", "qwq")),
     Family("qwen3", "Qwen3ForCausalLM", _LLAMA | dict(norm_qk=True, norm_qk_type="default"), _LLAMA_FIELDS,
-           litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",), whole_heads=False),
+           litgpt_convert.copy_weights_qwen_3, "Qwen3-", ("qwen3",)),
     Family("olmo2", "Olmo2ForCausalLM",
            _LLAMA | dict(norm_qk=True, norm_qk_type="olmo2", post_attention_norm=True, post_mlp_norm=True,
-                         norm_1=False, norm_2=False),
+                         norm_1=False, norm_2=False) | {_WHOLE_HEADS: True},
            _LLAMA_FIELDS, litgpt_convert.copy_weights_olmo2, "OLMo-2-", ("olmo-2-",),
            renamed=(".post_attention_norm.", ".norm_2.")),
 )  # fmt: skip

@@ -39,15 +39,10 @@ def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
             "train.max_norm": training.get("max_norm") or NO_CLIPPING,
             "tokens": training.get("max_tokens"),
             "schedule": recorded_schedule(training["schedule"]).plain if "schedule" in training else None,
-            "starts_from": record.identity.get("starts_from", _source_sha256(record)),
+            "starts_from": record.identity.get("starts_from"),
             "data": record.data and (record.data.fingerprint or record.data.class_path),
         }
     )
-
-
-def _source_sha256(record: Record) -> str | None:
-    """Of what a warmstart grew; other runs may have started from a folder that was only grown, which is no ancestor."""
-    return record.lineage[-1].sha256 if record.lineage and record.command == "warmstart" else None
 
 
 NO_CLIPPING = "none"

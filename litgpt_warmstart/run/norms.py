@@ -11,7 +11,6 @@ eager forward pass of the bare model: hooks in the compiled one would have it co
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -22,11 +21,9 @@ from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.metrics import RowFile, RowFormat, whole_number
 from litgpt_warmstart.run.spec import RunSpec
 
-Kind = Literal["activation", "weight"]
-
 
 def _kind(cell: str) -> str:
-    if cell not in get_args(Kind):
+    if cell not in ("activation", "weight"):
         raise ValueError(f"{cell!r} is no kind")
     return cell
 
@@ -90,33 +87,26 @@ def measure(gpt: MuGPT, probe: torch.Tensor) -> list[dict[str, float | str]]:
         gpt: The bare model; mode, gradients and random states are left alone.
         probe: Tokens, int64, shape (B, T).
     """
-    named: list[dict[str, float | str]] = []
-    widths, norms = [], []
-
-    def add(kind: Kind, name: str, width: int, row_norms: torch.Tensor) -> None:
-        named.append({"kind": kind, "name": name})
-        widths.append(width)
-        norms.append(row_norms)
+    rows: list[tuple[str, str, int, torch.Tensor]] = []
 
     def add_output(name: str, module: nn.Module, inputs: object, output: torch.Tensor) -> None:
         if module is gpt.lm_head:
-            add("activation", name, len(gpt.lm_head.weight), _logit_norms(output, gpt.lm_head))
+            rows.append(("activation", name, len(gpt.lm_head.weight), _logit_norms(output, gpt.lm_head)))
         else:
-            add("activation", name, output.shape[-1], _row_norms(output))
+            rows.append(("activation", name, output.shape[-1], _row_norms(output)))
 
     with ExitStack() as hooks:
         for name, module in gpt.named_modules():
             if module is not gpt and not isinstance(module, nn.Identity):
                 hooks.callback(module.register_forward_hook(partial(add_output, name)).remove)
         gpt.readout_input(probe)
-    for name, parameter in gpt.named_parameters():
-        add("weight", name, parameter.shape[-1], _row_norms(parameter))
-
+    rows += [("weight", name, weight.shape[-1], _row_norms(weight)) for name, weight in gpt.named_parameters()]
+    norms = [row[-1] for row in rows]
     on_host = torch.cat(norms, dim=1).cpu().double().split([n.shape[1] for n in norms], dim=1)
-    for row, width, (l1, l2) in zip(named, widths, on_host, strict=True):
-        row["l1"] = (l1.mean() / width).item()
-        row["l2"] = (l2.square().mean() / width).sqrt().item()
-    return named
+    return [
+        {"kind": kind, "name": name, "l1": (l1.mean() / width).item(), "l2": (l2.square().mean() / width).sqrt().item()}
+        for (kind, name, width, _), (l1, l2) in zip(rows, on_host, strict=True)
+    ]
 
 
 def _row_norms(x: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
         if name == "params" or (name not in parameters and not takes_any):
             known = ", ".join(known for known in parameters if known != "params")
             raise UserError(f"--optimizer {path} has no argument {name!r}: it takes {known}")
-        default = 1e-3 if name == "lr" else parameters[name].default if name in parameters else None
+        default = parameters[name].default if name in parameters else None
         init_args[name] = value = _plain(value) if isinstance(value, str) else value
         if not _is_like(value, default):
             raise UserError(f"--optimizer {path}: {name} is {one_line(repr(value), 60)}: its default is {default}")

@@ -266,15 +266,9 @@ def resolve_models(
         UserError: No target, one that ``start`` cannot become, or an unknown muP base.
     """
     tuned = _read_tuned(mup_base)
-    vocabulary: dict[str, int | None] = {}
-    if start:
-        vocabulary = _vocabulary(start.config)
-    elif isinstance(data, PreparedText):
-        vocabulary = dict(padded_vocab_size=data.padded_vocab_size, vocab_size=data.vocab_size)
-    elif tuned:
-        vocabulary = _vocabulary(tuned.config)
+    told_by = start.config if start else data if isinstance(data, PreparedText) else tuned and tuned.config
     if target is not None:
-        config = resolve_config(target, **vocabulary)
+        config = resolve_config(target, **_vocabulary(told_by))
     elif start and not growth:
         config = start.config
     else:
@@ -320,8 +314,8 @@ def used_seed(start: Header, target: Config) -> int | None:
     return start.record.growth.seed if start.record.growth else start.record.training.get("seed")
 
 
-def _vocabulary(config: Config) -> dict[str, int | None]:
-    return dict(padded_vocab_size=config.padded_vocab_size, vocab_size=config.vocab_size)
+def _vocabulary(told_by: Config | PreparedText | None) -> dict[str, int | None]:
+    return {name: getattr(told_by, name) for name in ("padded_vocab_size", "vocab_size")} if told_by else {}
 
 
 def _read_tuned(mup_base: str | None) -> Tuned | None:

@@ -169,9 +169,7 @@ class RunArgs:
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        _check_above_zero("", self, "tokens_per_param")
-        if self.track is not None and self.track <= 0:
-            raise UserError(f"--track must be above 0, got {self.track}: leave it out to record nothing")
+        _check_above_zero("", self, "tokens_per_param", "track")
         if hasattr(self.data, "prompt_style"):
             raise UserError(
                 f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"

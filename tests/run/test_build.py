@@ -1,5 +1,6 @@
 """Training compiles its graphs once: neither accumulation nor validation nor more steps make new ones."""
 
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from litgpt_warmstart.commands import warmstart, warmstart_scratch
+from litgpt_warmstart.commands import warmstart
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
@@ -18,7 +19,7 @@ from litgpt_warmstart.run.build import uses_cuda_graphs
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
-from tests.conftest import build, losses, neox
+from tests.conftest import TRAIN, build, losses, neox
 
 
 def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base, tiny, tmp_path, monkeypatch):
@@ -41,32 +42,27 @@ compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compil
 @pytest.mark.slow
 @compiler
 @pytest.mark.parametrize("impl", ["full", "chunked"])
-def test_accumulation_validation_and_more_steps_compile_nothing_anew(impl, tiny, tiny_settings, tmp_path):
+def test_accumulation_validation_and_more_steps_compile_nothing_anew(impl, scratch):
     graphs = {}
     for steps, batch in ((2, 4), (5, 12)):
         torch._dynamo.reset()
         counters.clear()
         train = TrainArgs(global_batch_size=batch, micro_batch_size=4, max_steps=steps)
-        settings = tiny_settings | dict(compile=True, eval=EvalArgs(interval=2, max_iters=6), loss_impl=impl)
-        warmstart_scratch.setup(target=tiny[16], lr=0.01, train=train, out_dir=tmp_path / str(steps), **settings)
+        scratch(str(steps), train=train, compile=True, eval=EvalArgs(interval=2, max_iters=6), loss_impl=impl)
         graphs[steps] = counters["stats"]["unique_graphs"]
     assert graphs[5] == graphs[2] <= 2  # one to train, one to validate
 
 
 @pytest.mark.slow
 @compiler
-def test_every_way_trains_the_same_compiled_as_eagerly(tiny, tiny_settings, tmp_path):
-    train = TrainArgs(global_batch_size=8, micro_batch_size=4, max_steps=4)
+def test_every_way_trains_the_same_compiled_as_eagerly(scratch):
     runs = {}
-    for impl in ("full", "chunked"):
-        for compile in (False, True):
-            torch._dynamo.reset()
-            out_dir = tmp_path / f"{impl}-{compile}"
-            settings = tiny_settings | dict(compile=compile, loss_impl=impl, out_dir=out_dir)
-            warmstart_scratch.setup(target=tiny[16], lr=0.01, train=replace(train), **settings)
-            runs[out_dir.name] = losses(out_dir)
-    for name, run in runs.items():
-        assert run == pytest.approx(runs["full-False"], abs=1e-4), name
+    for impl, compile in itertools.product(("full", "chunked"), (False, True)):
+        torch._dynamo.reset()
+        train = replace(TRAIN, max_steps=4)
+        runs[impl, compile] = losses(scratch(f"{impl}-{compile}", train=train, compile=compile, loss_impl=impl))
+    for way, run in runs.items():
+        assert run == pytest.approx(runs["full", False], abs=1e-4), way
 
 
 def test_cuda_graphs_are_for_cuda_and_their_modes():

@@ -13,7 +13,6 @@ import yaml
 from litgpt_warmstart import files
 from litgpt_warmstart.data.use import DataUse
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run.folder import newest_checkpoint
@@ -116,18 +115,6 @@ def test_weights_of_older_litgpt_are_read(tmp_path):
         assert torch.equal(read[name], weight), name
 
 
-def test_under_another_mup_base_the_readout_gives_the_same_logits(tmp_path):
-    model = save(tmp_path / "c", neox(48, 2), 3.0)
-    read = checkpoint.read_checkpoint(tmp_path / "c", "base")
-    hidden = torch.randn(5, 48)
-    folded = hidden @ (model.lm_head.weight / 3.0).T
-    for base in (neox(16, 2), neox(24, 2), neox(48, 2)):
-        # The record's own base is 16 wide; see record().
-        under = parametrization.folding(read.config, base)
-        readout = read.weights_under(under)["lm_head.weight"] / (48 / base.n_embd)
-        torch.testing.assert_close(hidden @ readout.T, folded)
-
-
 def test_a_failed_rename_puts_the_older_folder_back(tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
     (tmp_path / "c/old").write_text("1")
@@ -154,20 +141,6 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         with files.atomic_folder(tmp_path / "c", lambda folder: files.others(folder, ["file"])) as partial:
             (partial / "file").write_text(content)
     assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_what_is_foreign_in_a_folder_that_is_replaced_is_kept_aside(tmp_path, capsys):
-    for content in ("old", "new"):
-        with files.atomic_folder(tmp_path / "c") as partial:
-            (partial / "file").write_text(content)
-    assert (tmp_path / "c/file").read_text() == "new" and (tmp_path / "c-before-1/file").read_text() == "old"
-    assert f"kept as {str(tmp_path / 'c-before-1')!r}" in capsys.readouterr().err
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
-    with pytest.raises(UserError, match="cannot write"), files.atomic_folder(tmp_path / "c"):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):

@@ -1,43 +1,14 @@
 """Checkpoints for other tools: the same logits where the attention scale has nowhere to go."""
 
-import json
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 from litgpt.config import Config
-from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox, copy_weights_hf_llama
 from litgpt.utils import save_config
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from litgpt_warmstart.commands import warmstart_export, warmstart_grow
-from litgpt_warmstart.run.export import export
-from tests.conftest import FAMILIES, logits, made
-
-
-@pytest.mark.parametrize("family", ["neox", "llama"])
-def test_litgpts_own_import_of_transformers_names_gives_the_logits_back(family, tmp_path):
-    config = replace(FAMILIES[family](48, 4), attention_scores_scalar=36)
-    weights = made(config)
-    (tmp_path / "source").mkdir()
-    torch.save(weights, tmp_path / "source/lit_model.pth")
-    save_config(config, tmp_path / "source")
-    kind = export(tmp_path / "source", tmp_path / "out", "transformers")
-    written = json.loads((tmp_path / "out/config.json").read_text())
-    assert kind == written["architectures"][0] and written["hidden_size"] == 48 and written["dtype"] == "float32"
-    named, back, plain = (
-        load_file(tmp_path / "out/model.safetensors"),
-        {},
-        replace(config, attention_scores_scalar=None),
-    )
-    if written["model_type"] == "gpt_neox":
-        copy_weights_gpt_neox(plain, back, named)
-    else:
-        assert written["num_key_value_heads"] == config.n_query_groups and written["head_dim"] == config.head_size
-        copy_weights_hf_llama(plain, {}, back, named)
-    torch.testing.assert_close(logits(plain, back), logits(config, weights), rtol=1e-4, atol=1e-4)
 
 
 def test_a_grown_checkpoint_is_exported_in_both_formats_with_its_tokenizer(base, tiny, tmp_path, capsys):

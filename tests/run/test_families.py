@@ -26,6 +26,7 @@ MODELS = {
     "qwen3": llama(48, 4, norm_qk=True),
     "wide_heads": llama(48, 4, norm_qk=True, head_size=16),
     "olmo2": FAMILIES["olmo2"](48, 4),
+    "scaled": neox(48, 4, attention_scores_scalar=36),
 }
 
 
@@ -63,7 +64,7 @@ def test_exported_models_have_litgpts_logits_in_transformers(name, tmp_path):
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "olmo2"])  # LitGPT's own conversion dies of it
+@pytest.mark.parametrize("name", [*MODELS][:-2])  # LitGPT's own dies of OLMo 2, and leaves the scale out
 def test_litgpts_own_conversion_takes_the_name_and_gives_the_same_logits(name, tmp_path, capsys):
     expected = written(MODELS[name], tmp_path / "source")
     convert_lit_checkpoint(tmp_path / "source", tmp_path / "out")
@@ -88,6 +89,6 @@ def test_a_name_begins_as_its_family_is_known_and_as_no_other_is(name, given):
 def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part():
     with pytest.raises(UserError, match="post_mlp_norm True, which no model of transformers known here has"):
         hf_config(replace(llama(48, 4), post_mlp_norm=True))
-    with pytest.raises(UserError, match="queries that share keys"):
+    with pytest.raises(UserError, match="n_query_groups == n_head False"):
         hf_config(replace(neox(48, 4), n_query_groups=2))
     assert litgpt_name(replace(neox(48, 4), n_query_groups=2)) == "neox-48"

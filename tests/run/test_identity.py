@@ -12,7 +12,7 @@ from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.identity import difference_in_words, first_difference, recorded_identity
 from tests.conftest import TRAIN
 
-UNTOLD = {"data.order_seed", "eval"}
+UNTOLD = {"data.order_seed", "eval", "starts_from"}
 """What records of older versions do not tell, or not in these words."""
 
 

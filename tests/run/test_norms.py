@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mup.coord_check import FDICT
 from torch._dynamo.utils import counters
 
-from litgpt_warmstart.commands import warmstart, warmstart_scratch
+from litgpt_warmstart.commands import warmstart
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.loaders import first_val_block
 from litgpt_warmstart.data.use import Reading
@@ -155,25 +155,17 @@ def test_a_tracked_run_equals_an_untracked_one_bit_for_bit(runs):
     assert_same_weights(runs["tracked"] / "final", runs["plain"] / "final")
 
 
-def test_a_resumed_run_has_the_norms_of_an_undisturbed_one(runs, base, tiny, tiny_settings, tmp_path):
+def test_a_resumed_run_has_the_norms_of_an_undisturbed_one(runs, warm, tmp_path):
     resumed, expected = tmp_path / "run", (runs["tracked"] / "norms.csv").read_text()
     shutil.copytree(runs["tracked"], resumed)
     shutil.rmtree(resumed / "final")
     with (resumed / "norms.csv").open("a") as file:
         file.write("5,2560,weight,lm_head.wei")  # killed while writing
-    shared = dict(base=base, target=tiny[48], out_dir=resumed, train=replace(TRAIN, max_steps=5), **tiny_settings)
-    warmstart.setup(resume=True, track=2, **shared)
+    train = replace(TRAIN, max_steps=5)
+    warm("run", resume=True, track=2, train=train)
     assert (resumed / "norms.csv").read_text() == expected
-    warmstart.setup(resume=resumed / "step-00000002", **shared)  # untracked now: rows of steps taken back go
+    warm("run", resume=resumed / "step-00000002", train=train)  # untracked now: rows of steps taken back go
     assert steps(resumed) == [0, 2]
-
-
-def test_overwriting_a_run_removes_its_norms(tiny, tiny_settings, tmp_path):
-    shared = dict(target=tiny[16], lr=0.02, out_dir=tmp_path, train=replace(TRAIN, max_steps=1), **tiny_settings)
-    warmstart_scratch.setup(track=1, **shared)
-    assert steps(tmp_path) == [0, 1]
-    warmstart_scratch.setup(overwrite=True, **shared)
-    assert not (tmp_path / "norms.csv").exists()
 
 
 @pytest.fixture
@@ -187,14 +179,13 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_tracking_compiles_nothing_anew_and_leaves_a_compiled_run_alone(tiny, tiny_settings, tmp_path, one_thread):
+def test_tracking_compiles_nothing_anew_and_leaves_a_compiled_run_alone(scratch, tmp_path, one_thread):
     graphs = {}
     for name, compile, track in (("plain", True, None), ("tracked", True, 1), ("eager", False, 1)):
         torch._dynamo.reset()
         counters.clear()
-        settings = tiny_settings | dict(compile=compile, eval=EvalArgs(interval=2, max_iters=4), loss_impl="chunked")
-        warmstart_scratch.setup(target=tiny[16], lr=0.01, train=replace(TRAIN, max_steps=4), track=track,
-                                out_dir=tmp_path / name, **settings)  # fmt: skip
+        shared = dict(train=replace(TRAIN, max_steps=4), eval=EvalArgs(interval=2, max_iters=4), loss_impl="chunked")
+        scratch(name, compile=compile, track=track, **shared)
         graphs[name] = counters["stats"]["unique_graphs"]
     assert graphs["tracked"] == graphs["plain"] > 0
     assert losses(tmp_path / "tracked") == losses(tmp_path / "plain")
@@ -207,18 +198,3 @@ def test_tracking_compiles_nothing_anew_and_leaves_a_compiled_run_alone(tiny, ti
         assert (a["l1"], a["l2"]) == pytest.approx((b["l1"], b["l2"]), rel=1e-2 if a["step"] else 1e-6), (
             a
         )  # drifts a bit
-
-
-# --- bad input ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("track", [0, -5])
-def test_an_interval_that_is_not_above_0_is_refused_in_one_line(base, tiny, tiny_settings, tmp_path, capsys, track):
-    shared = dict(target=tiny[48], out_dir=tmp_path / "out", track=track, train=TRAIN, **tiny_settings)
-    for call in (lambda: warmstart.setup(base=base, **shared), lambda: warmstart_scratch.setup(lr=0.01, **shared)):
-        with pytest.raises(SystemExit) as error:
-            call()
-        told = capsys.readouterr().err
-        assert error.value.code == 1 and len(told.splitlines()) == 1
-        assert f"--track must be above 0, got {track}: leave it out to record nothing" in told
-    assert not list((tmp_path / "out").glob("*"))
