@@ -65,7 +65,7 @@ def setup(
         raise UserError(f"--max_flops must be above 0, got {max_flops}")
     if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
         mup_base = str(start.path)
-    if start and start.record and start.record.latest_data and run.data is None:
-        run = replace(run, data=recorded_data(start.record.latest_data))
+    if start and start.record and start.record.data_uses and run.data is None:
+        run = replace(run, data=recorded_data(start.record.data_uses[-1]))
     make = from_scratch(replace(run, mup_base=mup_base or names[0]))
     conduct(successive.plan(make, names, start, growth, shares, max_flops, scratch, train, out_dir), study)

@@ -54,11 +54,6 @@ class TokenizerFiles:
             (folder / name).write_bytes(content)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's vocabulary."""
-    return any((folder / name).is_file() for name in (JSON, MODEL))
-
-
 def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFiles | None:
     """The tokenizer's files in a folder; None where it has none.
 
@@ -66,7 +61,7 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
         folder: Any folder.
         sha256: What :attr:`TokenizerFiles.sha256` was when they were written there; None where that is not known.
     """
-    if not has_tokenizer(folder):
+    if not any((folder / name).is_file() for name in (JSON, MODEL)):
         return None
     try:
         files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}

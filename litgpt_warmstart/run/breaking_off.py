@@ -22,7 +22,8 @@ def end_early(error: Exception, run: OpenRun) -> Path:
     """Save after the last whole step of a run that an error has ended, and raise; after a signal, only save.
 
     Returns:
-        The folder, where a signal came first: what fails after it, such as a closed terminal, is its doing.
+        The folder, where a signal came first: what fails after it, a closed terminal or a loader's workers, which it
+        may have reached too, is its doing.
 
     Raises:
         UserError: What has failed, in one line, and the checkpoint to go on from.

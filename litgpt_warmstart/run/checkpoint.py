@@ -27,7 +27,7 @@ from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save, save_config
 
 from litgpt_warmstart.data.tokenizer_files import NAMES as TOKENIZER_FILES
-from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, has_tokenizer, read_tokenizer_files
+from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
@@ -61,11 +61,6 @@ class Header:
     def mup_base_config(self) -> Config:
         """Where the learning rate was tuned; a foreign checkpoint's own shapes."""
         return Config(**self.record.mup_base_config) if self.record else self.config
-
-    @property
-    def tokenizer_dir(self) -> Path | None:
-        """The folder itself if it holds a tokenizer."""
-        return self.path if has_tokenizer(self.path) else None
 
     @property
     def tokenizer(self) -> TokenizerFiles | None:
@@ -201,18 +196,6 @@ def stored_weights(header: Header) -> dict[str, torch.Tensor]:
         if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
             raise UserError(f"{str(path)!r} holds {name!r}, which is no weight: give a LitGPT checkpoint")
     return weights
-
-
-def plain_weights(header: Header) -> dict[str, torch.Tensor]:
-    """The weights with everything folded in: those whose logits stock LitGPT's GPT gives without a scalar of its own.
-
-    Raises:
-        UserError: As :func:`stored_weights`.
-    """
-    weights, left = stored_weights(header), Folding(header.config)
-    if header.folded.config.attention_scores_scalar == header.config.attention_scores_scalar:
-        return weights
-    return {name: left.fold(name, weight) for name, weight in weights.items()}
 
 
 def _litgpt_names(content: dict[str, Any], config: Config) -> Iterator[tuple[str, torch.Tensor]]:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from litgpt_warmstart import files
 from litgpt_warmstart.data.tokenizer_files import NAMES
 from litgpt_warmstart.errors import one_line
+from litgpt_warmstart.method.folding import Folding
 from litgpt_warmstart.method.model import check_supported
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, known_family, litgpt_name, write_hf_configs
@@ -37,8 +38,9 @@ def export(source: Path, out_dir: Path, format: Format) -> str:
     check_supported(header.config)
     config = replace(header.config, attention_scores_scalar=None)
     family = known_family(config, ": pass --format litgpt") if format == "transformers" else None
-    weights = checkpoint.plain_weights(header)
-    tokenizer = header.tokenizer
+    weights, tokenizer = checkpoint.stored_weights(header), header.tokenizer
+    if header.folded.config.attention_scores_scalar != header.config.attention_scores_scalar:  # of version 0.1
+        weights = {name: Folding(header.config).fold(name, weight) for name, weight in weights.items()}
     with files.atomic_folder(out_dir, foreign_to_export) as partial:
         (partial / MARK).write_text(f"{source}\n", encoding="utf-8")
         if tokenizer:

@@ -89,6 +89,7 @@ def _number(cell: str) -> float | None:
 FILE_NAME = "metrics.csv"
 _NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops")
 METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, _number)}, optional=1)
+read_metrics = METRICS.read
 
 
 class RowFile:
@@ -143,11 +144,6 @@ class RowFile:
         """Close the file; rows that could not be written were told of before."""
         with suppress(OSError):
             self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, empty cells left out; see :meth:`RowFormat.read`."""
-    return METRICS.read(path)
 
 
 class MetricsFile(RowFile):

@@ -117,20 +117,14 @@ class Record:
     training: Annotated[dict[str, Any], AfterValidator(_is_training)] = field(default_factory=dict)
     """Schedule, optimizer, precision, seed and the like of this run."""
     identity: dict[str, Any] = field(default_factory=dict)
-    """What the run is, for whoever reads the file, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`. Here it is
-    told from the rest of the record, as older versions wrote none, by
-    :func:`litgpt_warmstart.run.identity.recorded_identity`."""
+    """What the run is, see :meth:`litgpt_warmstart.run.spec.RunSpec.identity`, for whoever reads the file. Older
+    versions wrote none, so :func:`litgpt_warmstart.run.identity.recorded_identity` tells it from the other entries."""
     versions: dict[str, str] = field(default_factory=dict)
     tokenizer_sha256: str | None = None
     """Of what the folder's tokenizer gives, see :attr:`litgpt_warmstart.data.tokenizer_files.TokenizerFiles.sha256`."""
     sha256: dict[str, str] = field(default_factory=dict)
     """Of the folder's files that decide what it is, by name; nothing where an older version wrote the record."""
     format_version: int = FORMAT_VERSION
-
-    @property
-    def latest_data(self) -> DataUse | None:
-        """What this run read, or its nearest ancestor that was trained."""
-        return next((d for d in (self.data, *(a.data for a in reversed(self.lineage))) if d), None)
 
     @property
     def data_uses(self) -> tuple[DataUse, ...]:

@@ -107,7 +107,7 @@ def resolve(
     if precision == "16-mixed" and optimizer.init_args.get("fused"):
         raise UserError("--precision 16-mixed cannot clip gradients under a fused optimizer: leave fused out")
     named_by = start or tuned.header
-    tokenizer_dir = named_by.tokenizer_dir if named_by and named_by.tokenizer else None  # the one it was saved with
+    tokenizer_dir = named_by.path if named_by and named_by.tokenizer else None  # the one it was saved with
     if args.tokenizer_dir:
         tokenizer_dir = extend_checkpoint_dir(Path(args.tokenizer_dir))
     out_dir = init_out_dir(out_dir)
@@ -218,9 +218,8 @@ def _default_precision() -> Precision:
 
 def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
     """The DataModule that these weights were last trained on; the paper's where there are none."""
-    use = record.latest_data if record else None
-    if use is not None:
-        return recorded_data(use)
+    if record and record.data_uses:
+        return recorded_data(record.data_uses[-1])
     if start is not None:
         raise UserError(
             f"no data: {str(start.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"

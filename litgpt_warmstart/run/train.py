@@ -19,7 +19,7 @@ from torch import nn
 
 from litgpt_warmstart.data.loaders import TrainLoader, first_val_block, next_batches, val_batches
 from litgpt_warmstart.data.plan import DataPlan, plan_data
-from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
+from litgpt_warmstart.errors import Diverged, UserError, one_line
 from litgpt_warmstart.files import locked, older_folder, put_back
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import checkpoint, metrics, norms
@@ -216,8 +216,7 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
             run.plan.check.raise_if_bad(wait=False)
             lr_multiplier = spec.schedule(state.step_count)
             parametrization.set_learning_rate(state.optimizer, spec.base_lr, lr_multiplier)
-            if not train_step(run, batches, journal.running_loss):
-                return
+            train_step(run, batches, journal.running_loss)
             state.loader_state = loader.state()
             state.whole = True
             run.tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
@@ -230,26 +229,17 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
                     save_whole(run, run.step_folder)
 
 
-def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], running_loss: torch.Tensor) -> bool:
+def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], running_loss: torch.Tensor) -> None:
     """One optimizer step, which leaves the state in the middle of it: where the loader stands is the caller's to tell.
 
     Args:
         run: The run.
         batches: Inputs and targets of micro-batches, shape (B, T) each.
         running_loss: The step's mean loss is added to it, on the device.
-
-    Returns:
-        False where a signal has ended the data's workers, so that there was no step.
     """
     fabric, spec, state = run.fabric, run.spec, run.state
     for micro in range(spec.accumulation_iters):
-        try:
-            batch = next(batches, None)
-        except BrokeOff:
-            if not run.stop:  # the signal may have reached the loader's workers too
-                raise
-            return False
-        if batch is None:
+        if (batch := next(batches, None)) is None:
             data_ended(run)
         with fabric.no_backward_sync(state.loss, enabled=micro + 1 < spec.accumulation_iters):
             loss = state.loss(*batch)
@@ -258,7 +248,6 @@ def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]
     state.whole = False
     update_weights(fabric, spec, state)
     state.step_count += 1
-    return True
 
 
 def validate_if_due(run: OpenRun, journal: Journal) -> None:

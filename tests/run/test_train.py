@@ -169,13 +169,6 @@ def test_perturb_0_starts_from_the_shrunk_base_alone(warm, tmp_path):
     assert first["0.0-1"] == first["0.0-2"] and first["1.0-1"] != first["1.0-2"]
 
 
-def test_growing_follows_its_seed(base, tiny, tmp_path):
-    for seed in (1, 2):
-        warmstart_grow.setup(base=base, target=tiny[48], seed=seed, out_dir=tmp_path / str(seed))
-    a, b = (weights(tmp_path / seed)["lm_head.weight"] for seed in ("1", "2"))
-    assert not torch.equal(a, b)
-
-
 def test_a_checkpoint_starts_with_its_own_loss_under_sp_and_under_another_mup_base(warm, scratch, tiny, tmp_path):
     wide = warm("wide") / "final"
     expected = losses(wide.parent, "val_loss")[-1]
