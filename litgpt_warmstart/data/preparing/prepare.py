@@ -138,7 +138,15 @@ def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None
         f" {plan.vocab_size:,}, encoding with {plan.encoder}"
     )
     while True:
-        results = _encode_all(folder, plan, asked, carry_out)
+        try:
+            results = _encode_all(folder, plan, asked, carry_out)
+        except write.EncoderDiffers as error:
+            differs = f"tiktoken does not give the tokenizer's ids on {str(error)!r}"
+            if asked.encoder:
+                raise UserError(f"{differs}: leave --encoder out") from None
+            say(f"{differs}: beginning anew with tokenizers")
+            plan = _begin_anew(folder, replace(plan, encoder="tokenizers"))
+            continue
         chunks = {split: [chunk for result in results for chunk in result.chunks.get(split, ())] for split in SPLITS}
         fraction = plan.source.val_fraction
         held_out = sum(chunk.tokens for chunk in chunks["val"])

@@ -207,21 +207,31 @@ def _json_text(line: bytes, offset: int, name: str, column: str) -> list[str | N
 
 def _text_documents(path: Path, part: Part, piece_bytes: int) -> Iterator[list[str | None]]:
     """Pieces of at most ``piece_bytes``, cut at line ends or, of a longer line, between characters."""
-    pending = b""
-    for _, block in _blocks(path, part, max(BLOCK_BYTES, piece_bytes), longest_line=piece_bytes):
-        block, pieces, begin = pending + block, [], 0
+    start, pending = 0, b""
+    for offset, block in _blocks(path, part, max(BLOCK_BYTES, piece_bytes), longest_line=piece_bytes):
+        start, block = offset - len(pending), pending + block
+        pieces, begin = [], 0
         while len(block) - begin > piece_bytes:
             stop = block.rfind(b"\n", begin, begin + piece_bytes) + 1
             if not stop:
                 stop = begin + piece_bytes
                 while stop > begin + 1 and block[stop] & 0xC0 == 0x80:
                     stop -= 1
-            pieces.append(block[begin:stop].decode("utf-8"))
+            pieces.append(_decoded(block[begin:stop], start + begin, part.name))
             begin = stop
         yield pieces
-        pending = block[begin:]
+        start, pending = start + begin, block[begin:]
     if pending:
-        yield [pending.decode("utf-8")]
+        yield [_decoded(pending, start, part.name)]
+
+
+def _decoded(piece: bytes, offset: int, name: str) -> str:
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name!r} is not UTF-8 at byte {offset + error.start:,}: convert it, e.g. with iconv"
+        ) from None
 
 
 def _blocks(path: Path, part: Part, num_bytes: int, longest_line: int = -1) -> Iterator[tuple[int, bytes]]:

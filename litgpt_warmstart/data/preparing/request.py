@@ -13,6 +13,7 @@ source's files, so who trains reads blocks in a permuted order.
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -161,10 +162,7 @@ class Plan:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, digest = content["format_version"], content.pop("sha256", None)
             if version == 1:
-                raise UserError(
-                    f"{str(path.parent)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be"
-                    " grown from, exported and reported, not resumed: prepare it again with another --data_path"
-                )
+                raise UserError(_how_to_prepare_again(path.parent, content))
             if version > FORMAT_VERSION:
                 raise UserError(
                     f"{str(path)!r} has format version {version}, this litgpt-warmstart reads up to {FORMAT_VERSION}:"
@@ -197,6 +195,20 @@ class PreparedIndex(Plan):
     def chunk_files(self, folder: Path) -> dict[Path, Chunk]:
         """Path -> chunk, of all splits."""
         return {folder / split / chunk.name: chunk for split, chunks in self.chunks.items() for chunk in chunks}
+
+
+def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
+    """What to tell of data in the first landing's format: other chunks, in another order."""
+    options = content["source"] | {"tokenizer": content["tokenizer"], "seed": content["seed"]}
+    options |= {"commit": None, "data_path": f"{folder}-2"}
+    if options.get("column") == "text":  # the default, which .txt files refuse
+        options["column"] = None
+    words = (word for name, value in options.items() if value is not None for word in (f"--{name}", str(value)))
+    command = shlex.join(["litgpt", "warmstart_prepare_data", *words])
+    return (
+        f"{str(folder)!r} was prepared by litgpt-warmstart 0.1, in another format; runs on it can be grown from,"
+        f" exported and reported, not resumed: prepare it again with {command}"
+    )
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -23,7 +23,6 @@ from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.preparing.encode import encoder_of
 from litgpt_warmstart.data.preparing.read import COMPRESSED, SPLITS, Part, SourceFile, Split, documents, text_bytes
 from litgpt_warmstart.data.preparing.request import Chunk, Plan
-from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import flush_to_disk, write_whole
 from litgpt_warmstart.parsing import parse
 
@@ -34,6 +33,10 @@ SHUFFLED_CHARACTERS = 64 * 2**20
 """Text that is shuffled at once, and becomes a chunk: as a rule a whole portion, unless that is a compressed file."""
 CHECKED_CHARACTERS = 64 * 2**10
 """Text of a portion on which tiktoken is compared with ``tokenizers``."""
+
+
+class EncoderDiffers(Exception):
+    """tiktoken gives other ids than ``tokenizers``, on the file named."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,7 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
                     sample = text[: CHECKED_CHARACTERS - checked]
                     checked += len(sample)
                     if not encoder.agrees([sample]):
-                        raise UserError(
-                            f"tiktoken does not give the tokenizer's ids on {part.name!r}: pass --encoder tokenizers"
-                        )
+                        raise EncoderDiffers(part.name)
                 held = held_out_share is not None and held_out(text, held_out_share)
                 waiting.add("val" if held else portion.split, encoder.encode(text), len(text))
     waiting.write()

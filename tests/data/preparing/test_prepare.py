@@ -128,13 +128,15 @@ def test_rows_without_text_are_counted_but_not_stored(ask, texts):
     assert index.documents == {"train": 2, "val": 2} and [file.rows for file in index.files] == [5, 2]
 
 
-def test_where_tiktoken_is_wrong_on_a_file_the_other_encoder_is_named(ask, small, monkeypatch):
+def test_where_tiktoken_is_wrong_on_a_file_all_is_encoded_anew(ask, small, monkeypatch, capsys):
     expected = prepare(replace(ask, data_path=ask.data_path.with_name("expected"), encoder="tokenizers"))
     monkeypatch.setattr(encode, "GPT2_SPLIT", encode.GPT2_SPLIT.replace(r"\p{L}++", r"(?:ret|\p{L}++)"))
     encode.encoder_of.cache_clear()
-    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: pass --encoder tokenizers"):
-        prepare(ask)
-    assert prepare(replace(ask, encoder="tokenizers")).fingerprint == expected.fingerprint
+    with pytest.raises(UserError, match="tiktoken does not give the tokenizer's ids on .*: leave --encoder out"):
+        prepare(replace(ask, encoder="tiktoken"))
+    index = prepare(ask, say=print)
+    assert "beginning anew with tokenizers" in capsys.readouterr().out
+    assert index.encoder == "tokenizers" and index.fingerprint == expected.fingerprint
 
 
 def test_a_link_to_another_disk_is_followed(ask, tmp_path):

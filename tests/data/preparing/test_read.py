@@ -165,7 +165,7 @@ BAD = {
     "damaged text in parquet": ("a.parquet", NOT_UTF8, "is not UTF-8"),
     "half a character in JSON": ("a.jsonl", b'{"text": "\xed\xa0\xbd"}\n', "no JSON object in the line at byte 0"),
     "an empty parquet file": ("a.parquet", b"", "is damaged"),
-    "not UTF-8": ("a.txt", b"caf\xe9 cr\xe8me", "is not UTF-8"),
+    "not UTF-8": ("a.txt", b"x\n" * 2000 + b"caf\xe9 cr\xe8me", "is not UTF-8 at byte 4,003"),
 }
 
 

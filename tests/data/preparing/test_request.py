@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -171,3 +172,16 @@ def test_a_damaged_index_or_one_of_another_format_is_one_line(ask, damage, told)
     with pytest.raises(UserError, match=told) as error:
         prepare(ask)
     assert "\n" not in str(error.value)
+
+
+def test_data_of_the_first_landing_is_refused_with_the_command_that_prepares_it_again(ask):
+    prepare(ask)
+    path = ask.data_path / "prepared.json"
+    content = json.loads(path.read_text())
+    chunks = {split: [chunk["sha256"] for chunk in found] for split, found in content.pop("chunks").items()}
+    path.write_text(json.dumps(content | {"format_version": 1, "tokens": {}, "chunks_sha256": chunks}))
+    with pytest.raises(UserError, match="was prepared by litgpt-warmstart 0.1, in another format") as error:
+        prepare(ask)
+    words = shlex.split(str(error.value).partition("prepare it again with ")[2])
+    assert words == ["litgpt", "warmstart_prepare_data", "--text_dir", str(ask.text_dir), "--files", "*",
+                     "--tokenizer", ask.tokenizer, "--seed", "42", "--data_path", f"{ask.data_path}-2"]  # fmt: skip
