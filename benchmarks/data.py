@@ -24,6 +24,8 @@ from measuring import machine
 DOCUMENT_CHARACTERS = 4400  # SlimPajama-6B's mean
 FILES = 4
 BLOCK_SIZE, MICRO_BATCH_SIZE = 1024, 4
+SECONDS_BETWEEN_SAMPLES = 1.0
+"""Of memory: the kernel takes some 30 ms of a core for the pages of each process, which are not to be measured."""
 
 
 def cut_into_documents(text_dir: Path | None) -> Iterator[str]:
@@ -68,7 +70,7 @@ class PeakMemory:
         import psutil
 
         me = psutil.Process()
-        while not self._done.wait(0.2):
+        while not self._done.wait(SECONDS_BETWEEN_SAMPLES):
             total = 0
             for process in (me, *me.children(recursive=True)):
                 try:
