@@ -177,7 +177,7 @@ def measure_reading(work: Path, tokenizer: Path, num_workers: int) -> dict[str, 
     config = resolve_config("5M", data.padded_vocab_size, data.vocab_size)
     gpt = MuGPT(config, 1.0)
     parametrization.set_base_shapes(gpt, config)
-    parametrization.load_weights(gpt, parametrization.initial_weights(gpt, config, 0, 1.0))
+    parametrization.load_weights(gpt, parametrization.initial_weights(gpt, config, 0))
     module = NextTokenLoss(gpt).to(device)
     optimizer = parametrization.build_optimizer(gpt, torch.optim.AdamW, {"fused": True}, 0.01)
     batches = next_batches(data.train_dataloader(), device)

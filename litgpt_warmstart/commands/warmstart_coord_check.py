@@ -9,6 +9,7 @@ from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 
@@ -51,8 +52,9 @@ def setup(
         widths: n_embd of each model, narrowest first, such as ``48,96,192,384``: heads as large as the base's and more
             of them, the MLP in proportion. Default: 1, 2, 4 and 8 times the base's.
         scales: Instead of ``widths``, models by name or config file, narrowest first, such as ``5M,22M,70M``.
-        parametrizations: What to measure: ``sp`` (standard, with one learning rate for all widths), ``mup`` (from
-            scratch), ``warmstart`` (muP grown from the base). Default: all three, without ``base`` the first two.
+        parametrizations: What to measure: from scratch those of ``warmstart_scratch``, such as ``sp`` (standard, with
+            one learning rate for all widths) and ``mup``, and ``warmstart``, grown from the base. Default: all, without
+            ``base`` all but the last.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them
@@ -101,14 +103,16 @@ def setup(
         max_seq_length=block_size,
     )
     args = RunArgs(lr=lr, data=data, train=train, tokenizer_dir=tokenizer_dir)
-    spec = resolve("warmstart_coord_check", target, start, None, "mup", out_dir, args, {})
+    spec = resolve("warmstart_coord_check", target, start, None, None, out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)
     source = coord_check.source_of(start, configs, growth.alignment, seeds) if start and grown else None
-    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source)
+    rest = (ways, spec.base_lr, steps, seeds, source, spec.parametrization)
+    check = coord_check.CoordCheck(configs, tuned.config, *rest)
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
-        print("Without --base there is no warmstart to measure: SP and muP alone")
+        measured = " and ".join(table.label for table in PARAMETRIZATIONS.values())
+        print(f"Without --base there is no warmstart to measure: {measured} alone")
     arguments = dict(
         base=start and str(start.path), target=target, widths=None if scale_list else [each.n_embd for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),

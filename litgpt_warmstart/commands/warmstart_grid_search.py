@@ -35,7 +35,7 @@ def setup(
         lrs: Learning rates, e.g. ``0.003,0.01,0.03``.
         batch_sizes: Sequences per optimizer step, e.g. ``64,128``.
         seeds: Of the initialization; a cell's loss is the mean over them.
-        parametrization: ``mup`` or ``sp``; the same at the scale itself.
+        parametrization: As in ``warmstart_scratch``; all are the same at the scale itself.
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
     """

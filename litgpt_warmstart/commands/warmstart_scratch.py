@@ -25,7 +25,7 @@ def setup(
     Arguments:
         target: The model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name takes the
             vocabulary of the data or of the muP base where they have one.
-        parametrization: ``mup`` (learning rates carry over width) or ``sp`` (standard).
+        parametrization: What carries learning rates over width; under ``sp``, standard, nothing does.
         initial_checkpoint_dir: Optional path to a checkpoint directory to start from as it is, for example one that
             ``warmstart_grow`` wrote.
         out_dir: Directory in which to save checkpoints and logs.

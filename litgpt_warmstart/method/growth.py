@@ -39,7 +39,9 @@ Gains = Literal["shrunk", "added", "copied", "reset"]
 class Growth:
     """How the source's weights become the target's: what is asked for.
 
-    Every command that grows has a flag for each field, and what is written of a run tells each: add an option here.
+    Every command that grows has a flag for each field, and what is written of a run tells each: add an option here. Its
+    default must be what was done before, for records that lack it; an older version refuses one that has it: raise
+    ``run.record.FORMAT_VERSION``, and it says why.
     """
 
     shrink: float = 0.4
@@ -90,6 +92,10 @@ class Growth:
             if value != field.default:
                 words.append(f"{field.name} {value:g}" if isinstance(value, float) else f"{field.name} {value}")
         return ", ".join(words)
+
+    def noise(self, shape: torch.Size, std: float, generator: torch.Generator) -> torch.Tensor:
+        """What a matrix begins with, fp32, on the CPU, for muP's standard deviation; as by default from scratch."""
+        return torch.empty(shape).normal_(0.0, self.perturb * std, generator=generator)
 
     def done(self, source: Config, target: Config, source_dir: Path, seed: int) -> "Grown":
         """What is to be recorded of it, with the alignment that is possible."""
@@ -253,7 +259,7 @@ def axis_map(axis: Axis, source: Config, target: Config, alignment: Alignment) -
     """Where each position of a source axis goes in the target under a possible alignment.
 
     Returns:
-        Target positions, int64, shape ``(axis_size(axis, source),)``, all different.
+        Target positions, int64, shape ``(axis_size(axis, source),)``, all different: :func:`grow_tensor` adds in place.
     """
     old, new = Sizes.of(source), Sizes.of(target)
     rotary, plain = _rotary_map(old, new), torch.arange(old.head_size)
@@ -333,8 +339,8 @@ def grow(
 
     Args:
         source: The source's unfolded weights by name, e.g. memory-mapped.
-        initial: The target's initialization by name, with ``growth.perturb`` times muP's standard deviations; it is
-            overwritten, and yielded with its names.
+        initial: The target's initialization by name, with the noise of ``growth``; it is overwritten, and yielded with
+            its names.
         source_config: The source's config.
         target_config: The target's config.
         growth: How; ``heads`` gives way to ``blocks`` where heads cannot be kept.

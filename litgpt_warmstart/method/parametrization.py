@@ -19,7 +19,7 @@ from torch import nn
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.folding import READOUT, Folding, attention_scores_scalar
-from litgpt_warmstart.method.growth import is_gain
+from litgpt_warmstart.method.growth import Growth, is_gain
 from litgpt_warmstart.method.model import MuGPT
 
 DRAWING_THREADS = 4
@@ -33,6 +33,8 @@ class Parametrization:
     that its initial standard deviation and Adam's learning rate at the base are divided by.
     """
 
+    label: str
+    """What it is called where a user reads of it."""
     matrix: tuple[float, float] = (0.0, 0.0)
     """Both dimensions grow."""
     embedding: tuple[float, float] = (0.0, 0.0)
@@ -49,9 +51,9 @@ class Parametrization:
 
 
 PARAMETRIZATIONS = {
+    "sp": Parametrization("SP", is_own_base=True),
     # arXiv 2203.03466, table 8, the variant that the package mup implements.
-    "mup": Parametrization(matrix=(0.5, 1.0), logits=1.0, scores=1.0),
-    "sp": Parametrization(is_own_base=True),
+    "mup": Parametrization("muP", matrix=(0.5, 1.0), logits=1.0, scores=1.0),
 }
 DEFAULT = "mup"
 """What carries a learning rate from where nothing else is said."""
@@ -138,7 +140,7 @@ def divisors(model: GPT, name: str, parametrization: str = "mup") -> tuple[float
 
 
 def initial_weights(
-    model: GPT, mup_base: Config, seed: int, perturb: float = 1.0, parametrization: str = "mup"
+    model: GPT, mup_base: Config, seed: int, growth: Growth = Growth(), parametrization: str = "mup"
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """muP's initialization, one parameter at a time, in the order of ``named_parameters``; a few are drawn ahead.
 
@@ -150,7 +152,7 @@ def initial_weights(
         model: A bare MuGPT with base shapes, on any device including meta; only its shapes are read.
         mup_base: Config of the model whose learning rate was tuned.
         seed: Seed of the draw.
-        perturb: Multiplier of every standard deviation.
+        growth: Says how muP's noise is drawn, see :meth:`~litgpt_warmstart.method.growth.Growth.noise`.
         parametrization: A name in :data:`PARAMETRIZATIONS`.
 
     Yields:
@@ -160,8 +162,8 @@ def initial_weights(
     drawn: deque[tuple[str, Future[torch.Tensor]]] = deque()
     with ThreadPoolExecutor(threads) as pool:  # a draw is serial and leaves Python's lock alone
         for name, parameter in model.named_parameters():
-            std = perturb * (plain_std(model, name, mup_base) / divisors(model, name, parametrization)[0])
-            drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed)))
+            std = plain_std(model, name, mup_base) / divisors(model, name, parametrization)[0]
+            drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed, growth)))
             if len(drawn) > threads:
                 name, tensor = drawn.popleft()
                 yield name, tensor.result()
@@ -170,7 +172,7 @@ def initial_weights(
             yield name, tensor.result()
 
 
-def _draw(c: Config, name: str, shape: torch.Size, std: float, seed: int) -> torch.Tensor:
+def _draw(c: Config, name: str, shape: torch.Size, std: float, seed: int, growth: Growth) -> torch.Tensor:
     if is_gain(name):
         return torch.ones(shape)
     if std == 0:
@@ -178,7 +180,7 @@ def _draw(c: Config, name: str, shape: torch.Size, std: float, seed: int) -> tor
     widths = f"{c.n_embd}:{c.n_head}:{c.n_query_groups}:{c.head_size}:{c.intermediate_size}"
     digest = hashlib.sha256(f"{seed}:{widths}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    return growth.noise(shape, std, generator)
 
 
 @torch.no_grad()

@@ -50,8 +50,7 @@ def first_weights(
         source: The checkpoint to grow from.
         parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
     """
-    perturb = growth.perturb if growth else 1.0
-    initial = mup.initial_weights(model, mup_base, seed, perturb, parametrization)
+    initial = mup.initial_weights(model, mup_base, seed, growth or Growth(), parametrization)
     if growth is None or source is None:
         return initial
     weights = source.weights_under(mup.folding(source.config, mup_base, parametrization))

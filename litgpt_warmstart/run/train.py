@@ -301,16 +301,16 @@ def describe(fabric: L.Fabric, spec: RunSpec, state: State, plan: DataPlan, choi
     scales = {g["lr_scale"] for g in state.optimizer.param_groups if g["params"]}
     rates = {f"{spec.base_lr * scale:.4g}" for scale in scales} - {f"{spec.base_lr:.4g}"}
     matrices = ", for matrices " + " or ".join(sorted(rates, key=float)) if rates else ""
-    parametrized = "standard parametrization"
-    if spec.parametrization == "mup":
-        parametrized = f"muP base {spec.mup_base_config.name} of n_embd {spec.mup_base_config.n_embd}"
+    table = parametrization.PARAMETRIZATIONS[spec.parametrization]
+    at_base = f" base {spec.mup_base_config.name} of n_embd {spec.mup_base_config.n_embd}"
     fabric.print(
         f"{config.name}: {parameters:,} parameters, n_embd {config.n_embd}, {config.n_head} heads of"
         f" {config.head_size}, vocabulary {config.padded_vocab_size:,}; {fabric.device}, {spec.precision}"
     )
     if grown:
         fabric.print(f"Grown from {grown.source_dir}: {grown.told}")
-    fabric.print(f"{parametrized}; lr {spec.base_lr:g}{matrices}, schedule {spec.schedule.words}; {spec.optimizer}")
+    carried = f"{table.label}{at_base * (not table.is_own_base)}; lr {spec.base_lr:g}{matrices}"
+    fabric.print(f"{carried}, schedule {spec.schedule.words}; {spec.optimizer}")
     fabric.print(
         f"{tokens:,} tokens ({tokens / parameters:.2f} per parameter) in {spec.max_steps:,} steps of"
         f" {spec.global_batch_size} x {spec.block_size:,}; {plan.describe()}"

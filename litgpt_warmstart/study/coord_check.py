@@ -9,15 +9,16 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pandas
 import torch
 import yaml
 from litgpt.config import Config
-from mup.coord_check import get_coord_data
+from mup.coord_check import _get_coord_data
 
 from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
@@ -25,6 +26,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Alignment, Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, build_optimizer
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
 from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.report.figures import Figure, panels
@@ -40,8 +42,7 @@ from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, named, table, way_name
 
-WayName = Literal["sp", "mup", "warmstart"]
-
+WARMSTART = "warmstart"
 RESULTS, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 """Widths of the models, in widths of the narrowest one."""
@@ -51,7 +52,8 @@ DEFAULT_MULTIPLES = (1, 2, 4, 8)
 class Way:
     """One way to start training a width."""
 
-    parametrization: WayName
+    parametrization: str
+    """A name in the table, or ``warmstart``."""
     growth: Growth | None = None
     """Of a warmstart."""
 
@@ -68,7 +70,7 @@ class CoordCheck:
     configs: tuple[Config, ...]
     """The models, narrowest first, before muP's attention scale."""
     mup_base: Config
-    """Where the learning rate was tuned. SP takes each model's own shapes instead."""
+    """Where the learning rate was tuned; what is its own base takes each model's own shapes instead."""
     ways: tuple[Way, ...]
     base_lr: float
     steps: int
@@ -76,19 +78,25 @@ class CoordCheck:
     seeds: tuple[int, ...]
     source: Checkpoint | None = None
     """The base of the warmstarts; None where no way is one."""
+    carried_by: ParametrizationName = DEFAULT
+    """What warmstarts are trained under."""
+
+    def parametrization(self, way: Way) -> ParametrizationName:
+        """What a way trains under."""
+        return self.carried_by if way.growth else way.parametrization
 
 
 def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool) -> tuple[Way, ...]:
-    """The ways with these names, all that can be where none are given; SP and muP first, then each growth."""
-    known = get_args(WayName)
-    names = names or (known if based else known[:2])
+    """The ways with these names, all that can be where none are given; each parametrization, then each growth."""
+    known = (*PARAMETRIZATIONS, WARMSTART)
+    names = names or (known if based else known[:-1])
     for name in names:
         if name not in known:
             raise UserError(f"--parametrizations has no {name!r}: choose from {', '.join(known)}")
-    if "warmstart" in names and not based:
+    if WARMSTART in names and not based:
         raise UserError("--parametrizations warmstart needs --base, the trained checkpoint to start from")
-    found = [Way(name) for name in known[:2] if name in names]
-    return (*found, *(Way("warmstart", each) for each in growths if "warmstart" in names))
+    found = [Way(name) for name in PARAMETRIZATIONS if name in names]
+    return (*found, *(Way(WARMSTART, each) for each in growths if WARMSTART in names))
 
 
 def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] | None) -> tuple[Config, ...]:
@@ -189,14 +197,15 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
 
 def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT:
     """One of a check's models as training would start with it, on the CPU, with base shapes."""
-    mup_base = config if way.parametrization == "sp" else check.mup_base
-    return build.build_model(config, mup_base, seed, way.growth, check.source)
+    name = check.parametrization(way)
+    mup_base = config if PARAMETRIZATIONS[name].is_own_base else check.mup_base
+    return build.build_model(config, mup_base, seed, way.growth, check.source, name)
 
 
 def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.Tensor) -> pandas.DataFrame:
-    """Train every width in every way for a few steps of Adam on one batch, by ``mup.coord_check.get_coord_data``.
+    """Train every width in every way for a few steps of Adam on one batch, by mup's ``coord_check``.
 
-    In fp32, on the GPU where there is one. Adam is mup's MuAdam with torch's betas, without weight decay or clipping.
+    In fp32, on the GPU where there is one. Adam has torch's betas, and neither weight decay nor clipping.
 
     Args:
         check: What to measure.
@@ -211,15 +220,15 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
     frames = []
     for way in check.ways:
         started = time.perf_counter()
+        adam = partial(build_optimizer, cls=torch.optim.Adam, arguments={}, base_lr=check.base_lr,
+                       parametrization=check.parametrization(way))  # fmt: skip
         for seed in check.seeds:
             models = {c.n_embd: lambda c=c: build_model(check, way, c, seed) for c in check.configs}  # noqa: B023
             try:
-                frame = get_coord_data(
+                frame = _get_coord_data(  # get_coord_data, which takes no optimizer of ours: it knows mup's table alone
                     models,
                     [(inputs, targets.flatten())],
-                    optimizer="adam",  # mup's adamw gives SP a weight decay that muP does not get
-                    lr=check.base_lr,
-                    mup=way.parametrization != "sp",
+                    adam,
                     nsteps=check.steps,
                     nseeds=1,
                     flatten_output=True,

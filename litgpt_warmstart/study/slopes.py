@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas
 
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.report.layers import layer_name
 
 MAX_SLOPE = 0.4
@@ -66,7 +67,8 @@ def at_the_end(coordinates: Any) -> pandas.DataFrame:
 
 def way_name(parametrization: str, shrink: float | str) -> str:
     """A way to start training in a few words, for tables and pictures."""
-    return {"sp": "SP", "mup": "muP"}.get(parametrization) or f"shrink {float(shrink):g}"
+    table = PARAMETRIZATIONS.get(parametrization)
+    return table.label if table else f"shrink {float(shrink):g}"
 
 
 def named(rows: pandas.DataFrame) -> pandas.DataFrame:

@@ -20,10 +20,10 @@ from tests.conftest import FAMILIES, build, llama, neox, randomized
 
 def grown(source_model, target: Config, shrink: float, alignment="heads", mup_base=None, seed=3, perturb=1.0):
     """State dict of ``target`` grown from a model."""
-    model = build(target, mup_base or source_model.config)
-    initial = parametrization.initial_weights(model, mup_base or source_model.config, seed, perturb)
+    model, how = build(target, mup_base or source_model.config), Growth(shrink, alignment, perturb)
+    initial = parametrization.initial_weights(model, mup_base or source_model.config, seed, how)
     source = {name: p.detach() for name, p in source_model.named_parameters()}
-    return dict(growth.grow(source, initial, source_model.config, target, Growth(shrink, alignment)))
+    return dict(growth.grow(source, initial, source_model.config, target, how))
 
 
 # --- the map against a slow reference, written from the definition -------------------------------------------------
@@ -188,8 +188,9 @@ def test_each_way_to_grow_a_gain_by_hand_and_new_channels_get_1(gains, expected)
 def test_source_in_bf16_grows_into_fp32():
     model = randomized(build(neox()))
     source = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
-    initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0, 0.0)
-    result = dict(growth.grow(source, initial, neox(), neox(32, 4), Growth(1.0)))["transformer.wte.weight"]
+    how = Growth(shrink=1.0, perturb=0.0)
+    initial = parametrization.initial_weights(build(neox(32, 4), neox()), neox(), 0, how)
+    result = dict(growth.grow(source, initial, neox(), neox(32, 4), how))["transformer.wte.weight"]
     assert result.dtype == torch.float32
     assert torch.equal(result[:, :16], source["transformer.wte.weight"].float())
 

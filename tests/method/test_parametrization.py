@@ -47,7 +47,7 @@ def test_groups_are_those_of_mups_own_optimizer(decay):
 
 
 def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
-    toy = Parametrization(matrix=(0.0, 0.5), embedding=(1.0, 0.0), readout=(1.0, 2.0))
+    toy = Parametrization("Toy", matrix=(0.0, 0.5), embedding=(1.0, 0.0), readout=(1.0, 2.0))
     monkeypatch.setitem(parametrization.PARAMETRIZATIONS, "toy", toy)
     base, target = neox(16, 2), neox(64, 2)
     assert parametrization.width_mult(target, base, "toy") == 1

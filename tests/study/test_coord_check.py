@@ -10,11 +10,12 @@ import torch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, Parametrization
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from litgpt_warmstart.study import coord_check
 from litgpt_warmstart.study.coord_check import CoordCheck, Way, build_model
-from litgpt_warmstart.study.slopes import fit_slopes, worst
+from litgpt_warmstart.study.slopes import fit_slopes, way_name, worst
 from tests.conftest import llama, neox
 
 SP, MUP = Way("sp"), Way("mup")
@@ -83,6 +84,21 @@ def test_every_way_width_step_seed_and_layer_is_measured_once(check, coordinates
     assert [layer_name(module, "activation") for module in coordinates["module"][: len(layers)]] == layers
     keys = coordinates.drop(columns="l1").drop_duplicates()
     assert len(keys) == len(coordinates) == 3 * len(WIDTHS) * 4 * 3 * len(layers)
+
+
+def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_rates(check, batch, monkeypatch):
+    monkeypatch.setitem(PARAMETRIZATIONS, "toy", Parametrization("Toy", matrix=(0.0, 2.0)))
+    ways = coord_check.ways(None, [], based=False)
+    assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "Toy"]
+    rates = {}
+
+    def measure(models, data, adam, **_: object) -> pandas.DataFrame:
+        rates[len(rates)] = sorted({group["lr"] for group in adam(models[32]()).param_groups})
+        return pandas.DataFrame(dict(t=[1], width=[32], module=["lm_head"], l1=[1.0]))
+
+    monkeypatch.setattr(coord_check, "_get_coord_data", measure)
+    coord_check.measure_coordinates(replace(check, ways=ways, seeds=(0,)), batch, batch)
+    assert list(rates.values()) == [[0.04], [0.02, 0.04], [0.01, 0.04]]
 
 
 def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
