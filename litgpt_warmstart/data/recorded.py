@@ -1,7 +1,8 @@
 """The DataModule that a checkpoint's record names. A record may come from anybody, so it decides little.
 
-It chooses among classes listed here, by plain arguments of the classes' own types, and what it names is only read,
-where it is prepared already. To prepare or to fetch takes the user's own ``--data``.
+It chooses among what :mod:`litgpt_warmstart.data` exports and LitGPT's classes listed here, by plain arguments of their
+own types, and what it names is only read, where it is prepared already. To prepare or to fetch takes the user's own
+``--data``.
 """
 
 import inspect
@@ -19,10 +20,8 @@ from litgpt.data import DataModule, LitData, MicroLlama, OpenWebText, TextFiles,
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from litgpt_warmstart.data.prepared_text import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.preparing.request import PREPARED
+import litgpt_warmstart.data as ours
 from litgpt_warmstart.data.preparing.write import INDEX
-from litgpt_warmstart.data.stdlib_text import StdlibText
 from litgpt_warmstart.data.use import DataUse, class_path
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.parsing import Unreadable, parse
@@ -65,14 +64,7 @@ def _has_chunks(*folders: str | Path) -> bool:
     return True
 
 
-def _is_prepared(data: PreparedText) -> bool:
-    return data.data_path is not None and (data.data_path / PREPARED).is_file()
-
-
-IS_THERE: dict[type[DataModule], Callable[[Any], bool]] = {
-    PreparedText: _is_prepared,
-    SlimPajama6B: _is_prepared,
-    StdlibText: _is_prepared,
+LITGPTS: dict[type[DataModule], Callable[[Any], bool]] = {
     TextFiles: lambda data: _has_chunks(data.out_path_train, data.out_path_val),
     LitData: lambda data: _has_chunks(*(Path(data.data_path, name) for name in data.split_names or ("",))),
     TinyLlama: lambda data: _has_chunks(*data.required_paths),
@@ -84,12 +76,19 @@ IS_THERE: dict[type[DataModule], Callable[[Any], bool]] = {
         and len([*(data.data_path / "TinyStories_all_data").glob("*.json")]) > 1
     ),
 }
-"""The classes that a record may name -> whether a module's data is prepared on this machine, as files alone tell."""
+"""LitGPT's classes that a record may name -> whether a module's data is prepared here, as files alone tell."""
+
+
+def _is_prepared(data: Any) -> bool:
+    with suppress(UserError):  # no folder, or nothing in it that says where to take it from
+        return data.is_prepared
+    return False
 
 
 def recorded_data(use: DataUse) -> DataModule:
     """The DataModule that a record names, where its data is prepared on this machine and a record may choose it."""
-    cls = next((cls for cls in IS_THERE if class_path(cls) == use.class_path), None)
+    is_there = dict.fromkeys((getattr(ours, name) for name in ours.__all__), _is_prepared) | LITGPTS
+    cls = next((cls for cls in is_there if class_path(cls) == use.class_path), None)
     if cls is None:
         raise UserError(
             f"the base was trained on {use.class_path}, which a checkpoint may not choose: name it with --data to use"
@@ -113,9 +112,8 @@ def recorded_data(use: DataUse) -> DataModule:
             ) from error
     with suppress(OSError, TypeError, ValueError, AttributeError):  # no path, a name with a null byte
         # Of text that is prepared, it does not matter any more where it came from.
-        ours = issubclass(cls, PreparedText)
-        data = cls(**{name: value for name, value in arguments.items() if name == "data_path" or not ours})
-        if IS_THERE[cls](data):
+        taken = {name: value for name, value in arguments.items() if name == "data_path" or cls in LITGPTS}
+        if is_there[cls](data := cls(**taken)):
             return data
     raise UserError(
         f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"

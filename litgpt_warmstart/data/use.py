@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def class_path(data: DataModule | type[DataModule]) -> str:
     """Import path of a DataModule's class, shortened where its package exports it."""
     cls = data if isinstance(data, type) else type(data)
     package = cls.__module__.rpartition(".")[0]
-    return f"{package if package in ('litgpt.data', 'litgpt_warmstart.data') else cls.__module__}.{cls.__qualname__}"
+    exports = vars(sys.modules[package]) if package in ("litgpt.data", "litgpt_warmstart.data") else {}
+    return f"{package if exports.get(cls.__qualname__) is cls else cls.__module__}.{cls.__qualname__}"
 
 
 def init_args(data: DataModule) -> dict[str, Any]:

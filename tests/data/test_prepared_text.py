@@ -7,6 +7,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+import litgpt_warmstart.data as ours
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.blocks import BlockOrder, BlockRange
@@ -123,3 +124,15 @@ def test_the_command_prepares_names_the_module_and_does_nothing_twice(ask, capsy
     with pytest.raises(SystemExit):
         warmstart_prepare_data.setup(text_dir=ask.text_dir, val_fraction=2.0)
     assert "val_fraction must lie between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_new_source_is_called_by_its_module_until_it_is_exported_and_then_a_record_may_choose_it(data, monkeypatch):
+    source = type("NpyTokens", (PreparedText,), {"__module__": "litgpt_warmstart.data.npy_tokens"})
+    use = DataUse(class_path(source), {"data_path": str(data.data_path)}, 0)
+    assert use.class_path == "litgpt_warmstart.data.npy_tokens.NpyTokens"
+    with pytest.raises(UserError, match="may not choose"):
+        recorded_data(use)
+    monkeypatch.setattr(ours, "NpyTokens", source, raising=False)
+    monkeypatch.setattr(ours, "__all__", [*ours.__all__, "NpyTokens"])
+    assert class_path(source) == "litgpt_warmstart.data.NpyTokens"
+    assert isinstance(recorded_data(replace(use, class_path=class_path(source))), source)
