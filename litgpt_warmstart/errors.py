@@ -28,6 +28,14 @@ class BrokeOff(UserError):
     """Something outside the run has failed in its middle: what it has reached can still be saved."""
 
 
+def check_above_zero(group: str, args: object, *names: str) -> None:
+    """Raise a UserError for an option of a group that is given and not above 0."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not value > 0:  # nor NaN
+            raise UserError(f"--{group}{name} must be above 0, got {value}")
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """The first ``limit`` characters of an error's text without its line breaks.
 

@@ -9,7 +9,6 @@ from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 
@@ -111,8 +110,7 @@ def setup(
     check = coord_check.CoordCheck(configs, tuned.config, *rest)
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
-        measured = " and ".join(table.label for table in PARAMETRIZATIONS.values())
-        print(f"Without --base there is no warmstart to measure: {measured} alone")
+        print("Without --base there is no warmstart to measure: runs from scratch alone")
     arguments = dict(
         base=start and str(start.path), target=target, widths=None if scale_list else [each.n_embd for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),

@@ -21,10 +21,9 @@ def setup(runs: list[Path], out_dir: Path = Path("out/report"), picture: Path | 
         picture: A PNG file to write, the losses of the first warmstart beside those from scratch.
     """
     from litgpt_warmstart.report.write import PAGE, write_report
-    from litgpt_warmstart.study import coord_check, grid_search
+    from litgpt_warmstart.study import kinds
 
-    kinds = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
-    sections = write_report([Path(run) for run in runs], out_dir, kinds, picture)
+    sections = write_report([Path(run) for run in runs], out_dir, kinds(), picture)
     parts = [part for section in sections for part in section.whole]
     for part in parts:
         if part.answers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.parsing import parse
 
 CooldownShape = Literal["linear", "1-sqrt", "inverse", "exponential"]
@@ -65,6 +65,7 @@ class ScheduleOptions:
         ):  # fmt: skip
             if not lowest <= (getattr(self, option) or 0) <= highest:
                 raise UserError(f"--train.{option} must lie in [{lowest}, {highest}], got {getattr(self, option)}")
+        check_above_zero("train.", self, "cooldown_steps", "cooldown_fraction", "power_a")
         for length in ("lr_warmup", "cooldown"):
             if getattr(self, f"{length}_steps") and getattr(self, f"{length}_fraction"):
                 raise UserError(f"--train.{length}_steps and --train.{length}_fraction exclude each other: choose one")
@@ -119,6 +120,15 @@ if TYPE_CHECKING:
     ScheduleName = str
 else:
     ScheduleName = Literal[*SCHEDULES]
+
+
+@dataclass
+class ScheduleChoice:
+    """Which schedule a run has; a field of what a user says of it."""
+
+    schedule: ScheduleName = "constant"
+    """How the learning rate moves over the run: ``wsd`` (warmup, stable, decay; arXiv 2405.18392), ``wsd-s`` (several
+    decays, 2410.05192), ``power`` (2408.13359), ``rewarm`` (2403.08763). muP's ratios between parameters stay"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from litgpt_warmstart.report.chains import parent
 from litgpt_warmstart.report.compare import Compared
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Found, Run
-from litgpt_warmstart.report.sections import SCRATCH
 
 _LAYER = re.compile(r"transformer\.h\.(\d+)(?:\.(.+))?")
 _ENDS = {"transformer.wte": "embedding", "transformer.ln_f": "ln_f", "lm_head": "lm_head"}
@@ -114,7 +113,7 @@ def _add_norms(part: Section, title: str, ways: dict[str, Run], scratch: Run | N
         part.tables.append(Table(f"layer_norms_{n}", "", table))
     long = {label: run for label, run in ways.items() if len(set(run.norms["step"])) > 2}
     if long:
-        long = {SCRATCH: scratch, **long} if scratch else long
+        long = {scratch.from_scratch: scratch, **long} if scratch else long
         table = pd.concat([over_training(run, label) for label, run in long.items()])
         series: dict[str, dict[str, pd.Series]] = {}
         groups: Any = table.groupby(["kind", "layer", "arm"], sort=False)

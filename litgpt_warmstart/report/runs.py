@@ -14,6 +14,7 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.method.schedule import ScheduleOptions
 from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
@@ -36,7 +37,7 @@ class Run:
     folder: Path
     record: Record
     kind: str
-    """scratch (muP, nothing of a base in it), standard (the same under SP), warmstart or continued."""
+    """scratch (nothing of a base in it), standard (and its rate from no other width), warmstart or continued."""
     status: str
     """finished, not finished or diverged."""
     told: str
@@ -74,6 +75,11 @@ class Run:
     def source(self) -> str:
         """The models that its weights come from, in words."""
         return " → ".join(map(size, self.record.lineage))
+
+    @property
+    def from_scratch(self) -> str:
+        """What one with its parametrization is called that has nothing of a base in it."""
+        return f"from scratch ({PARAMETRIZATIONS[self.record.parametrization].label})"
 
     @property
     def growth(self) -> str:
@@ -252,7 +258,7 @@ def _read(name: str, folder: Path) -> Run:
     if asked.schedule is not None and asked.train is not None:
         options = {option.name: asked.train.get(option.name) for option in fields(ScheduleOptions)}
         schedule = {"name": asked.schedule, **options}
-    grown, kind = record.growth, "scratch" if record.parametrization == "mup" else "standard"
+    grown, kind = record.growth, "standard" if PARAMETRIZATIONS[record.parametrization].is_own_base else "scratch"
     if grown:
         kind = "scratch" if grown.from_scratch else "warmstart" if grown.shrink else "continued"
     elif record.lineage:
@@ -288,7 +294,7 @@ def _flops_of(ancestor: Ancestor, record: Record) -> float:
 
 
 def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _Asked) -> dict[str, Any]:
-    data = record.data
+    data, mup_base = record.data, identity["mup_base"]
     return {
         "vocabulary": config.padded_vocab_size,
         "model": (record.name, record.parameters, config.n_layer, config.n_embd, config.n_head),
@@ -297,7 +303,7 @@ def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _
         "order of blocks": data and data.order_seed,
         "validation blocks": asked.eval.max_iters,
         "block size": identity["train.max_seq_length"],
-        "muP base": (identity["mup_base"]["name"], identity["mup_base"]["n_embd"]),
+        "muP base": (PARAMETRIZATIONS[record.parametrization].label, *(mup_base[name] for name in ("name", "n_embd"))),
         "learning rate": identity["lr"],
         "batch size": identity["train.global_batch_size"],
         "schedule": {k: v for k, v in identity["schedule"].items() if k != "total_steps"},

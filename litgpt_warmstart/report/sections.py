@@ -15,7 +15,6 @@ from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estima
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""
-SCRATCH = "from scratch (muP)"
 ROWS = 9
 """Of a table on the terminal."""
 MIN_VALIDATIONS = 4
@@ -171,7 +170,7 @@ def pairs(compared: Compared) -> Section:
     )
     curves = []
     for number, c in enumerate(compared.comparisons, start=1):
-        shown, gains = [_seeds_shown(SCRATCH, c.scratch)], []
+        shown, gains = [_seeds_shown(c.scratch[0].from_scratch, c.scratch)], []
         for arm in c.arms:
             shown.append(_seeds_shown(arm.label, arm.warm) | _arm_shown(arm))
             for equal, found in (("tokens", arm.at_tokens), ("hoffmann_flops", arm.at_compute)):
@@ -269,7 +268,7 @@ def line(
 
 def loss_figure(comparison: Comparison, name: str, by_compute: bool) -> figures.Figure:
     """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
-    lines = [line(SCRATCH, figures.style(-1), [comparison.scratch], by_compute)]
+    lines = [line(comparison.scratch[0].from_scratch, figures.style(-1), [comparison.scratch], by_compute)]
     for number, arm in enumerate(comparison.arms):
         gains = arm.at_compute if by_compute else placed(arm.at_tokens, 0.0, 1 / arm.warm[0].record.parameters)
         below = band([values for _, values in gains.items()]) if len(gains) else None
@@ -310,11 +309,11 @@ def printed(comparison: Comparison) -> str:
 
 def all_runs(found: Found) -> Section:
     """Every run that was found, and how far it got."""
-    kinds = {"scratch": SCRATCH, "standard": "from scratch (SP)", "warmstart": "grown", "continued": "continued"}
+    kinds = {"warmstart": "grown", "continued": "continued"}
     rows: list[dict[str, Any]] = []
     for run in found.runs:
         grown = ", ".join(filter(None, [run.source and f" from {run.source}", run.growth]))
-        kind = kinds[run.kind] + grown * (run.kind not in ("scratch", "standard"))
+        kind = kinds[run.kind] + grown if run.kind in kinds else run.from_scratch
         rows.append({
             "run": run.name, "kind": kind, "seed": str(run.seed), "model": run.model,
             "learning_rate": run.record.base_lr, "batch_size": run.record.global_batch_size,

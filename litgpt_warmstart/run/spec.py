@@ -14,12 +14,12 @@ from litgpt_warmstart.data.blocks import ORDER_SEED
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.use import Reading, class_path, data_arguments, init_args
 from litgpt_warmstart.edge import inheriting_docs
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.loss import LossChoice, LossImpl
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.method.schedule import Schedule, ScheduleName, ScheduleOptions
+from litgpt_warmstart.method.schedule import Schedule, ScheduleChoice, ScheduleName, ScheduleOptions
 from litgpt_warmstart.run.checkpoint import weights_sha256
 from litgpt_warmstart.run.identity import NO_CLIPPING, plain
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
@@ -65,9 +65,9 @@ class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
             raise UserError("--train.epochs is not supported: a run reads each token once; set --train.max_tokens")
         if self.tie_embeddings:
             raise UserError("--train.tie_embeddings is not supported: muP scales the embedding and the readout apart")
-        _check_above_zero(
+        check_above_zero(
             "train.", self, "save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens",
-            "max_steps", "max_time", "max_seq_length", "max_norm", "cooldown_steps", "cooldown_fraction", "power_a",
+            "max_steps", "max_time", "max_seq_length", "max_norm",
         )  # fmt: skip
         self.check_schedule(schedule)
 
@@ -95,18 +95,12 @@ class EvalArgs(litgpt.args.EvalArgs):
             raise UserError("--eval.max_new_tokens is not supported: generate from the checkpoint instead")
         if self.evaluate_example != "first":
             raise UserError("--eval.evaluate_example is for finetuning: leave it out")
-        _check_above_zero("eval.", self, "interval", "max_iters")
+        check_above_zero("eval.", self, "interval", "max_iters")
 
 
-def _check_above_zero(group: str, args: object, *names: str) -> None:
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and not value > 0:  # nor NaN
-            raise UserError(f"--{group}{name} must be above 0, got {value}")
-
-
+@inheriting_docs
 @dataclass
-class RunArgs:
+class RunArgs(ScheduleChoice):
     """What a user says of a run, whichever way its weights begin; every command that trains has these options."""
 
     tokens_per_param: float = 20.0
@@ -114,9 +108,6 @@ class RunArgs:
     lr: float | None = None
     """Learning rate at the muP base; muP carries it to the target's width. Default: that of the base's record, else
     the paper's for the scale that is the muP base"""
-    schedule: ScheduleName = "constant"
-    """How the learning rate moves over the run: ``wsd`` (warmup, stable, decay; arXiv 2405.18392), ``wsd-s`` (several
-    decays, 2410.05192), ``power`` (2408.13359), ``rewarm`` (2403.08763). muP's ratios between parameters stay"""
     mup_base: str | None = None
     """Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint folder, whose
     record then gives learning rate, batch size, data, and where its data ended. Default: what the base's record says,
@@ -131,8 +122,8 @@ class RunArgs:
     overwrite: bool = False
     """Replace a run that ``out_dir`` already holds; your own files there stay"""
     data: DataModule | None = None
-    """Where tokens come from: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder), ``StdlibText``
-    (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``, ``TinyStories``,
+    """Where tokens come from, among others: ``SlimPajama6B``, ``PreparedText`` (any text from the Hub or a folder),
+    ``StdlibText`` (embedded), or LitGPT's ``TextFiles``, ``LitData``, ``TinyLlama``, ``OpenWebText``, ``TinyStories``,
     ``MicroLlama``. Default: the base's, where that is prepared here, and ``SlimPajama6B`` where there is no base"""
     train: TrainArgs = field(default_factory=TrainArgs)
     """Training-related arguments. See ``litgpt_warmstart.run.spec.TrainArgs`` for details"""
@@ -169,7 +160,7 @@ class RunArgs:
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        _check_above_zero("", self, "tokens_per_param", "track")
+        check_above_zero("", self, "tokens_per_param", "track")
         if hasattr(self.data, "prompt_style"):
             raise UserError(
                 f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"

@@ -23,6 +23,12 @@ def test_a_run_has_its_curves_and_how_far_it_got(make_run):
     assert run.kind == "scratch" and run.flops_per_token == pytest.approx(FLOPS_PER_TOKEN[48])
 
 
+def test_a_run_from_scratch_is_called_by_its_parametrization(make_run):
+    runs = (named(make_run(name, [8.0, 4.0], parametrization=name))[name] for name in ("mup", "sp"))
+    told = [(run.kind, run.from_scratch) for run in runs]
+    assert told == [("scratch", "from scratch (muP)"), ("standard", "from scratch (SP)")]
+
+
 def test_flops_of_an_older_metrics_file_are_counted_from_the_config(make_run):
     assert named(make_run("a", [8.0, 4.0], hoffmann=False))["a"].flops_per_token == FLOPS_PER_TOKEN[48]
 
