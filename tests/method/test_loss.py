@@ -185,7 +185,7 @@ LARGE, CAPPED = dict(vocab_size=50304, padded_vocab_size=50304), dict(final_logi
         ("auto", LARGE, "bf16-true", 2048, None, ("chunked", "all logits take more than half of the memory")),
         ("auto", LARGE, "32-true", 1024, None, ("chunked", "precision 32-true")),
         ("auto", CAPPED, "32-true", 64, None, ("full", "the only one possible")),
-        ("full", {}, "16-mixed", 64, None, ("full", "as asked")),
+        ("full", CAPPED, "16-mixed", 64, None, ("full", "as asked")),
         ("auto", {}, "bf16-mixed", 64, "full", ("full", "as before")),
         ("auto", {}, "bf16-mixed", 64, "chunked", ("chunked", "as before")),
         ("auto", {}, "bf16-mixed", 64, "torch", ("chunked", "before: torch, which is no more")),

@@ -41,9 +41,9 @@ def values(schedule: Schedule, *steps: int) -> list[float]:
         (make("constant", 100), {0: 1, 50: 1, 99: 1}),
         (make("warmup", 100, 4), {0: 0, 1: 0.25, 2: 0.5, 3: 0.75, 4: 1, 99: 1}),
         (make("cosine", 12, 2), {0: 0, 1: 0.5, 2: 1, 7: 0.1 + 0.9 * 0.5, 12: 0.1}),
-        (make("linear", 12, 2), {0: 0, 1: 0.5, 2: 1, 7: 0.55, 12: 0.1}),
-        # arXiv 2403.08763: up from the ratio, and back to it
-        (make("rewarm", 14, 4), {0: 0.1, 2: 0.55, 4: 1, 9: 0.55, 14: 0.1}),
+        (make("linear", 12, 2), {0: 0, 1: 0.5, 2: 1, 4: 0.82, 7: 0.55, 12: 0.1}),
+        # arXiv 2403.08763: up from the ratio, and back to it along a cosine
+        (make("rewarm", 16, 4), {0: 0.1, 2: 0.55, 4: 1, 8: 0.1 + 0.9 * 0.75, 10: 0.55, 12: 0.1 + 0.9 * 0.25, 16: 0.1}),
         # 2405.18392: a fifth, by 1-sqrt, to 0
         (make("wsd", 100, 10), {0: 0, 5: 0.5, 10: 1, 79: 1, 80: 1, 85: 0.5, 99: 1 - math.sqrt(0.95), 100: 0}),
         (make("wsd", 100, cooldown_shape="linear", cooldown_steps=40, min_lr=0.2), {0: 1, 60: 1, 70: 0.8, 100: 0.2}),
@@ -268,6 +268,7 @@ def test_a_longer_cosine_is_refused_in_one_line(run, refused):
         ("wsd", dict(cooldown_steps=7), "a cooldown of 7 steps to step 6 does not fit after step 0"),
         ("wsd", dict(cooldown_steps=4, lr_warmup_steps=3), "4 steps to step 6 does not fit after step 3"),
         ("wsd", dict(cooldown_shape="inverse"), "never reaches 0: set --train.min_lr above 0"),
+        ("wsd-s", dict(min_lr=0.0), "never reaches 0"),
         ("wsd-s", dict(cooldown_ends=[3, 2]), "--train.cooldown_ends must be above 0 and increase, got [3, 2]"),
         ("wsd-s", dict(cooldown_ends=[0]), "must be above 0 and increase"),
         ("wsd-s", dict(cooldown_ends=[7]), "--train.cooldown_ends 7 is beyond the run of 6 steps"),

@@ -120,12 +120,12 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     text = told(
         (scratch, 8.0, "finished", 5.0, "finished", math.nan),
         (warm, 7.0, "finished", 4.0, "finished", 3.0),
-        (warm, 7.2, "finished", 4.2, "diverged", math.nan),  # neither slower nor above it
+        (warm, 7.2, "finished", 9.2, "diverged", math.nan),  # neither slower nor above it
         (warm, 7.1, "finished", 5.1, "finished", math.nan),
         (reset, 7.0, "diverged", None, "finished", math.nan),
         (reset, None, "skipped", None, "finished", math.nan),
     )
-    assert "7.1000 ± 0.1000" in text and "4.4333 ± 0.5859" in text
+    assert "7.1000 ± 0.1000" in text and "6.1000 ± 2.7404" in text
     assert "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
     assert "-; 1 diverged; 1 skipped" in text
 

@@ -49,7 +49,8 @@ def test_a_chain_is_planned_with_its_run_from_scratch_and_timed(planned, tiny):
         warmstart_successive.setup, scales=[tiny[16], tiny[48]], tokens_per_param=0.05, lr=0.02, plan="time"
     )
     assert {model: row[1:3] for model, row in found.items()} == {"neox-16": ["1", "0"], "neox-48": ["2", "0"]}
-    assert int(found["neox-48"][-3].replace(",", "")) > 0  # tokens/s
+    tokens, tokens_per_sec, seconds = (float(found["neox-48"][column].replace(",", "")) for column in (3, -3, -2))
+    assert seconds == pytest.approx(tokens / tokens_per_sec, rel=0.01) and found["neox-48"][-1] == "s"
 
 
 def test_grids_of_several_scales_are_planned_together_and_searched_each_in_a_folder_of_its_own(

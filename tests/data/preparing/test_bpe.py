@@ -5,7 +5,7 @@ from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.commands import warmstart_prepare_data
 from litgpt_warmstart.data import PreparedText
-from litgpt_warmstart.data.preparing.bpe import training_texts
+from litgpt_warmstart.data.preparing.bpe import train_bpe, training_texts
 
 
 @pytest.fixture
@@ -85,3 +85,10 @@ def test_a_damaged_tokenizer_is_told_in_one_line_and_a_bare_dot_is_a_folder(text
     with pytest.raises(SystemExit):
         warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=".")
     assert "tokenizer.json' is damaged (" in capsys.readouterr().err
+
+
+def test_the_same_text_gives_the_same_tokenizer(texts, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        train_bpe(texts, 400, tmp_path / name)
+    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()

@@ -147,6 +147,11 @@ def test_a_link_to_another_disk_is_followed(ask, tmp_path):
     assert ask.data_path.is_symlink() and (tmp_path / "big disk/prepared.json").is_file()
 
 
+def test_files_left_out_are_told(ask, capsys):
+    prepare(replace(ask, files=None), say=print)
+    assert "Reading the .parquet files and leaving out 99 others such as" in capsys.readouterr().out
+
+
 def test_a_relative_source_is_the_same_from_anywhere(ask, monkeypatch, tmp_path):
     monkeypatch.chdir(ask.text_dir.parent)
     prepare(replace(ask, text_dir=Path(ask.text_dir.name)))
