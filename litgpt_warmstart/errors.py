@@ -3,7 +3,7 @@
 import os
 import select
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
@@ -28,12 +28,11 @@ class BrokeOff(UserError):
     """Something outside the run has failed in its middle: what it has reached can still be saved."""
 
 
-def check_above_zero(group: str, args: object, *names: str) -> None:
-    """Raise a UserError for an option of a group that is given and not above 0."""
-    for name in names:
-        value = getattr(args, name)
+def check_above_zero(options: Mapping[str, float | None]) -> None:
+    """Raise a UserError for an option that is given and not above 0."""
+    for option, value in options.items():
         if value is not None and not value > 0:  # nor NaN
-            raise UserError(f"--{group}{name} must be above 0, got {value}")
+            raise UserError(f"--{option} must be above 0, got {value}")
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

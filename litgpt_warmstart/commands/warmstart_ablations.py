@@ -1,12 +1,11 @@
 """litgpt warmstart_ablations: arms over growth and training, over seeds, beside the runs from scratch."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
@@ -62,8 +61,7 @@ def setup(
     seed_list = as_list(seeds, int, "--seeds")
     check_seeds("seeds", *seed_list)
     check_comparable(run.eval, train, "", "give --tokens_per_param")
-    if not 0 < base_tokens_per_param < math.inf:
-        raise UserError(f"--base_tokens_per_param must be above 0, got {base_tokens_per_param}")
+    check_above_zero(dict(base_tokens_per_param=base_tokens_per_param))
     if Path(name).name != name:
         raise UserError(f"--name {name!r} is no file's name: the table and the picture lie in --out_dir")
     models = dict(base=as_list(base, str, "--base"), target=as_list(target, str, "--target"))

@@ -7,7 +7,7 @@ from litgpt.data import DataModule
 
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, command, options
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
@@ -71,9 +71,7 @@ def setup(
     """
     from litgpt_warmstart.study import coord_check
 
-    for option, value in dict(steps=steps, num_seeds=num_seeds, batch_size=batch_size, block_size=block_size).items():
-        if value is not None and value < 1:
-            raise UserError(f"--{option} must be above 0, got {value}")
+    check_above_zero(dict(steps=steps, num_seeds=num_seeds, batch_size=batch_size, block_size=block_size))
     if num_seeds > MOST_SEEDS:
         raise UserError(f"--num_seeds {num_seeds:,} is above {MOST_SEEDS:,}")
     check_seeds("seed", seed, seed + num_seeds - 1)
@@ -106,8 +104,8 @@ def setup(
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)
     source = coord_check.source_of(start, configs, growth.alignment, seeds) if start and grown else None
-    rest = (ways, spec.base_lr, steps, seeds, source, spec.parametrization)
-    check = coord_check.CoordCheck(configs, tuned.config, *rest)
+    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source,
+                                   spec.parametrization)  # fmt: skip
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: runs from scratch alone")

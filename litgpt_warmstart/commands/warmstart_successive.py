@@ -6,7 +6,7 @@ from pathlib import Path
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import command, options
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve_models
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
@@ -61,8 +61,7 @@ def setup(
         shares = as_list(compute_split, float, "--compute_split", once=False, words="numbers")
     if max_flops is not None and shares is None:
         raise UserError("--max_flops is divided by --compute_split: give that too")
-    if max_flops is not None and max_flops <= 0:
-        raise UserError(f"--max_flops must be above 0, got {max_flops}")
+    check_above_zero(dict(max_flops=max_flops))
     if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
         mup_base = str(start.path)
     if start and start.record and start.record.data_uses and run.data is None:

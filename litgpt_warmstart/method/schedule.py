@@ -65,7 +65,8 @@ class ScheduleOptions:
         ):  # fmt: skip
             if not lowest <= (getattr(self, option) or 0) <= highest:
                 raise UserError(f"--train.{option} must lie in [{lowest}, {highest}], got {getattr(self, option)}")
-        check_above_zero("train.", self, "cooldown_steps", "cooldown_fraction", "power_a")
+        above_zero = ("cooldown_steps", "cooldown_fraction", "power_a")
+        check_above_zero({f"train.{option}": getattr(self, option) for option in above_zero})
         for length in ("lr_warmup", "cooldown"):
             if getattr(self, f"{length}_steps") and getattr(self, f"{length}_fraction"):
                 raise UserError(f"--train.{length}_steps and --train.{length}_fraction exclude each other: choose one")

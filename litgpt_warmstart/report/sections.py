@@ -309,11 +309,10 @@ def printed(comparison: Comparison) -> str:
 
 def all_runs(found: Found) -> Section:
     """Every run that was found, and how far it got."""
-    kinds = {"warmstart": "grown", "continued": "continued"}
     rows: list[dict[str, Any]] = []
     for run in found.runs:
         grown = ", ".join(filter(None, [run.source and f" from {run.source}", run.growth]))
-        kind = kinds[run.kind] + grown if run.kind in kinds else run.from_scratch
+        kind = {"warmstart": f"grown{grown}", "continued": f"continued{grown}"}.get(run.kind, run.from_scratch)
         rows.append({
             "run": run.name, "kind": kind, "seed": str(run.seed), "model": run.model,
             "learning_rate": run.record.base_lr, "batch_size": run.record.global_batch_size,

@@ -14,7 +14,7 @@ from litgpt.utils import extend_checkpoint_dir, init_out_dir, parse_devices
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, mup_config
@@ -168,8 +168,7 @@ def _resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> f
             f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with"
             " a checkpoint trained by this package"
         )
-    if not 0 < base_lr < math.inf:
-        raise UserError(f"--lr must be above 0, got {base_lr}")
+    check_above_zero(dict(lr=base_lr))
     return base_lr
 
 

@@ -65,10 +65,10 @@ class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
             raise UserError("--train.epochs is not supported: a run reads each token once; set --train.max_tokens")
         if self.tie_embeddings:
             raise UserError("--train.tie_embeddings is not supported: muP scales the embedding and the readout apart")
-        check_above_zero(
-            "train.", self, "save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens",
-            "max_steps", "max_time", "max_seq_length", "max_norm",
-        )  # fmt: skip
+        check_above_zero({f"train.{name}": getattr(self, name) for name in (
+            "save_interval", "log_interval", "global_batch_size", "micro_batch_size", "max_tokens", "max_steps",
+            "max_time", "max_seq_length", "max_norm",
+        )})  # fmt: skip
         self.check_schedule(schedule)
 
 
@@ -95,7 +95,7 @@ class EvalArgs(litgpt.args.EvalArgs):
             raise UserError("--eval.max_new_tokens is not supported: generate from the checkpoint instead")
         if self.evaluate_example != "first":
             raise UserError("--eval.evaluate_example is for finetuning: leave it out")
-        check_above_zero("eval.", self, "interval", "max_iters")
+        check_above_zero({"eval.interval": self.interval, "eval.max_iters": self.max_iters})
 
 
 @inheriting_docs
@@ -160,7 +160,7 @@ class RunArgs(ScheduleChoice):
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        check_above_zero("", self, "tokens_per_param", "track")
+        check_above_zero(dict(tokens_per_param=self.tokens_per_param, track=self.track))
         if hasattr(self.data, "prompt_style"):
             raise UserError(
                 f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas
 from litgpt.config import Config
@@ -19,7 +19,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config
-from litgpt_warmstart.method.schedule import ScheduleName
+from litgpt_warmstart.method.schedule import SCHEDULES, ScheduleName
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import curve
@@ -47,9 +47,8 @@ class Arm:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.schedule not in get_args(ScheduleName):
-            known = ", ".join(get_args(ScheduleName))
-            raise UserError(f"--arms: schedule {self.schedule!r} is none of {known}")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"--arms: schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
             raise UserError("--arms: tokens_per_param must be above 0, weight_decay not negative")
 
