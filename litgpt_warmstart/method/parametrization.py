@@ -55,8 +55,7 @@ PARAMETRIZATIONS = {
     # arXiv 2203.03466, table 8, the variant that the package mup implements.
     "mup": Parametrization("muP", matrix=(0.5, 1.0), logits=1.0, scores=1.0),
 }
-DEFAULT = "mup"
-"""What carries a learning rate from where nothing else is said."""
+DEFAULT = "mup"  # carries a learning rate where nothing else is said
 if TYPE_CHECKING:
     ParametrizationName = str
 else:

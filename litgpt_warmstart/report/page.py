@@ -2,8 +2,7 @@
 
 A section says nothing of HTML; a table's ``frame`` becomes tables/NAME.csv beside the page, and ``shown`` is what the
 page has of it. Figures come from :mod:`.figures`, which alone draws. A kind of study is shown by a function ``section``
-of its module in ``study/``, which finds its folders in :attr:`.runs.Found.results` by the name ``RESULTS`` of a file. A
-page of all that is tested has at most twelve figures, so that it can be read.
+of its module in ``study/``, which finds its folders in :attr:`.runs.Found.results` by the name ``RESULTS`` of a file.
 """
 
 import json

@@ -26,7 +26,7 @@ from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.preparing import hub, read
 from litgpt_warmstart.data.preparing.encode import EncoderName, encoder_of
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError, check_above_zero, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.parsing import Unreadable, parse
 
@@ -95,8 +95,7 @@ class Preparation(TextSource):
             raise UserError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
         if self.piece_bytes is not None and self.piece_bytes < LEAST_PIECE_BYTES:
             raise UserError(f"piece_bytes must be at least {LEAST_PIECE_BYTES}, got {self.piece_bytes}")
-        if self.num_workers is not None and self.num_workers < 1:
-            raise UserError(f"num_workers must be above 0, got {self.num_workers}")
+        check_above_zero(dict(num_workers=self.num_workers))
 
 
 @dataclass(frozen=True)
