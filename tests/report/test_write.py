@@ -12,10 +12,10 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.report.write import write_report
 from litgpt_warmstart.run.spec import TrainArgs
-from litgpt_warmstart.study import coord_check, grid_search
+from litgpt_warmstart.study import kinds
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
 
-KINDS = [(study.RESULTS, study.section) for study in (coord_check, grid_search)]
+KINDS = kinds()
 
 
 class Report:
