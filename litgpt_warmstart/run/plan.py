@@ -192,26 +192,31 @@ def growth_warning(factor: float, tokens_per_param: float, stages: tuple[Config,
 
 
 def route(source: Config, target: Config) -> tuple[Config, ...]:
-    """The stages from source to target over Table 1's scales, each grown as nearly to twice as there is one.
+    """The stages from source to target over Table 1's scales whose growths are the nearest to twice.
+
+    Of all ways over scales that can be grown from one another the one whose worst growth deviates least, by ratio; of
+    equal ones the one that deviates least in sum.
 
     Returns:
         Source, scales in between, target.
     """
     vocabulary = dict(padded_vocab_size=source.padded_vocab_size, vocab_size=source.vocab_size)
-    scales = [resolve_config(scale.name, **vocabulary) for scale in SCALES]
+    scales = [resolve_config(scale.name, **vocabulary) for scale in SCALES]  # narrow to wide
+    between = [scale for scale in scales if source.n_embd < scale.n_embd < target.n_embd]
+    sizes = {config.n_embd: parameter_count(config) for config in (source, *between, target)}
 
-    def leads_on(earlier: Config, later: Config) -> bool:
+    def off(earlier: Config, later: Config) -> float:
         with suppress(UserError):
             check_growable(earlier, later)
-            return earlier.n_embd < later.n_embd
-        return False
+            return abs(math.log(sizes[later.n_embd] / sizes[earlier.n_embd] / RELIABLE_GROWTH))
+        return math.inf
 
-    way = [source]
-    while way[-1] is not target:
-        size = RELIABLE_GROWTH * parameter_count(way[-1])
-        between = (scale for scale in scales if leads_on(way[-1], scale) and leads_on(scale, target))
-        way.append(min((*between, target), key=lambda stage: abs(math.log(parameter_count(stage) / size))))
-    return tuple(way)
+    def deviation(way: tuple[Config, ...]) -> tuple[float, float]:
+        found = [off(*growth) for growth in itertools.pairwise(way)]
+        return max(found), sum(found)
+
+    ways = (itertools.combinations(between, count) for count in range(len(between) + 1))
+    return min(((source, *stages, target) for stages in itertools.chain.from_iterable(ways)), key=deviation)
 
 
 def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:

@@ -71,10 +71,11 @@ def test_the_weights_are_cut_off(refused, base, tmp_path):
         assert "cut off or damaged" in refused(base=folder), length
 
 
-def test_the_weights_hold_nan_or_inf(refused, base, tmp_path):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_weights_hold_nan_or_inf(refused, base, tmp_path, value):
     folder = copied(base, tmp_path / "nan")
     weights = torch.load(folder / "lit_model.pth")
-    weights["transformer.h.1.mlp.fc.bias"][3] = float("nan")
+    weights["transformer.h.1.mlp.fc.bias"][3] = value
     torch.save(weights, folder / "lit_model.pth")
     (folder / "warmstart.yaml").unlink()  # as other programs leave it: the record has the file's SHA-256
     more = dict(lr=0.1, train=TrainArgs(max_steps=2, global_batch_size=8))
@@ -121,6 +122,7 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
         (dict(train=TrainArgs(max_tokens=100)), "less than one step"),
         (dict(train=TrainArgs(max_seq_length=65)), "--train.max_seq_length 65 is above the model's 64"),
         (dict(logger_name="wandb"), "--logger_name wandb failed (ModuleNotFoundError"),
+        (dict(out_dir=Path("x" * 300)), "cannot write --out_dir"),
         (dict(resume=True), "--resume: no checkpoint in"),
         (dict(resume=Path("no/such")), "has no training_state.pth"),
     ],

@@ -134,6 +134,13 @@ def test_adam_like_optimizers_are_taken(name):
     parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
 
 
+@pytest.mark.parametrize("name", ["Rprop", "ASGD", "math.pi", ""])
+def test_other_optimizers_are_refused_by_name(name):
+    """More of them in guards/test_wrong_input.py."""
+    with pytest.raises(UserError, match=name or "AdamW"):
+        resolve_optimizer(name)
+
+
 def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="no such parameter"):
         parametrization.load_weights(build(neox()), iter([("lm_tail.weight", torch.zeros(2))]))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jsonargparse import ArgumentParser, set_parsing_settings
 from litgpt.data import TextFiles
 
@@ -16,15 +19,15 @@ from litgpt_warmstart.commands import warmstart_plan
 from litgpt_warmstart.data import SlimPajama6B, prepared_text
 from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.method.flops import matmul_flops_per_token
-from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import SCALES, resolve_config
 from litgpt_warmstart.run import plan as run_plan
 from litgpt_warmstart.run.checkpoint import Header, read_header
-from litgpt_warmstart.run.plan import base_figures, duration, make_plan, route
+from litgpt_warmstart.run.plan import base_figures, duration, make_plan, parameter_count, route
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
-from tests.conftest import llama
+from tests.conftest import llama, neox
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +132,23 @@ def test_routes_over_table_1_are_those_nearest_to_twice():
     for (base, target), stages in expected.items():
         found = route(resolve_config(base), resolve_config(target))
         assert [config.name for config in found] == [resolve_config(name).name for name in stages.split()]
+
+
+@settings(deadline=None, max_examples=10)
+@given(classes=st.sampled_from([4096, 50304]), width=st.integers(2, 20), factor=st.integers(2, 30))
+@example(4096, 2, 2)
+def test_a_routes_stages_can_be_grown_from_one_another_and_its_worst_growth_is_no_worse_than_at_once(
+    classes, width, factor
+):
+    vocabulary = dict(n_layer=6, vocab_size=classes, padded_vocab_size=classes)
+    source, target = (neox(16 * n, n, **vocabulary) for n in (width, width * factor))
+    way = route(source, target)
+    sizes = [parameter_count(config) for config in way]
+    for (one, two), (small, large) in zip(itertools.pairwise(way), itertools.pairwise(sizes), strict=True):
+        check_growable(one, two)
+        assert one.n_embd < two.n_embd
+        assert abs(math.log(large / small / 2)) <= max(1e-9, abs(math.log(sizes[-1] / sizes[0] / 2)))
+    assert way[0] is source and way[-1] is target
 
 
 def test_where_no_scale_is_of_the_same_kind_there_is_no_route():
