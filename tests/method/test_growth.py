@@ -252,6 +252,8 @@ def test_an_unknown_parameter_raises():
     ("options", "told"),
     [
         (dict(shrink=1.1), "--shrink must lie in [0, 1], got 1.1"),
+        (dict(shrink=-0.1), "--shrink must lie in [0, 1]"),
+        (dict(perturb=-1.0), "--perturb must not be negative"),
         (dict(perturb=float("nan")), "--perturb must not be negative"),
         (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
         (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),

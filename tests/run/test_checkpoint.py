@@ -143,6 +143,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_is_foreign_in_a_folder_that_is_replaced_is_kept_aside(tmp_path, capsys):
+    for content in ("old", "new"):
+        with files.atomic_folder(tmp_path / "c") as partial:
+            (partial / "file").write_text(content)
+    assert (tmp_path / "c/file").read_text() == "new" and (tmp_path / "c-before-1/file").read_text() == "old"
+    assert f"kept as {str(tmp_path / 'c-before-1')!r}" in capsys.readouterr().err
+
+
 def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path):
     final = tmp_path / "final"
     save(final, neox(48, 2), 3.0)
