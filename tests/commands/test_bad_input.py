@@ -119,6 +119,7 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
         (dict(train=TrainArgs(tie_embeddings=True)), "--train.tie_embeddings"),
         (dict(eval=EvalArgs(max_new_tokens=3)), "--eval.max_new_tokens"),
         (dict(eval=EvalArgs(interval=0)), "--eval.interval must be above 0"),
+        (dict(tokens_per_param=0), "--tokens_per_param must be above 0"),
         (dict(train=TrainArgs(max_tokens=100)), "less than one step"),
         (dict(train=TrainArgs(max_seq_length=65)), "--train.max_seq_length 65 is above the model's 64"),
         (dict(logger_name="wandb"), "--logger_name wandb failed (ModuleNotFoundError"),
