@@ -10,6 +10,7 @@ At 50,304 classes the logits outweigh the rest of a small model's step. The ways
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
 import psutil
@@ -47,11 +48,11 @@ class NextTokenLoss(nn.Module):
     def __init__(self, gpt: MuGPT, impl: LossImpl = "full") -> None:
         super().__init__()
         self.gpt, self.impl = gpt, impl
-        self._compiled_exp_and_sum: ExpAndSum | None = None
+        self._is_compiled = False
 
     def compiled(self, mode: str | None = None) -> nn.Module:
-        """This module under torch.compile. The chunked loss stays outside; its elementwise part is compiled alone."""
-        self._compiled_exp_and_sum = torch.compile(exp_and_sum)
+        """This module under torch.compile; the softmax of the chunked loss is compiled by itself."""
+        self._is_compiled = True
         compiled: Any = torch.compile(self, mode=mode)  # torch declares a function
         return compiled
 
@@ -67,8 +68,7 @@ class NextTokenLoss(nn.Module):
             return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX)
         x = self.gpt.readout_input(input_ids).flatten(0, 1)  # (B * T, n_embd)
         head, targets = self.gpt.lm_head, targets.flatten()
-        chunked: Any = chunked_cross_entropy  # torch.compiler.disable hides what it takes
-        return chunked(x, head.weight, head.bias, targets, self._compiled_exp_and_sum)
+        return chunked_cross_entropy(x, head.weight, head.bias, targets, self._is_compiled)
 
 
 def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
@@ -133,35 +133,48 @@ def chunk_size(tokens: int, classes: int, device: str) -> int:
     return math.ceil(tokens / chunks / 32) * 32
 
 
-ExpAndSum = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+def softmax_(logits: torch.Tensor, targets: torch.Tensor, small: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Overwrite each row z of logits by the gradient of its cross entropy, times the row's sum s of exp(z - m).
 
+    That is exp(z - m), less s at the target. Compiled, one pass reads the logits and another one writes them.
 
-def exp_and_sum(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overwrite logits by exp(logits - maximum of the row), of fp32 precision up to the last rounding.
+    Args:
+        logits: z, shape (C, padded_vocab_size).
+        targets: int64, shape (C, 1).
+        small: Whether all logits are below :data:`SMALL_LOGIT`. Then m is 0, else the row's maximum.
 
-    (C, padded_vocab_size) -> each row's maximum and its sum of exponentials, fp32, (C, 1) each.
+    Returns:
+        The cross entropy m + log(s) - z[target], and s; fp32, shape (C, 1) each.
     """
-    x = logits.float()  # itself where it is fp32
-    maximum = x.amax(1, keepdim=True)
-    e = torch.exp(x - maximum) if torch.compiler.is_compiling() else x.sub_(maximum).exp_()  # fused, or in place
-    if e is not logits:
-        logits.copy_(e)
-    return maximum, e.sum(1, keepdim=True)
+    z = logits.float()  # itself where it is fp32
+    m = z.new_zeros(()) if small else z.amax(1, keepdim=True)
+    z_target = z.gather(1, targets)
+    if torch.compiler.is_compiling():
+        e = (z - m).exp()
+        s = e.sum(1, keepdim=True)
+        at_target = torch.arange(z.shape[1], device=z.device) == targets
+        # written once, not taken off the products: of a token that is well predicted little is left
+        logits.copy_(torch.where(at_target, (z_target - m).exp() - s, e))
+    else:
+        e = (z if small else z.sub_(m)).exp_()
+        s = e.sum(1, keepdim=True)
+        e.scatter_(1, targets, (z_target - m).exp() - s)
+        if e is not logits:
+            logits.copy_(e)
+    return m + s.log() - z_target, s
 
 
-def exp_and_sum_of_small(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`exp_and_sum` of fp32 logits below :data:`SMALL_LOGIT`: no maximum is taken off, 0 stands for it."""
-    e = logits.exp_()
-    return e.new_zeros(()), e.sum(1, keepdim=True)
+@cache
+def _compiled_softmax() -> Callable[..., tuple[torch.Tensor, ...]]:
+    return torch.compile(softmax_, dynamic=False)
 
 
-@torch.compiler.disable
 def chunked_cross_entropy(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     targets: torch.Tensor,
-    compiled_exp_and_sum: ExpAndSum | None = None,
+    compiled: bool = False,
     chunk_tokens: int | None = None,
 ) -> torch.Tensor:
     """Mean cross entropy of ``F.linear(x, weight, bias)``, whose logits never exist all at once.
@@ -171,15 +184,102 @@ def chunked_cross_entropy(
         weight: Shape (padded_vocab_size, n_embd).
         bias: Shape (padded_vocab_size,), or None.
         targets: int64, shape (N,); :data:`IGNORE_INDEX` does not count.
-        compiled_exp_and_sum: :func:`exp_and_sum`, compiled; taken where that is faster.
+        compiled: Whether :func:`softmax_` is compiled.
         chunk_tokens: Tokens of a chunk. Default: :func:`chunk_size`.
     """
-    device, dtype = x.device.type, head_dtype(weight)
-    reduce = compiled_exp_and_sum or exp_and_sum
-    if device == "cpu" and dtype == torch.float32:  # in place, compiling gains nothing, and asking for a bound is free
-        reduce = exp_and_sum_of_small if _logit_bound(x, weight, bias) < SMALL_LOGIT else exp_and_sum
-    chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), device)
-    return _ChunkedCrossEntropy.apply(x, weight, bias, targets, dtype, reduce, chunk_tokens, torch.is_grad_enabled())
+    chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), x.device.type)
+    loss, *_ = _loss_and_gradients(
+        x, weight, bias, targets, head_dtype(weight), chunk_tokens, compiled, torch.is_grad_enabled()
+    )
+    return loss
+
+
+@torch.library.custom_op("litgpt_warmstart::chunked_cross_entropy", mutates_args=())
+def _loss_and_gradients(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    dtype: torch.dtype,
+    chunk_tokens: int,
+    compiled: bool,
+    with_gradients: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, and its gradients in the same pass: an operator of its own, so that what stands around it is one graph.
+
+    For a row z of logits with any m near its maximum, e = exp(z - m), s = sum(e), and N targets that count:
+
+        loss        mean(m + log s - z[target])
+        grad x      (g @ weight) / (s N)      where g is e, less s at the target
+        grad weight g^T @ (x / (s N))
+
+    So g, written over the logits, is the only thing of their size, and is made once: the 1/(s N) of the softmax goes to
+    the narrow side of each product.
+    """
+    softmax = _compiled_softmax() if compiled else softmax_
+    counts = targets != IGNORE_INDEX
+    # fp32 by name: under bf16-true Fabric's default dtype is bf16. (N, 1): 1/N, 0 for what does not count
+    share = (counts.float() / counts.sum())[:, None]
+    w = weight.to(dtype)
+    b = None if bias is None else bias.to(dtype)
+    loss = torch.zeros((), device=x.device, dtype=torch.float32)
+    grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, bias, with_gradients)
+    summed_weight = torch.zeros_like(grad_weight, dtype=torch.float32)
+    summed_bias = torch.zeros_like(grad_bias, dtype=torch.float32)
+    small = x.device.type == "cpu" and _logit_bound(x, weight, bias) < SMALL_LOGIT  # on a CPU, asking is free
+    # What autograd knows of the tensors differs between the first call from a compiled graph and later ones: without
+    # inference mode, where it knows nothing, the softmax is compiled twice.
+    with torch.autocast(x.device.type, enabled=False), torch.inference_mode():
+        targets = targets.where(counts, 0)
+        logits = torch.empty(min(chunk_tokens, len(x)), len(weight), device=x.device, dtype=dtype)
+        for start in range(0, len(x), chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            x_c, target_c, share_c = x[rows].to(dtype), targets[rows, None], share[rows]  # (C, ...)
+            z = logits[: len(x_c)]
+            if b is None:
+                torch.mm(x_c, w.T, out=z)
+            else:
+                torch.addmm(b, x_c, w.T, out=z)
+            entropy, total = softmax(z, target_c, small)
+            loss += (entropy * share_c).sum()
+            if not with_gradients:
+                continue
+            scale = share_c / total  # (C, 1)
+            grad_x[rows] = torch.mm(z, w) * scale
+            scaled = (x_c * scale).to(dtype)
+            if dtype == torch.float32:
+                summed_weight.addmm_(z.T, scaled)
+            else:
+                summed_weight += torch.mm(z.T, scaled)
+            if bias is not None:
+                summed_bias += torch.mv(z.T, scale[:, 0].to(dtype))
+    return loss, grad_x, summed_weight.to(weight.dtype), summed_bias.to(grad_bias.dtype)
+
+
+def _empty_gradients(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, with_gradients: bool
+) -> list[torch.Tensor]:
+    """Room for the gradients; where there is none to be made, no elements."""
+    made = [x, weight, weight[:0, 0] if bias is None else bias]
+    return [torch.empty_like(like) if with_gradients else like.new_empty(0) for like in made]
+
+
+@_loss_and_gradients.register_fake
+def _(x, weight, bias, targets, dtype, chunk_tokens, compiled, with_gradients):
+    return x.new_empty((), dtype=torch.float32), *_empty_gradients(x, weight, bias, with_gradients)
+
+
+def _keep_gradients(ctx, inputs, output):
+    ctx.has_bias = inputs[2] is not None
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(ctx, grad_loss, *_):
+    grad_x, grad_weight, grad_bias = (grad * grad_loss for grad in ctx.saved_tensors)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, *(None,) * 5
+
+
+_loss_and_gradients.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
 def head_dtype(weight: torch.Tensor) -> torch.dtype:
@@ -198,70 +298,7 @@ def _logit_bound(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return (product if bias is None else product + bias.abs().max()).item()
 
 
+@torch.compiler.assume_constant_result
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AVX512-BF16 or AMX)."""
     return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The loss, and its gradients in the same pass.
-
-    For a row z of logits with maximum m, e = exp(z - m), s = sum(e), and N targets that count:
-
-        loss        mean(m + log s - z[target])
-        grad x      (g @ weight) / (s N)      where g is e, less s at the target
-        grad weight g^T @ (x / (s N))
-
-    So g, written over the logits, is the only thing of their size, and is made once: the 1/(s N) of the softmax goes to
-    the narrow side of each product.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, targets, dtype, reduce, chunk_tokens, with_gradients):
-        counts = targets != IGNORE_INDEX
-        targets = targets.where(counts, 0)
-        # fp32 by name: under bf16-true Fabric's default dtype is bf16. (N, 1): 1/N, 0 for what does not count
-        share = (counts.float() / counts.sum())[:, None]
-        w = weight.to(dtype)
-        b = None if bias is None else bias.to(dtype)
-        loss = torch.zeros((), device=x.device, dtype=torch.float32)
-        if with_gradients:
-            grad_x = torch.empty_like(x)
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-            grad_bias = torch.zeros(len(weight), device=x.device, dtype=torch.float32)
-        logits = torch.empty(min(chunk_tokens, len(x)), len(weight), device=x.device, dtype=dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, len(x), chunk_tokens):
-                rows = slice(start, start + chunk_tokens)
-                x_c, target_c, share_c = x[rows].to(dtype), targets[rows, None], share[rows]  # (C, ...)
-                z = logits[: len(x_c)]
-                if b is None:
-                    torch.mm(x_c, w.T, out=z)
-                else:
-                    torch.addmm(b, x_c, w.T, out=z)
-                z_target = z.gather(1, target_c).float()
-                maximum, total = reduce(z)
-                loss += ((maximum + total.log() - z_target) * share_c).sum()
-                if not with_gradients:
-                    continue
-                # written once, not taken off the products: of a token that is well predicted little is left
-                z.scatter_(1, target_c, ((z_target - maximum).exp() - total).to(dtype))
-                scale = share_c / total  # (C, 1)
-                grad_x[rows] = torch.mm(z, w) * scale
-                scaled = (x_c * scale).to(dtype)
-                if dtype == torch.float32:
-                    grad_weight.addmm_(z.T, scaled)
-                else:
-                    grad_weight += torch.mm(z.T, scaled)
-                if bias is not None:
-                    grad_bias += torch.mv(z.T, scale[:, 0].to(dtype))
-            if with_gradients:
-                ctx.save_for_backward(
-                    grad_x, grad_weight.to(weight.dtype), None if bias is None else grad_bias.to(bias.dtype)
-                )
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss):
-        return *(None if grad is None else grad * grad_loss for grad in ctx.saved_tensors), *(None,) * 5

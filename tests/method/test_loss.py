@@ -1,5 +1,6 @@
 """Every way of head and cross entropy gives the plain loss, in fp32, and its gradients."""
 
+from collections import Counter
 from typing import get_args
 
 import lightning as L
@@ -156,6 +157,29 @@ def test_large_logits_have_their_maximum_taken_off(scale):
 def test_a_chunks_logits_stay_within_the_limit(tokens, classes, device):
     size = chunk_size(tokens, classes, device)
     assert size >= 1 and (size <= 32 or size * classes <= loss_module.CHUNK_LOGITS[device] + 32 * classes)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_compiled_a_chunk_has_three_products_and_one_compiled_pair_of_passes_in_one_graph(precision, monkeypatch):
+    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: True)
+    monkeypatch.setitem(loss_module.CHUNK_LOGITS, "cpu", 32 * 96)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision=precision)
+    module = fabric.setup(NextTokenLoss(build(neox()), "chunked").compiled())
+    input_ids, targets = torch.ones(4, 32, dtype=torch.long), torch.ones(4, 32, dtype=torch.long)  # 4 chunks
+    fabric.backward(module(input_ids, targets))
+    assert not torch._dynamo.utils.counters["graph_break"]
+    with torch.profiler.profile(record_shapes=True) as profile:
+        fabric.backward(module(input_ids, targets))
+    events = [event for event in profile.events() if event is not None]
+    of_logits = Counter(
+        event.name for event in events if [32, 96] in event.input_shapes or [96, 32] in event.input_shapes
+    )
+    assert of_logits.pop("aten::mm", 0) + of_logits.pop("aten::addmm_", 0) + of_logits.pop("aten::addmm", 0) == 12
+    moving_nothing = {"aten::slice", "aten::numpy_T", "aten::permute", "aten::as_strided", "aten::resolve_conj"}
+    assert of_logits.keys() <= moving_nothing, of_logits
+    assert sum(event.name.startswith("Torch-Compiled Region") for event in events) == 1 + 4
 
 
 def test_without_gradients_none_are_made_and_the_readout_gives_logits_again():

@@ -50,7 +50,7 @@ def test_accumulation_validation_and_more_steps_compile_nothing_anew(impl, scrat
         train = TrainArgs(global_batch_size=batch, micro_batch_size=4, max_steps=steps)
         scratch(str(steps), train=train, compile=True, eval=EvalArgs(interval=2, max_iters=6), loss_impl=impl)
         graphs[steps] = counters["stats"]["unique_graphs"]
-    assert graphs[5] == graphs[2] <= 2  # one to train, one to validate
+    assert graphs[5] == graphs[2] <= 3  # to train, to validate, and the softmax of a chunk
 
 
 @pytest.mark.slow
