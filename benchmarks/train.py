@@ -2,8 +2,8 @@
 
     python benchmarks/train.py [--scales 5M 22M 70M] [--precisions 32-true bf16-mixed] [--pairs 5] [--out FILE.json]
 
-Both trainers run whole and unchanged, each in a process of its own; a DataModule that waits for a word before each
-optimizer step lets them step in turn. See benchmarks/README.md for what the figures mean.
+Both trainers run whole and unchanged, each in a process of its own; a DataModule that waits for a word lets them make
+rounds of steps in turn. See benchmarks/README.md for what the figures mean.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from litgpt.config import Config
@@ -38,6 +39,8 @@ from measuring import (
 LEARNING_RATE = 1e-3
 DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
 """Peak rates for the model FLOPs utilization, without sparsity (NVIDIA's data sheets)."""
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11)}
+"""What has glibc keep memory that is given back, as our commands do on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Work:
 
 
 class Gate(IterableDataset):
-    """Random tokens, shape (T + 1,) each, that wait for a word from the parent before each optimizer step."""
+    """Random tokens, shape (T + 1,) each, for as many optimizer steps as the parent says, of which it is told."""
 
     def __init__(self, sequences_per_step: int, block_size: int, classes: int) -> None:
         self.shape, self.classes = (sequences_per_step, block_size + 1), classes
@@ -76,25 +79,28 @@ class Gate(IterableDataset):
     def __iter__(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(self.classes, self.shape, generator=generator)
-        start = None
+        number = 1  # who only looks at the first batch waits for nothing
         while True:
+            seconds = []
+            for _ in range(number):
+                start = time.perf_counter()
+                yield from tokens
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+            told = {"seconds": seconds, "gigabytes": resident_gigabytes()}
             if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            told = {"seconds": time.perf_counter() - start} if start else {}
-            told["gigabytes"] = (
-                torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else resident_gigabytes()
-            )
+                told["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
             print(json.dumps(told), file=CHANNEL, flush=True)
             sys.stdout.flush()
             word = sys.stdin.readline().strip()
-            if word != "step":
+            if not word.isdigit():
                 os._exit(0)
+            number = int(word)
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
             else:
                 forget_peak()
-            start = time.perf_counter()
-            yield from tokens
 
 
 class GatedTokens(DataModule):
@@ -198,16 +204,19 @@ def measure_machine(work: Work, micro: int | None, out_dir: Path) -> dict[str, f
 
 
 class Worker:
-    """A trainer in a process of its own that makes one optimizer step when told."""
+    """A trainer in a process of its own that makes optimizer steps when told."""
 
-    def __init__(self, what: str, work: Work, micro: int | None, folder: Path) -> None:
+    def __init__(self, what: str, work: Work, micro: int | None, folder: Path, keep_memory: bool = False) -> None:
         command = [sys.executable, __file__, "--worker", what, *work.options, "--work", str(folder)]
         if micro:
             command += ["--micro_batch_size", str(micro)]
-        self.log = folder / f"{what}-{work.scale}-{work.precision}-{micro}.log"
-        own = folder / f"{what}-{micro}-cache"  # nothing is compiled yet, and no micro-batch found
+        name = f"{what}-{micro}" + ("-keeping" if keep_memory else "")
+        command += ["--name", name]
+        self.log = folder / f"{name}.log"
+        own = folder / f"{name}-cache"  # nothing is compiled yet, and no micro-batch found
         own.mkdir()
         caches = {name: str(own) for name in ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TMPDIR")}
+        caches |= KEEP_MEMORY if keep_memory else {}
         environment = {**os.environ, **caches, "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
         self.process = subprocess.Popen(
             command,
@@ -218,42 +227,45 @@ class Worker:
             env=environment,
         )
 
-    def told(self) -> dict[str, float]:
+    def told(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
             tail = "\n".join(self.log.read_text().splitlines()[-15:])
             raise SystemExit(f"{self.log.name} ended:\n{tail}")
         return json.loads(line)
 
-    def step(self) -> dict[str, float]:
-        """Seconds and peak memory of an optimizer step."""
-        self.process.stdin.write("step\n")
+    def steps(self, number: int) -> dict[str, Any]:
+        """The seconds of each of some optimizer steps, and the peak memory of all."""
+        self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
         return self.told()
+
+    def round(self, number: int) -> dict[str, float]:
+        """The median seconds of some steps after one that warms up: memory of who waits may have been reclaimed."""
+        told = self.steps(1 + number)
+        return {"seconds": statistics.median(told["seconds"][1:]), "gigabytes": told["gigabytes"]}
 
     def stop(self) -> None:
         self.process.communicate("stop\n")
 
 
-def compare(work: Work, stock_sizes: list[int], pairs: int, folder: Path) -> dict[str, object]:
+def compare(work: Work, stock_sizes: list[int], pairs: int, round_steps: int, folder: Path) -> dict[str, object]:
     """All figures of one scale and precision."""
     folder.mkdir(parents=True)
     first: dict[str, float] = {}
 
-    def started(what: str, micro: int | None) -> Worker:
-        worker = Worker(what, work, micro, folder)
-        worker.told()
-        first[what if what != "stock" else f"stock-{micro}"] = worker.step()["seconds"]
+    def started(what: str, micro: int | None, keep_memory: bool = False) -> Worker:
+        worker = Worker(what, work, micro, folder, keep_memory)
+        (seconds,) = worker.told()["seconds"]
+        first.setdefault(f"stock-{micro}" if what == "stock" else what, seconds)
         return worker
 
     sizes = [size for size in stock_sizes if work.batch % size == 0]
     candidates = {micro: started("stock", micro) for micro in sizes}
     trials = {micro: [] for micro in sizes}
-    for number in range(4 if len(sizes) > 1 else 2):  # of one size there is nothing to choose
+    for _ in range(3 if len(sizes) > 1 else 1):  # of one size there is nothing to choose
         for micro, worker in candidates.items():
-            step = worker.step()
-            if number:  # the first one may still compile
-                trials[micro].append(step)
+            trials[micro].append(worker.round(round_steps))
     seconds = {micro: statistics.median(step["seconds"] for step in steps) for micro, steps in trials.items()}
     peaks = {micro: max(step["gigabytes"] for step in steps) for micro, steps in trials.items()}
     best = min(seconds, key=seconds.get)
@@ -264,15 +276,15 @@ def compare(work: Work, stock_sizes: list[int], pairs: int, folder: Path) -> dic
             candidates[micro].stop()
 
     workers = {"stock": candidates[best], "ours": started("ours", None)}
+    if not torch.cuda.is_available():
+        workers["stock keeping memory"] = started("stock", best, keep_memory=True)
     described = next(line for line in workers["ours"].log.read_text().splitlines() if line.startswith("loss "))
     ours_micro = int(described.partition("micro-batch ")[2].split()[0])
-    workers["body"] = started("body", ours_micro)
+    workers["body"] = started("body", ours_micro, keep_memory=True)
     steps = {what: [] for what in workers}
-    for pair in range(-1, pairs):
+    for pair in range(pairs):
         for what in workers if pair % 2 == 0 else reversed(workers):
-            step = workers[what].step()
-            if pair >= 0:  # before, memory is faulted in again
-                steps[what].append(step)
+            steps[what].append(workers[what].round(round_steps))
     for worker in workers.values():
         worker.stop()
 
@@ -317,6 +329,9 @@ def summary(
     figures["block_size"] = work.block_size
     figures |= {"ratio": spread(ratio("stock", "ours")), "roofline_tokens_per_sec": roofline, **best}
     figures["body_tokens_per_sec"] = spread([tokens / s for s in seconds["body"]])
+    if "stock keeping memory" in steps:
+        keeping = {"tokens_per_sec": spread([tokens / s for s in seconds["stock keeping memory"]])}
+        figures["stock_keeping_memory"] = keeping | {"ratio": spread(ratio("stock keeping memory", "ours"))}
     for what, micro in micros.items():
         speed = spread([tokens / s for s in seconds[what]])
         figures[what] = {
@@ -355,6 +370,13 @@ def show(figures: dict[str, object]) -> None:
         f" and {figures['bytes_per_sec'] / 1e9:,.0f} GB/s\n  {figures['choices']}",
         flush=True,
     )
+    if keeping := figures.get("stock_keeping_memory"):
+        speed, ratio = keeping["tokens_per_sec"], keeping["ratio"]
+        print(
+            f"  stock with glibc told to keep its memory: {speed['median']:,.0f} tokens/s, ratio {ratio['median']:.2f}"
+            f" ({ratio['min']:.2f} to {ratio['max']:.2f})",
+            flush=True,
+        )
 
 
 WORKERS = {"stock": run_stock, "ours": run_ours, "body": run_body, "machine": measure_machine}
@@ -372,18 +394,20 @@ def main() -> None:
     parser.add_argument(
         "--stock_micro_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
     )
-    parser.add_argument("--pairs", type=positive, default=5)
+    parser.add_argument("--pairs", type=positive, default=5, help="rounds of each")
+    parser.add_argument("--round_steps", type=positive, default=3, help="optimizer steps of a round that count")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--micro_batch_size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--name", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         global CHANNEL
         CHANNEL = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what the trainers print goes to the log
         work = Work(args.scales[0], args.precisions[0], args.global_batch_size, args.block_size)
-        folder = args.work / f"{args.worker}-{args.micro_batch_size}"
+        folder = args.work / (args.name or args.worker)
         result = WORKERS[args.worker](work, args.micro_batch_size, folder)
         if result:
             print(json.dumps(result), file=CHANNEL, flush=True)
@@ -398,7 +422,7 @@ def main() -> None:
             for precision in args.precisions:
                 work = Work(scale, precision, args.global_batch_size, args.block_size)
                 own = Path(folder) / f"{scale}-{precision}"
-                results.append(compare(work, args.stock_micro_batch_sizes, args.pairs, own))
+                results.append(compare(work, args.stock_micro_batch_sizes, args.pairs, args.round_steps, own))
                 show(results[-1])
                 write_result(args.out, command_line(), {"results": results})
 
