@@ -35,12 +35,14 @@ def warmstart(**arguments: Any) -> FinishedRun:
     """Grow a small trained checkpoint into a wider model and pretrain it.
 
     Args:
-        arguments: Those of ``litgpt warmstart``, by name: ``base``, ``target``, ``shrink``, ``data`` and so on.
+        arguments: Those of ``litgpt warmstart``, by name: ``base``, ``target``, ``shrink``, ``data`` and so on. Of
+            their defaults ``keep_memory`` alone is another, false.
 
     Raises:
         UserError: The run cannot start, broke off, or diverged; what it has saved stays.
         SystemExit: A signal stopped it, after saving.
     """
+    arguments = {"keep_memory": False} | arguments  # the process is the caller's
     folder = warmstart_command.setup.__wrapped__(**arguments)
     return FinishedRun(folder, Record.load(folder / RECORD), read_metrics(folder.parent / FILE_NAME))
 
