@@ -149,7 +149,7 @@ class RunArgs(ScheduleChoice):
     ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without"""
     loss_impl: LossChoice = "auto"
     """Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or ``auto``: full in bf16
-    on hardware that has it, if they fit. A resumed run stays with its own"""
+    on a GPU that has it, if they fit. A resumed run stays with its own"""
     keep_memory: bool = True
     """Whether a run on a CPU keeps memory that is given back for its next buffers: faster, and up to a third more"""
     track: int | None = None

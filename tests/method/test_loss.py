@@ -193,10 +193,10 @@ def test_without_gradients_none_are_made_and_the_readout_gives_logits_again():
 
 @pytest.fixture
 def with_bf16(monkeypatch) -> torch.device:
-    """A CPU that has bf16 in hardware, and 2 GB."""
-    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: True)
+    """A GPU that has bf16 in hardware, and 2 GB."""
+    monkeypatch.setattr(loss_module, "has_bf16", lambda: True)
     monkeypatch.setattr(loss_module, "_memory", lambda device: 2 * 10**9)
-    return torch.device("cpu")
+    return torch.device("cuda")
 
 
 LARGE, CAPPED = dict(vocab_size=50304, padded_vocab_size=50304), dict(final_logit_softcapping=30.0)
@@ -222,8 +222,9 @@ def test_the_loss_is_chosen_by_what_is_possible_what_was_before_and_what_fits(
     assert choose(asked, neox(**model), precision, with_bf16, tokens, before) == chosen
 
 
-def test_without_bf16_in_hardware_the_loss_is_chunked(with_bf16, monkeypatch):
-    monkeypatch.setattr(loss_module, "cpu_has_bf16", lambda: False)
+def test_without_bf16_in_hardware_and_on_a_cpu_the_loss_is_chunked(with_bf16, monkeypatch):
+    assert choose("auto", neox(), "bf16-mixed", torch.device("cpu"), 64)[0] == "chunked"
+    monkeypatch.setattr(loss_module, "has_bf16", lambda: False)
     assert choose("auto", neox(), "bf16-mixed", with_bf16, 64) == ("chunked", "no bf16 in hardware")
 
 
