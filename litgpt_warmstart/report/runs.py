@@ -244,6 +244,7 @@ def _read(name: str, folder: Path) -> Run:
         raise UserError(f"{str(checkpoint / HYPERPARAMETERS)!r} is damaged: {error.reason}") from error
     identity = recorded_identity(record, config)
     counted = [row["hoffmann_flops"] / row["tokens"] for row in rows if row.get("hoffmann_flops") and row["tokens"]]
+    per_token = counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"])
     step, planned = int(rows[-1]["step"]), record.training["max_tokens"] * record.step_count // max(record.tokens, 1)
     at_start, last = val_losses.get(0), float(val_losses.iloc[-1])
     status, told = "not finished", f"step {step:,} of {planned:,}{_written(folder)}"
@@ -274,7 +275,7 @@ def _read(name: str, folder: Path) -> Run:
         seed=identity["seed"],
         max_tokens=record.training["max_tokens"],
         tokens=int(rows[-1]["tokens"]),
-        flops_per_token=counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"]),
+        flops_per_token=float(per_token),  # times a column of tokens, whole numbers would end at 2^63
         base_tokens=sum(ancestor.tokens for ancestor in lineage),
         base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
         val_losses=val_losses,

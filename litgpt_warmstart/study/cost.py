@@ -31,7 +31,8 @@ def costs(runs: Sequence[StudyRun]) -> pandas.DataFrame:
             "block_size": spec.block_size, "runs": 1, "finished": int(finished), "tokens": tokens,
             "hoffmann_flops": spec.flops(tokens)["hoffmann_flops"], "run": None if finished else run,
         })  # fmt: skip
-    groups = pandas.DataFrame(rows).groupby(["parameters", "batch", "model", "block_size"])
+    # Python's whole numbers: NumPy's end at 2^63, which a study's FLOPs pass
+    groups = pandas.DataFrame(rows, dtype=object).groupby(["parameters", "batch", "model", "block_size"])
     return groups.agg(dict.fromkeys(COUNTS, "sum") | {"run": "first"}).reset_index()
 
 

@@ -1,5 +1,7 @@
 """What an experiment takes, told before it begins: every run counted once, nothing trained."""
 
+from dataclasses import replace
+
 import pytest
 
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_grid_search, warmstart_successive
@@ -34,6 +36,16 @@ def test_costs_are_those_of_the_runs_that_have_not_ended(make_spec):
     assert found["hoffmann_flops"] == tokens * hoffmann_flops_per_token(spec.config, spec.block_size)
     assert not runs[1].spec.out_dir.exists()
     assert told_costs(costs(runs[:1])).splitlines()[-2].split()[:5] == ["in", "all", "1", "1", "0"]
+
+
+def test_flops_and_tokens_beyond_2_to_the_63_are_told_as_they_are(make_spec, tmp_path):
+    spec = make_spec("long", max_steps=10**16, tokens_per_param=5e13)
+    runs = [StudyRun(f"seed-{n}", replace(spec, out_dir=tmp_path / str(n))) for n in range(50)]
+    found = costs(runs).iloc[0]
+    assert found["tokens"] == 50 * spec.max_tokens > 2**63
+    assert found["hoffmann_flops"] == 50 * spec.flops(spec.max_tokens)["hoffmann_flops"]
+    last = told_costs(costs(runs), time=False).splitlines()[-2].split()
+    assert last[:5] == ["in", "all", "50", "0", f"{found['tokens']:,}"] and float(last[5]) > 1e23
 
 
 def test_a_planned_study_trains_nothing_and_counts_bases_and_runs_from_scratch(planned, tiny):
