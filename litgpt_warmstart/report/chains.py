@@ -25,6 +25,7 @@ from litgpt_warmstart.run.checkpoint import WEIGHTS
 
 SAME_COMPUTE = 0.05
 """Relative difference up to which two chains are compared; budgets are cut to whole steps."""
+NOT_KNOWN = "What the training before this chain took is not known: no comparison by compute."
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ def chain_verdict(group: Sequence[Chain]) -> str:
     """The last stage beside its run from scratch, by the compute of the whole lineage, over seeds."""
     chain, scratch = group[0], group[0].scratch
     if math.isnan(chain.flops) or scratch is None:
-        return "What the training before this chain took is not known: no comparison by compute."
+        return NOT_KNOWN
     group = group if chain.paired else group[:1]  # several would share one run from scratch
     ours, theirs, difference = _losses([(c.end, c.scratch) for c in group if c.scratch])
     shares = [c.share for c in group if not math.isnan(c.share)]

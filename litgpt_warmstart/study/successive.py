@@ -3,7 +3,9 @@
 Figures 6 and 11 of arXiv 2411.07340. Compute is counted as Hoffmann et al. do, the paper's axis.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -17,7 +19,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config, short_name
-from litgpt_warmstart.report.chains import Chain, lineage_figure, parent
+from litgpt_warmstart.report.chains import NOT_KNOWN, Chain, lineage_figure, parent
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import Run, find
 from litgpt_warmstart.run.checkpoint import Header
@@ -39,13 +41,15 @@ def conclude(runs: Sequence[StudyRun], start: Header | None, out_dir: Path, outc
         if run.name != SCRATCH and outcomes[run.name].status != "finished":
             raise UserError(f"{run.name} {outcomes[run.name].in_words}")
     folders = [run.spec.out_dir for run in runs if outcomes[run.name].status == "finished"]
-    at_hand = [start.path.parent] if start and (start.path.parent / FILE_NAME).is_file() else []
-    read = find([*folders, *at_hand])
+    read = find(folders)
     for name, why in read.left_out.items():
         raise UserError(f"{name}: {why}")
     found = {run.folder: run for run in read.runs}
     stages = [found[folder] for folder in folders if folder.name != SCRATCH]
-    base = parent(stages[0], [found[folder] for folder in at_hand])
+    base = None
+    if start and (start.path.parent / FILE_NAME).is_file():
+        with suppress(UserError):  # a base that cannot be drawn, such as one without validations, is left out
+            base = parent(stages[0], find([start.path.parent]).runs)
     chain = Chain([base, *stages] if base else stages, found.get(out_dir / SCRATCH))
     write_csv(out_dir / TABLE, pandas.concat([rows(run, "base" if run is base else "") for run in chain.runs]))
     write_whole(out_dir / PICTURE, lineage_figure("successive", [chain]).png)
@@ -73,7 +77,7 @@ def table(chain: Chain) -> pandas.DataFrame:
             "parameters": f"{run.record.parameters:,}",
             "tokens": f"{run.tokens:,}",
             "per param": f"{run.tokens_per_param:.2f}",
-            "Hoffmann FLOPs in all": f"{run.base_flops + run.own_flops:.3g}",
+            "Hoffmann FLOPs in all": "-" if math.isnan(run.base_flops) else f"{run.base_flops + run.own_flops:.3g}",
             "first val": f"{run.val_losses.iloc[0]:.4f}",
             "last val": f"{run.val_loss:.4f}",
         }
@@ -83,6 +87,8 @@ def table(chain: Chain) -> pandas.DataFrame:
 
 def verdict(chain: Chain, scratch: Run) -> str:
     """The last stage beside the run from scratch, at the compute of the whole lineage."""
+    if math.isnan(chain.flops):
+        return NOT_KNOWN
     better = "lower" if chain.end.val_loss < scratch.val_loss else "not lower"
     return (
         f"At {chain.flops:.3g} Hoffmann FLOPs the chain's validation loss is {chain.end.val_loss:.4f}, {better} than"

@@ -85,6 +85,27 @@ def test_a_chain_may_start_from_a_checkpoint(chain, scales, arguments, tmp_path)
     assert [*dict.fromkeys(row["stage"] for row in rows(tmp_path / "successive.csv"))] == ["base", "1-neox-64"]
 
 
+def test_a_base_that_was_never_validated_is_left_out_of_the_table(chain, scales, arguments, tmp_path):
+    shutil.copytree(chain / "1-neox-16", tmp_path / "base")
+    table = tmp_path / "base/metrics.csv"
+    lines = [line for line in rows(table) if not line["val_loss"]]
+    table.write_text("\n".join(",".join(line) for line in (lines[0].keys(), *(line.values() for line in lines))) + "\n")
+    given = dict(scales=scales[2:], base=tmp_path / "base/final", out_dir=tmp_path / "chain", scratch=False)
+    warmstart_successive.setup(**(arguments | given | dict(lr=None, data=None)))
+    found = rows(tmp_path / "chain/successive.csv")
+    assert {row["stage"] for row in found} == {"1-neox-64"} and float(found[0]["lineage_flops"]) > 0
+
+
+def test_compute_that_a_base_without_a_record_does_not_tell_is_not_told(chain, scales, arguments, tmp_path, capsys):
+    base = shutil.copytree(chain / "1-neox-16/final", tmp_path / "base")
+    (base / "warmstart.yaml").unlink()
+    given = dict(scales=scales[2:], base=base, out_dir=tmp_path / "chain")
+    warmstart_successive.setup(**(arguments | given))
+    told = capsys.readouterr().out.split("Hoffmann FLOPs in all")[-1]
+    assert "What the training before this chain took is not known: no comparison by compute." in told
+    assert "nan" not in told
+
+
 def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, arguments, tmp_path, capsys):
     base = tmp_path / "moved"  # away from its metrics.csv, as a grid's best/
     shutil.copytree(chain / "2-neox-32" / "final", base)
