@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import docstring_parser
 from litgpt.data import DataModule
@@ -61,12 +61,11 @@ def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[.
                 parameters.append(parameter.replace(name=field.name, default=default, annotation=field.type))
             told = _documented(told, {field.name: docs[field.name] for field in shown})
         signature = own.replace(parameters=parameters)
-        paths = [parameter.name for parameter in parameters if parameter.annotation in (Path, Path | None)]
 
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
-            given = {name: checked_value(name, value) for name, value in bound.arguments.items()}
-            given |= {name: Path(given[name]) for name in paths if isinstance(given.get(name), str)}  # from Python
+            kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+            given = {n: checked_value(n, _as_path(kinds[n], value)) for n, value in bound.arguments.items()}
             for name, (kind, names) in members.items():
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
             return function(**given)
@@ -77,6 +76,17 @@ def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[.
         return decorated
 
     return decorate
+
+
+def _as_path(kind: Any, value: Any) -> Any:
+    """Text that Python has given for a path as one; flags' values are paths already."""
+    kinds = get_args(kind)
+    if isinstance(value, list) and kinds == (Path,):
+        return [_as_path(Path, each) for each in value]
+    words = [word for each in kinds for word in get_args(each)]  # such as auto
+    if not isinstance(value, str) or not value.strip() or value in words or str in kinds:
+        return value
+    return Path(value) if Path in (kind, *kinds) else value
 
 
 def inheriting_docs(cls: type[C]) -> type[C]:

@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 import litgpt_warmstart
 from litgpt_warmstart import SCALES, Growth, UserError, grow, warmstart
+from litgpt_warmstart.edge import options
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from tests.conftest import TRAIN, weights
@@ -40,6 +42,25 @@ def test_a_grown_model_is_the_one_that_a_warmstart_trains(base, tiny, tmp_path):
     written = weights(tmp_path / "grown")
     assert all(torch.equal(parameter, written[name]) for name, parameter in model.named_parameters())
     assert read_checkpoint(tmp_path / "grown").config == model.config
+
+
+def test_text_is_a_path_where_an_argument_is_declared_one_and_a_word_stays_a_word(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    @options()
+    def given(
+        runs: list[Path],
+        one: Path | None = None,
+        resume: bool | Literal["auto"] | Path = False,
+        either: str | Path = "",
+    ) -> tuple:
+        return runs, one, resume, either
+
+    found = given(["~/b", Path("c")], "a", "~/d/step-00000002", "e")
+    assert found == ([Path("/home/me/b"), Path("c")], Path("a"), Path("/home/me/d/step-00000002"), "e")
+    assert [given([], resume=value)[2] for value in ("auto", True, False)] == ["auto", True, False]
+    with pytest.raises(UserError, match="--resume is empty"):
+        given([], resume=" ")
 
 
 def test_what_is_wrong_is_raised(base, tiny, tmp_path):
