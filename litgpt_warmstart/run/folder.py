@@ -34,9 +34,10 @@ _LOG_FOLDER = re.compile(r"logs/(csv|tensorboard)/version_[0-9]+")
 _LOG_FILE = re.compile(r"events\.out\.tfevents\..*|hparams\.yaml|metrics\.csv")
 
 
-def step_folders(out_dir: Path) -> list[Path]:
-    """The folders step-<digits>, by their steps; step-best is a user's own."""
-    numbered = [(int(f.name[5:]), f) for f in out_dir.glob("step-*") if re.fullmatch(r"step-[0-9]+", f.name)]
+def step_folders(out_dir: Path, digits: int = 1) -> list[Path]:
+    """The folders step-<so many digits or more>, by their steps; step-best is a user's own. A run writes 8."""
+    pattern = re.compile(rf"step-[0-9]{{{digits},}}")
+    numbered = [(int(f.name[5:]), f) for f in out_dir.glob("step-*") if pattern.fullmatch(f.name)]
     return [folder for _, folder in sorted(numbered)]
 
 
@@ -102,7 +103,7 @@ def find_resume_dir(spec: RunSpec) -> Path | None:
         _check_startable(spec)
         return None
     found, unread = newest_checkpoint(spec.out_dir)
-    if spec.args.track and os.path.lexists(norms_file) and not _is_ours(norms_file):
+    if spec.args.track and (norms_file.is_symlink() or norms_file.is_dir()):  # what a file holds is kept aside
         raise _not_ours(norms_file)
     folder = found
     if isinstance(resume, Path):
@@ -160,7 +161,7 @@ def check_writable(out_dir: Path) -> None:
 def check_free(out_dir: Path) -> None:
     """Raise a UserError where something at a name that a run writes was not written by a run of ours."""
     final = out_dir / "final"
-    saved, beside = [*step_folders(out_dir), final], [out_dir / name for name in NAMES]
+    saved, beside = [*step_folders(out_dir, digits=8), final], [out_dir / name for name in NAMES]
     theirs = [path for path in saved if os.path.lexists(path) and not is_checkpoint(path)]
     theirs += [path for path in beside if os.path.lexists(path) and not _is_ours(path)]
     for path in (older_folder(final), partial_folder(final), out_dir / LOGS):

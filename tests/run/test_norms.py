@@ -168,6 +168,16 @@ def test_a_resumed_run_has_the_norms_of_an_undisturbed_one(runs, warm, tmp_path)
     assert steps(resumed) == [0, 2]
 
 
+def test_a_resumed_run_keeps_its_norms_with_a_spoiled_header_aside_and_goes_on(runs, warm, tmp_path):
+    resumed = tmp_path / "run"
+    shutil.copytree(runs["tracked"], resumed)
+    spoiled = b"?" + (resumed / "norms.csv").read_bytes()
+    (resumed / "norms.csv").write_bytes(spoiled)
+    warm("run", resume=True, track=2, train=replace(TRAIN, max_steps=6))
+    assert steps(resumed) == [0, 2, 4, 5, 6]
+    assert (resumed / "norms.csv.damaged-1").read_bytes() == spoiled
+
+
 @pytest.fixture
 def one_thread():
     """Compiled code on several threads adds in another order from run to run."""

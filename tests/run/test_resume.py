@@ -13,10 +13,11 @@ import torch
 
 from litgpt_warmstart.data.stdlib_text import stdlib_documents
 from litgpt_warmstart.data.use import DataUse
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import locked
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import train as pretrain
-from litgpt_warmstart.run.folder import OUTCOME, newest_checkpoint
+from litgpt_warmstart.run.folder import OUTCOME, check_free, newest_checkpoint
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs
 from tests.conftest import TRAIN, losses, weights
@@ -52,6 +53,25 @@ def test_resume_goes_on_at_the_next_token_for_another_micro_batch(scratch, tmp_p
     scratch(train=replace(TRAIN, micro_batch_size=2), resume=tmp_path / "step-00000002")
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-4)
     assert Record.load(tmp_path / "final/warmstart.yaml").data.stop_token == 6 * 8 * 65
+
+
+def test_text_from_python_that_names_a_checkpoint_to_resume_from_is_a_path(scratch, tmp_path, capsys):
+    scratch(train=replace(TRAIN, save_interval=2))
+    scratch(resume=str(tmp_path / "step-00000002"))
+    assert f"Resuming {str(tmp_path / 'step-00000002')!r} at step 2" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        scratch(resume="step-2")
+    assert "--resume 'step-2' has no training_state.pth" in capsys.readouterr().err
+    scratch(resume="auto")
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_users_folder_is_in_the_way_only_where_a_run_would_write(tmp_path):
+    (tmp_path / "step-5").mkdir()
+    check_free(tmp_path)
+    (tmp_path / "step-00000005").mkdir()
+    with pytest.raises(UserError, match="step-00000005' was not written by a run"):
+        check_free(tmp_path)
 
 
 def test_a_finished_run_is_left_alone_and_a_larger_budget_goes_on(scratch, tmp_path, capsys):
