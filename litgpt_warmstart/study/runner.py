@@ -4,7 +4,7 @@ A run's folder gets outcome.json when it has ended; a run that was stopped or ki
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -77,14 +77,17 @@ def _carry_out_on_ray(
         raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1]: a run uses one device")
     whole = len(ended) + len(runs)
     numbers = iter(range(len(ended) + 1, whole + 1))
-    for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
-        prepare_data(spec)  # once, before several processes would
-    tasks = [Task(run.name, partial(carry_out_one, run), run.after) for run in runs]
+
+    def tasks() -> Iterator[Task]:  # which are taken when Ray has answered and has room
+        for spec in {(class_path(r.spec.data), str(init_args(r.spec.data))): r.spec for r in runs}.values():
+            prepare_data(spec)  # once, before several processes would
+        for run in runs:
+            yield Task(run.name, partial(carry_out_one, run), run.after)
 
     def told(name: str, outcome: Outcome) -> None:
         say(f"[{next(numbers)}/{whole}] {name}: {outcome.in_words}")
 
-    return carry_out_on_ray(tasks, told, ended, args.ray_address, cpus, args.gpus_per_run)
+    return carry_out_on_ray(tasks(), told, ended, args.ray_address, cpus, args.gpus_per_run)
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:

@@ -17,7 +17,7 @@ from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.identity import first_difference
-from litgpt_warmstart.study import StudyArgs
+from litgpt_warmstart.study import StudyArgs, runner
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome, settings
 from litgpt_warmstart.study.runner import carry_out
 from tests.conftest import assert_same_weights, losses
@@ -101,6 +101,13 @@ def test_two_runs_of_one_name_and_options_of_ray_without_ray_are_refused(make_sp
         carry_out([StudyRun("a", make_spec("a")), StudyRun("a", make_spec("b"))])
     with pytest.raises(UserError, match="are for --executor ray"):
         carry_out([], StudyArgs(**given))
+
+
+def test_ray_is_asked_before_data_is_prepared(make_spec, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setattr(runner, "prepare_data", lambda spec: pytest.fail("prepared"))
+    with pytest.raises(UserError, match="--ray_address 127.0.0.1:1 does not answer"):
+        carry_out([StudyRun("a", make_spec("a"))], StudyArgs(executor="ray", ray_address="127.0.0.1:1"))
 
 
 def test_a_run_that_reads_on_after_anothers_checkpoint_repeats_no_token(make_spec):
