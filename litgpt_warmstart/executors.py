@@ -197,6 +197,9 @@ def _connected(address: str | None) -> Any:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         ray.init(address=address or "local", include_dashboard=None if address else False)
     except (OSError, RuntimeError, ValueError) as error:
+        if address in (None, "local"):
+            told = f"Ray does not start here ({one_line(error, 200)})"
+            raise UserError(f"{told}: give --ray_address of a cluster, or leave --executor out") from error
         raise UserError(
             f"--ray_address {address} does not answer ({one_line(error, 200)}): give host:port of a running head node,"
             " or leave it out to start Ray here"

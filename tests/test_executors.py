@@ -15,6 +15,19 @@ def test_a_ray_address_that_does_not_answer_is_told():
             carry_out_on_ray([], print, address=address)
 
 
+def test_a_ray_that_does_not_start_here_is_told_without_an_address(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("no port is free")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(
+        UserError, match=r"^Ray does not start here \(no port is free\): give --ray_address of a cluster"
+    ):
+        carry_out_on_ray([], print)
+
+
 def test_without_ray_the_line_to_install_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'ray>=2.40'"):
