@@ -49,6 +49,7 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         self.lr_warmup_steps = self.lr_warmup_steps or None  # 0 asks for what ``constant`` does
+        self.lr_warmup_fraction = self.lr_warmup_fraction or None
         if isinstance(self.cooldown_ends, str | int):
             try:
                 self.cooldown_ends = [int(word) for word in str(self.cooldown_ends).strip("[]").split(",")]
@@ -59,12 +60,13 @@ class ScheduleOptions:
 
     def check_schedule(self, name: str) -> None:
         """Raise a UserError for what cannot be, or would do nothing with the schedule of this name."""
-        for option, lowest, highest in (
-            ("lr_warmup_steps", 0, math.inf), ("lr_warmup_fraction", 0, 1), ("min_lr", 0, 1),
-            ("cooldown_fraction", 0, 1), ("power_b", -math.inf, 0),
-        ):  # fmt: skip
-            if not lowest <= (getattr(self, option) or 0) <= highest:
-                raise UserError(f"--train.{option} must lie in [{lowest}, {highest}], got {getattr(self, option)}")
+        for option in ("lr_warmup_fraction", "min_lr", "cooldown_fraction"):
+            if not 0 <= (getattr(self, option) or 0) <= 1:
+                raise UserError(f"--train.{option} must lie in [0, 1], got {getattr(self, option)}")
+        if (self.lr_warmup_steps or 0) < 0:
+            raise UserError(f"--train.lr_warmup_steps must not be negative, got {self.lr_warmup_steps}")
+        if self.power_b is not None and not self.power_b < 0:  # 0 would make ``power`` constant
+            raise UserError(f"--train.power_b must be below 0, got {self.power_b}")
         above_zero = ("cooldown_steps", "cooldown_fraction", "power_a")
         check_above_zero({f"train.{option}": getattr(self, option) for option in above_zero})
         for length in ("lr_warmup", "cooldown"):

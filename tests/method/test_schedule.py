@@ -260,7 +260,7 @@ def test_a_longer_cosine_is_refused_in_one_line(run, refused):
         ("warmup", dict(lr_warmup_steps=7), "a warmup of 7 steps is longer than the run of 6"),
         ("rewarm", dict(), "--schedule rewarm needs --train.lr_warmup_steps"),
         ("cosine", dict(lr_warmup_fraction=2.0), "--train.lr_warmup_fraction must lie in [0, 1], got 2.0"),
-        ("cosine", dict(lr_warmup_steps=-5), "--train.lr_warmup_steps must lie in [0, inf], got -5"),
+        ("cosine", dict(lr_warmup_steps=-5), "--train.lr_warmup_steps must not be negative, got -5"),
         ("cosine", dict(min_lr=2.0), "--train.min_lr must lie in [0, 1], got 2.0"),
         ("wsd", dict(cooldown_steps=1, cooldown_fraction=0.1), "exclude each other"),
         ("wsd", dict(cooldown_steps=0), "--train.cooldown_steps must be above 0"),
@@ -274,11 +274,17 @@ def test_a_longer_cosine_is_refused_in_one_line(run, refused):
         ("wsd-s", dict(cooldown_ends=[7]), "--train.cooldown_ends 7 is beyond the run of 6 steps"),
         ("wsd-s", dict(cooldown_ends=[4], cooldown_steps=3), "3 steps to step 6 does not fit after step 4"),
         ("power", dict(power_a=0.0), "--train.power_a must be above 0"),
-        ("power", dict(power_b=0.5), "--train.power_b must lie in [-inf, 0]"),
+        ("power", dict(power_b=0.5), "--train.power_b must be below 0, got 0.5"),
+        ("power", dict(power_b=0.0), "--train.power_b must be below 0, got 0.0"),
     ],
 )
 def test_what_cannot_be_or_would_do_nothing_is_refused_in_one_line(refused, schedule, train, told):
     assert told in refused(replace(TRAIN, **train), schedule)
+
+
+def test_no_warmup_may_be_said_to_every_schedule_that_needs_none():
+    for option in ("lr_warmup_steps", "lr_warmup_fraction"):
+        ScheduleOptions(**{option: 0}).check_schedule("constant")
 
 
 def test_an_unknown_schedule_is_refused_with_the_choices(monkeypatch, capsys):
