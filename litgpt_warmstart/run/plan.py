@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -250,8 +251,7 @@ def measure(spec: RunSpec) -> Measurement:
     fabric.launch()
     fabric.seed_everything(spec.seed, verbose=False)
     device = fabric.device
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+    _forget_peak_memory(device)
     try:
         spec, choices = tuned(fabric, spec)
         state = build_state(fabric, spec, read_checkpoint(spec.start_dir) if spec.start_dir else None)
@@ -279,15 +279,31 @@ def measure(spec: RunSpec) -> Measurement:
     step_seconds = accumulation * micro + updating
     compile_seconds = max(0.0, first_seconds - micro) if spec.compile else 0.0
     tokens_per_sec = spec.tokens_per_step / step_seconds
-    name, peak = f"CPU, {torch.backends.cpu.get_cpu_capability()}", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak *= 1 if sys.platform == "darwin" else 1024
-    if on_gpu:
-        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    name = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.backends.cpu.get_cpu_capability()}"
     return Measurement(
         name, spec.precision, spec.compile, choices, batch, accumulation, micro, updating, step_seconds,
         compile_seconds, compile_seconds + spec.max_steps * step_seconds, tokens_per_sec,
-        tokens_per_sec * matmul_flops_per_token(spec.config, spec.block_size), peak,
+        tokens_per_sec * matmul_flops_per_token(spec.config, spec.block_size), _peak_memory(device),
     )  # fmt: skip
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """Begin a new peak, where the system lets a process do so: other models may have been built in it before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):  # no Linux, or not allowed: the peak is that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, StopIteration):  # what getrusage tells is never forgotten
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _timed(work: Callable[[], None], device: torch.device) -> float:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -243,6 +244,17 @@ def test_a_measurement_runs_the_targets_own_step_and_its_memory_is_at_least_the_
         plan["target"]["matmul_flops"] / plan["target"]["tokens"]
     )
     assert found["peak_bytes"] > plan["state_bytes"] + 10**8
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak can be forgotten here")
+def test_memory_that_was_let_go_before_is_not_in_the_peak(base, tiny, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_plan, "LEAST_SECONDS", 0.0)
+    peaks = []
+    for _ in range(2):
+        _, plan = planned(base, tiny[48], capsys, tmp_path, train=TrainArgs(max_steps=7), measure=True)
+        peaks.append(plan["measurement"]["peak_bytes"])
+        torch.ones(2**28)  # 1 GiB, gone at once
+    assert peaks[1] < peaks[0] + 2**29
 
 
 def test_memory_that_ends_is_one_line(base, tiny, tmp_path, monkeypatch, capsys):
