@@ -4,6 +4,7 @@ All five are LitGPT's pythia block (GPT-NeoX: parallel residual, LayerNorm, bias
 with 6 layers, block size 1024 and GPT-2's 50,257 tokens padded to 50,304. Only the width differs.
 """
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -131,6 +132,8 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
     if path.is_dir():
         path = path / "model_config.yaml"
     if path.suffix in (".yaml", ".yml"):
+        if not os.path.exists(path):
+            raise UserError(f"no model config at {str(path)!r}: give a LitGPT name or an existing model_config.yaml")
         return read_config(path)
     known = ", ".join(s.short_name for s in SCALES)
     raise UserError(
@@ -208,5 +211,8 @@ def _described(hint: Any) -> str:
     """A declared type in a user's words."""
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
-    plain = next(iter(get_args(hint)), hint)
-    return {int: "a whole number", float: "a number (1.0e-05 has a dot)"}.get(plain, f"a {plain.__name__}")
+    if get_origin(hint) is not list and (parts := get_args(hint)):
+        return " or ".join(map(_described, parts))
+    named = {int: "a whole number", float: "a number (1.0e-05 has a dot)", str: "a word", bool: "true or false",
+             dict: "names and values", type(None): "null"}  # fmt: skip
+    return named.get(hint, "a list of whole numbers")

@@ -101,7 +101,7 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
     for function in (warmstart.setup, warmstart_grow.setup, warmstart_scratch.setup):
         assert "unknown scale '71M': choose one of 5M, 10M, 22M, 35M, 70M" in refused(function, target="71M")
         assert "--target is missing" in refused(function, target=None)
-        assert "no.yaml' is unreadable" in refused(function, target=str(tmp_path / "no.yaml"))
+        assert "no.yaml': give a LitGPT name or an existing" in refused(function, target=str(tmp_path / "no.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -59,3 +59,28 @@ def test_a_folder_named_like_a_scale_does_not_hide_it(tmp_path, monkeypatch):
 def test_an_unknown_scale_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="'7B'.*5M, 10M, 22M, 35M, 70M"):
         scales.resolve_config("7B")
+
+
+def test_a_config_that_is_not_there_is_told_with_the_names_that_would_do_as_well(tmp_path):
+    for target in (tmp_path, tmp_path / "none.yaml"):
+        with pytest.raises(UserError, match="^no model config at .*: give a LitGPT name or an existing"):
+            scales.resolve_config(str(target))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("bias", 1, "true or false"),
+        ("name", 5, "a word"),
+        ("hf_config", 5, "names and values"),
+        ("n_layer", "6", "a whole number"),
+        ("norm_eps", "1e-5", "a number (1.0e-05 has a dot)"),
+        ("head_size", 8.5, "a whole number or null"),
+        ("sliding_window_indices", 1, "a list of whole numbers or null"),
+        ("norm_class_name", "BatchNorm", "one of LayerNorm, RMSNorm"),
+    ],
+)
+def test_a_field_of_another_type_is_told_in_a_users_words(field, value, told):
+    with pytest.raises(UserError) as refused:
+        scales.checked_config({field: value}, "'x.yaml'")
+    assert str(refused.value).endswith(f": {field} is {value!r}: give {told}")
