@@ -201,7 +201,7 @@ def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_
 
 def _check_devices(devices: int | str, num_nodes: int) -> None:
     with suppress(ValueError):
-        if parse_devices(devices) == num_nodes == 1:
+        if parse_devices(int(devices) if str(devices).isdecimal() else devices) == num_nodes == 1:
             return
     raise UserError(
         f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"

@@ -11,7 +11,7 @@ import yaml
 from litgpt.data import Alpaca, LitData, TextFiles, TinyLlama
 
 from litgpt_warmstart.__main__ import main
-from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_scratch
+from litgpt_warmstart.commands import warmstart, warmstart_grow, warmstart_plan, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
@@ -39,6 +39,11 @@ def refused(base, tiny, tiny_settings, tmp_path, capsys):
         return told
 
     return call
+
+
+def test_one_device_may_be_given_as_text(base, tiny, capsys):
+    warmstart_plan.setup(base=base, target=tiny[48], devices="1", precision="32-true", measure=False)
+    assert "time was not measured" in capsys.readouterr().out
 
 
 def copied(base: Path, to: Path) -> Path:
@@ -108,6 +113,7 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
     ("changes", "told"),
     [
         (dict(devices=2), "--devices 2 --num_nodes 1: one device"),
+        (dict(devices="2"), "--devices 2 --num_nodes 1: one device"),
         (dict(num_nodes=2), "one device on one node"),
         (dict(mup_base="71M"), "unknown scale '71M'"),
         (dict(data=Alpaca()), "Alpaca is for instruction tuning"),
