@@ -19,6 +19,9 @@ Size = Annotated[int, Field(gt=0, lt=2**63)]
 """A count that is not 0."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Of a file in a folder that is known: it leads nowhere else."""
 
 MOST_BYTES, MOST_ALIASES = 2**20, 16
 """A file with more is none of ours: aliases of aliases make gigabytes of a few lines."""

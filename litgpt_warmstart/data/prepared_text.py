@@ -15,6 +15,7 @@ from litgpt_warmstart.data.blocks import ORDER_SEED, BlockBatches, BlockOrder, B
 from litgpt_warmstart.data.preparing import hub, request
 from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.prepare import prepare
+from litgpt_warmstart.data.preparing.read import Split
 from litgpt_warmstart.edge import inheriting_docs
 from litgpt_warmstart.errors import UserError
 
@@ -107,14 +108,14 @@ class PreparedText(request.TextSource, DataModule):
         asked = {field.name: getattr(self, field.name) for field in fields(request.TextSource)}
         prepare(request.Preparation(self.tokenizer_dir, **asked))
 
-    def tokens(self, split: str) -> TokenStream:
+    def tokens(self, split: Split) -> TokenStream:
         """Token ids of ``train`` or ``val``."""
         if split not in self.index.chunks:
             raise UserError(f"{str(self.data_path)!r} has no {split} split")
         chunks = [(self.tokenizer_dir / split / chunk.name, chunk.tokens) for chunk in self.index.chunks[split]]
         return TokenStream(chunks, np.dtype(self.index.dtype))
 
-    def num_blocks(self, split: str, block_size: int) -> int:
+    def num_blocks(self, split: Split, block_size: int) -> int:
         """Whole blocks of a split."""
         return len(self.tokens(split)) // (block_size + 1)
 

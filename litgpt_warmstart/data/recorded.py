@@ -24,14 +24,14 @@ import litgpt_warmstart.data as ours
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.use import DataUse, class_path
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.parsing import Unreadable, parse
+from litgpt_warmstart.parsing import FileName, Unreadable, parse
 
 
 @dataclass(frozen=True)
 class _Chunk:
     """A file of tokens, named in an index.json, and that beside it."""
 
-    filename: Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]
+    filename: FileName
 
 
 class _ChunkConfig(TypedDict):

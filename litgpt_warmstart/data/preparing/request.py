@@ -28,7 +28,7 @@ from litgpt_warmstart.data.preparing import hub, read
 from litgpt_warmstart.data.preparing.encode import EncoderName, encoder_of
 from litgpt_warmstart.errors import UserError, check_above_zero, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
-from litgpt_warmstart.parsing import Unreadable, parse
+from litgpt_warmstart.parsing import FileName, Sha256, Unreadable, parse
 
 SLIMPAJAMA_6B = "DKYoon/SlimPajama-6B"
 SLIMPAJAMA_6B_COMMIT = "b5f90f419b7489cdba26fdbc8c022fcb5562f968"
@@ -123,10 +123,10 @@ class Source:
 class Chunk:
     """A file of tokens."""
 
-    name: str
-    """File name within the folder of its split."""
+    name: FileName
+    """Within the folder of its split."""
     tokens: int
-    sha256: str
+    sha256: Sha256
     """Of the whole file."""
 
 
@@ -180,10 +180,10 @@ class Plan:
 class PreparedIndex(Plan):
     """What a folder of prepared tokens says of itself."""
 
-    fingerprint: str
+    fingerprint: Sha256
     """sha256 over the training chunks' sha256: identity of the training tokens."""
     documents: dict[str, int]
-    chunks: dict[str, tuple[Chunk, ...]]
+    chunks: dict[read.Split, tuple[Chunk, ...]]
     """The chunks of each split, in order."""
 
     @property

@@ -174,6 +174,23 @@ def test_a_damaged_index_or_one_of_another_format_is_one_line(ask, damage, told)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("place", ["fingerprint", "name of a chunk", "split"])
+def test_nothing_that_prepared_json_says_leads_to_a_file_elsewhere(ask, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    index = prepare(ask)
+    (tmp_path / "mine.json").write_text("mine")
+    chunks = dict(index.chunks)
+    if place == "name of a chunk":
+        chunks["val"] = (replace(chunks["val"][0], name=f"../val/{chunks['val'][0].name}"),)
+    elif place == "split":
+        chunks["../mine/val"] = chunks["val"]
+    fingerprint = "../../../mine" if place == "fingerprint" else index.fingerprint
+    replace(index, chunks=chunks, fingerprint=fingerprint).save(ask.data_path / "prepared.json")
+    with pytest.raises(UserError, match="prepared.json' is damaged"):
+        prepare(ask, thorough=True)
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
 def test_data_of_the_first_landing_is_refused_with_the_command_that_prepares_it_again(ask):
     prepare(ask)
     path = ask.data_path / "prepared.json"
