@@ -13,10 +13,11 @@ class ChunkCheck:
     """Compares files with the SHA-256 that they were prepared with in a thread, once while they stay as they are.
 
     What was found good is remembered in the user's cache under the data's name, not beside files that may be another's.
+    Who is not ``trusting`` compares it again: a bit may flip where size and time stay.
     """
 
-    def __init__(self, sha256: Mapping[Path, str], name: str) -> None:
-        self._sha256 = sha256
+    def __init__(self, sha256: Mapping[Path, str], name: str, trusting: bool = True) -> None:
+        self._sha256, self._trusting = sha256, trusting
         self._memory = f"checked/{name}"
         self._bad: str | None = None
         self._thread = threading.Thread(target=self._look, name="chunk check", daemon=True)
@@ -36,18 +37,19 @@ class ChunkCheck:
         known = remembered(self._memory)
         for path, sha256 in self._sha256.items():
             try:
-                state = [sha256, path.stat().st_size, path.stat().st_mtime_ns]
-                if known.get(str(path.resolve())) == state:
+                name, state = str(path.resolve()), [sha256, path.stat().st_size, path.stat().st_mtime_ns]
+                if self._trusting and known.get(name) == state:
                     continue
                 found = file_sha256(path)
             except OSError as error:
                 self._bad = f"{str(path)!r} cannot be read ({error.strerror}): prepare the data again in another folder"
-                return
+                break
             if found != sha256:
                 self._bad = (
-                    f"{str(path)!r} is not as it was prepared (its SHA-256 is another), and what has been read of it"
-                    " since is not what it should be: prepare the data again in another folder, and the run too"
+                    f"{str(path)!r} is not as it was prepared (its SHA-256 is another): prepare the data again in"
+                    " another folder, and train anew what has read it since"
                 )
-                return
-            known[str(path.resolve())] = state
+                known.pop(name, None)
+                break
+            known[name] = state
         remember(self._memory, {path: state for path, state in known.items() if os.path.exists(path)})

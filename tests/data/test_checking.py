@@ -29,8 +29,8 @@ def sha256(tmp_path) -> dict[Path, str]:
     return {path: file_sha256(path) for path in paths}
 
 
-def looked_at(sha256: dict[Path, str]) -> ChunkCheck:
-    check = ChunkCheck(sha256, "data")
+def looked_at(sha256: dict[Path, str], trusting: bool = True) -> ChunkCheck:
+    check = ChunkCheck(sha256, "data", trusting)
     check.begin()
     check.raise_if_bad(wait=True)
     return check
@@ -58,6 +58,19 @@ def test_a_file_that_is_not_as_it_was_is_told_and_remembered_as_nothing(sha256, 
     second.unlink()
     with pytest.raises(UserError, match="b.bin' cannot be read .No such file"):
         looked_at(sha256)
+
+
+def test_a_bit_that_flips_while_size_and_time_stay_is_found_without_trust_and_then_remembered(sha256, read):
+    looked_at(sha256)
+    second = list(sha256)[1]
+    stat, content = second.stat(), second.read_bytes()
+    second.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(second, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    files._sha256.cache_clear()
+    looked_at(sha256)  # a run, which trusts
+    for trusting in (False, True):
+        with pytest.raises(UserError, match="b.bin' is not as it was prepared .*: prepare .* train anew what has read"):
+            looked_at(sha256, trusting)
 
 
 def test_without_a_place_to_remember_it_looks_each_time(sha256, read, tmp_path):

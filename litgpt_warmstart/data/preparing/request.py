@@ -342,7 +342,8 @@ def check_prepared(index: PreparedIndex, asked: Preparation, thorough: bool) -> 
         if not path.is_file() or path.stat().st_size != HEADER_BYTES + chunk.tokens * np.dtype(index.dtype).itemsize:
             raise UserError(f"{str(path)!r} is missing or cut off: prepare the data again in another folder")
     if thorough:
-        check = ChunkCheck({path: chunk.sha256 for path, chunk in chunks.items()}, index.fingerprint)
+        sha256 = {path: chunk.sha256 for path, chunk in chunks.items()}
+        check = ChunkCheck(sha256, index.fingerprint, trusting=False)
         check.begin()
         check.raise_if_bad(wait=True)
     since = (asked.data_path / PREPARED).stat().st_mtime

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from litgpt_warmstart import files
 from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.preparing.read import folder_files
 from litgpt_warmstart.data.preparing.write import portions_of
@@ -139,6 +140,19 @@ def test_a_damaged_chunk_is_found_by_its_size_or_by_its_content(ask):
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(UserError, match="chunk-0-0.bin' is missing or cut off"):
         prepare(ask)
+
+
+def test_data_that_was_found_good_is_compared_again_when_it_is_prepared_again(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(ask)
+    prepare(ask, thorough=True)
+    path = ask.data_path / "train/chunk-0-0.bin"
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    files._sha256.cache_clear()  # as another process has it
+    with pytest.raises(UserError, match="chunk-0-0.bin' is not as it was prepared"):
+        prepare(ask, thorough=True)
 
 
 def test_too_small_a_disk_is_told_before_anything_is_read(ask, monkeypatch):
