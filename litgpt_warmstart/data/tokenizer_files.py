@@ -68,6 +68,11 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
         tokenizer = litgpt.tokenizer.Tokenizer(folder)
         found = TokenizerFiles(files, _known(tokenizer.bos_id), _known(tokenizer.eos_id))
         same = sha256 in (None, found.sha256)
+    except OSError as error:
+        raise UserError(
+            f"the tokenizer in {str(folder)!r} cannot be read ({error.strerror or one_line(error, 120)}): check its"
+            " files' permissions"
+        ) from error
     except Exception as error:  # tokenizers and sentencepiece raise their own kinds
         raise UserError(
             f"the tokenizer in {str(folder)!r} is damaged ({one_line(error, 120)}): restore {JSON} and {CONFIG}"

@@ -1,14 +1,20 @@
 """No token twice: in which order a lineage reads, which blocks it has used up, and what is left."""
 
+import errno
+import os
+import shutil
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from litgpt.data import DataModule
 
 from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.data.blocks import ORDER_SEED, BlockOrder
-from litgpt_warmstart.data.plan import DataPlan, plan_blocks
+from litgpt_warmstart.data.plan import DataPlan, plan_blocks, prepare_data
 from litgpt_warmstart.data.use import DataUse, Reading
 from litgpt_warmstart.errors import UserError
 
@@ -21,6 +27,24 @@ class Blocks(PreparedText):
 
     def num_blocks(self, split: str, block_size: int) -> int:
         return self.number
+
+
+class Broken(DataModule):
+    """One of LitGPT's kind, whose preparation has filled a folder and fails."""
+
+    def __init__(self, out_path_train: Path) -> None:
+        super().__init__()
+        self.out_path_train = out_path_train
+
+    def connect(self, **sizes: object) -> None:
+        """Nothing to connect."""
+
+    def prepare_data(self) -> None:
+        raise ValueError("no index.json")
+
+
+def reading(data: DataModule, **more: Any) -> Reading:
+    return Reading(data, 9, 1, 1, 1, num_classes=9, seed=1, **more)
 
 
 def planned(
@@ -86,3 +110,26 @@ def test_a_budget_larger_than_what_is_left_names_both_and_the_largest_that_fits(
     assert (blocks.first, blocks.stop) == (70, 94)
     with pytest.raises(UserError, match=r"tokens asked, 0 left of 900 after .*: take other data"):
         planned(1, use(0, 10**6))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("chunk-0-0.bin", "a preparation broke off there: delete"), ("mine.txt", "")]
+)
+def test_only_a_folder_of_chunks_alone_is_named_as_one_to_delete(tmp_path, name, told):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match="--data Broken: no index.json") as error:
+        prepare_data(reading(Broken(tmp_path)))
+    assert told in str(error.value) and ("delete" in str(error.value)) == bool(told)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_not_called_damaged(tmp_path, stdlib_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(stdlib_path / "tokenizer.json", folder)
+
+    def fails(path: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(UserError, match="the tokenizer in .* cannot be read .Input/output error.: check its files"):
+        DataPlan(reading(Blocks(), tokenizer_dir=folder)).tokenizer  # noqa: B018

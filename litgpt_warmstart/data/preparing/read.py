@@ -137,6 +137,9 @@ def documents(path: Path, part: Part, column: str, piece_bytes: int | None = Non
     except UnicodeDecodeError as error:
         raise UserError(f"{part.name!r} is not UTF-8 ({one_line(error, 80)}): convert it, e.g. with iconv") from None
     except (pa.ArrowException, OSError, EOFError, zlib.error, zstd.ZstdError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's, not a format's
+            told = f"{str(path)!r} cannot be read ({os.strerror(error.errno)})"
+            raise UserError(f"{told}: mend that, and give the command again") from error
         raise UserError(f"{part.name!r} is damaged ({one_line(error, 100)}): fetch it again") from error
 
 

@@ -156,7 +156,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read it from a file; a UserError where it is damaged or of another format version."""
+        """Read it from a file; a UserError where it cannot be read, is damaged or of another format version."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             version, digest = content["format_version"], content.pop("sha256", None)
@@ -170,7 +170,9 @@ class Plan:
             if digest != _digest(content):
                 raise ValueError("it is not as it was written")
             return parse(cls, content)
-        except (Unreadable, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except OSError as error:  # which says nothing of what is in it
+            raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): check path and permissions") from error
+        except (Unreadable, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{str(path)!r} is damaged ({one_line(error, 80)}): remove its folder, and prepare the data again"
             ) from error

@@ -178,6 +178,12 @@ def test_bad_files_are_told_in_one_line(case, tmp_path):
     assert told in str(error.value) and f"'{name}'" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+def test_a_file_that_cannot_be_read_is_not_called_damaged(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name}' cannot be read .No such file or directory.: mend that, and give"):
+        list(documents(tmp_path / name, Part(name), "text"))
+
+
 def test_a_folder_is_refused_where_there_is_nothing_to_train_on(tmp_path):
     with pytest.raises(UserError, match="is no folder"):
         folder_files(tmp_path / "nope", None)

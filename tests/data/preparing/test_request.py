@@ -1,5 +1,6 @@
 """What a preparation refuses, by name and in one line."""
 
+import errno
 import json
 import os
 import shlex
@@ -186,6 +187,18 @@ def test_a_damaged_index_or_one_of_another_format_is_one_line(ask, damage, told)
     with pytest.raises(UserError, match=told) as error:
         prepare(ask)
     assert "\n" not in str(error.value)
+
+
+def test_an_index_that_cannot_be_read_is_no_reason_to_remove_what_is_prepared(ask, monkeypatch):
+    prepare(ask)
+
+    def fails(path: Path, **settings: str) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(UserError, match="prepared.json' cannot be read .Input/output error.: check path") as error:
+        prepare(ask)
+    assert "remove" not in str(error.value)
 
 
 @pytest.mark.parametrize("place", ["fingerprint", "name of a chunk", "split"])
