@@ -134,8 +134,11 @@ def documents(path: Path, part: Part, column: str, piece_bytes: int | None = Non
         else:
             for offset, block in _blocks(path, part, BLOCK_BYTES):
                 yield _json_texts(block, offset, part.name, column)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{part.name!r} is not UTF-8 ({one_line(error, 80)}): convert it, e.g. with iconv") from None
+    except UnicodeDecodeError as error:  # of parquet, which iconv would wreck
+        raise UserError(
+            f"{part.name!r} has a row that is not UTF-8 ({one_line(error, 80)}): mend it, or leave the file out with"
+            " --files"
+        ) from None
     except (pa.ArrowException, OSError, EOFError, zlib.error, zstd.ZstdError) as error:
         if isinstance(error, OSError) and error.errno:  # the system's, not a format's
             told = f"{str(path)!r} cannot be read ({os.strerror(error.errno)})"
