@@ -17,6 +17,7 @@ from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.use import DataUse, Reading, class_path, init_args
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.files import entries
 
 
 @dataclass
@@ -106,9 +107,15 @@ def _in_one_line(reading: Reading) -> Iterator[None]:
     except Exception as error:
         split_paths = [value for name, value in vars(reading.data).items() if name.endswith(("_train", "_val"))]
         folders = [Path(path) for path in split_paths if isinstance(path, str | Path) and Path(path).is_dir()]
-        half = [str(folder) for folder in folders if not (folder / INDEX).is_file()]
+        half = [str(folder) for folder in folders if _holds_chunks_alone(folder)]
         remedy = f": a preparation broke off there: delete {half[0]!r} and give the command again" if half else ""
         raise UserError(f"{reading.option}: {one_line(error)}{remedy}") from error
+
+
+def _holds_chunks_alone(folder: Path) -> bool:
+    """Whether all that is in a folder are litdata's chunks and parts of an index, as where it broke off."""
+    names = entries(folder)
+    return INDEX not in names and all(name.startswith("chunk-") or name.endswith(INDEX) for name in names)
 
 
 def prepare_data(reading: Reading) -> None:
