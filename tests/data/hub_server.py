@@ -53,8 +53,10 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             self.answer(body=True)
 
-        def refuse(self, status: int, code: str) -> None:
+        def refuse(self, status: int, code: str, **headers: str) -> None:
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
             self.send_header("X-Error-Code", code)
             self.send_header("X-Error-Message", code)
             self.send_header("Content-Length", "0")
@@ -102,7 +104,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
             if file in hub.broken:
                 return self.refuse(400, "BadRequest")
             if file not in repository.files:
-                return self.refuse(404, "EntryNotFound")
+                return self.refuse(404, "EntryNotFound", X_Repo_Commit=repository.commit)
             content = repository.files[file]
             headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": repository.commit,
                        "Accept-Ranges": "bytes"}  # fmt: skip

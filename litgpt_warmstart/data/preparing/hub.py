@@ -16,7 +16,15 @@ from threading import Event
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    HfApi,
+    constants,
+    errors,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.tqdm import tqdm
 
@@ -116,12 +124,14 @@ def download(repo_id: str, name: str, commit: str, stop: Event) -> Path:
 def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
     """Name -> content of the files of a tokenizer in a folder or a model repository, enough for LitGPT's Tokenizer."""
     folder = Path(tokenizer)
-    if not folder.is_dir():
-        if tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") > 1:
-            raise UserError(f"the tokenizer folder {tokenizer!r} does not exist")
+    if folder.is_dir():
+        paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    elif tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") > 1:
+        raise UserError(f"the tokenizer folder {tokenizer!r} does not exist")
+    else:
         with told(f"tokenizer {tokenizer!r}"):
-            folder = Path(snapshot_download(tokenizer, allow_patterns=[*TOKENIZER_FILES], tqdm_class=_bar(Event())))
-    found = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+            paths = [path for name in TOKENIZER_FILES if (path := _model_file(tokenizer, name))]
+    found = {path.name: path.read_bytes() for path in paths}
     if "tokenizer.json" not in found:
         raise UserError(f"--tokenizer {tokenizer!r} has no tokenizer.json: give a folder or repository that has one")
     try:
@@ -138,6 +148,25 @@ def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, "eos_token": eos}
     found["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     return found
+
+
+def _model_file(repo_id: str, name: str) -> Path | None:
+    """A file of a model repository, in the client's cache; None where the repository has none.
+
+    One by one, as of a snapshot the client gives what its cache has of it where it cannot reach the Hub.
+    """
+    try:
+        return Path(hf_hub_download(repo_id, name, tqdm_class=_bar(Event())))
+    except (errors.LocalEntryNotFoundError, httpx.TransportError, RuntimeError):  # nobody answers, see told
+        cached = try_to_load_from_cache(repo_id, name)
+        if isinstance(cached, str):
+            return Path(cached)
+        # Few repositories have the last of the files, and few programs ask for it.
+        if cached is _CACHED_NO_EXIST or (constants.HF_HUB_OFFLINE and name == TOKENIZER_FILES[-1]):
+            return None
+        raise
+    except errors.EntryNotFoundError:
+        return None
 
 
 def tokenizer_digest(files: dict[str, bytes]) -> str:

@@ -17,6 +17,15 @@ from tests.data.conftest import contents, parquet, prepare
 from tests.data.hub_server import Repository
 
 
+def away(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    """Leave nothing but the cache: by the user's own wish, or because nobody answers."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+
+
 @pytest.fixture
 def slimpajama(tmp_path: Path) -> Preparation:
     return Preparation(tmp_path / "data", repo_id=request.SLIMPAJAMA_6B, revision=request.SLIMPAJAMA_6B_COMMIT)
@@ -113,6 +122,26 @@ def test_a_tokenizers_second_file_that_cannot_be_reached_is_no_tokenizer_without
     hub.broken.add("tokenizer_config.json")
     with pytest.raises(UserError, match="tokenizer 'openai-community/gpt2'"):
         hub_client.tokenizer_files(request.TOKENIZER)
+
+
+@pytest.mark.parametrize("cached", [["config.json"], ["config.json", "tokenizer.json"]])
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_part_of_a_tokenizer_in_the_cache_is_not_taken_for_the_whole(hub, monkeypatch, cached, offline):
+    hub.models[request.TOKENIZER].files["config.json"] = b"{}"
+    for name in cached:
+        huggingface_hub.hf_hub_download(request.TOKENIZER, name)
+    away(monkeypatch, offline)
+    told = "is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it" if offline else "cannot reach .*: check the"
+    with pytest.raises(UserError, match=told):
+        hub_client.tokenizer_files(request.TOKENIZER)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_tokenizer_in_the_cache_is_enough_with_what_the_hub_has_said_that_it_lacks(hub, monkeypatch, offline):
+    del hub.models[request.TOKENIZER].files["tokenizer_config.json"]
+    before = hub_client.tokenizer_files(request.TOKENIZER)
+    away(monkeypatch, offline)
+    assert hub_client.tokenizer_files(request.TOKENIZER) == before
 
 
 def test_a_branch_is_followed_to_a_commit_once_and_kept(hub, slimpajama, texts):
