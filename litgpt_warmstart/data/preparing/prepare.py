@@ -208,7 +208,8 @@ def _encode_all(folder: Path, plan: Plan, asked: Preparation, carry_out: CarryOu
         for name, portion in portions.items():
             if result := write.finished_portion(folder, portion):
                 ended(name, result)
-        carry_out(_tasks(folder, plan, [p for name, p in portions.items() if name not in results]), ended)
+        if left := [portion for name, portion in portions.items() if name not in results]:
+            carry_out(_tasks(folder, plan, left), ended)  # which may connect to a cluster first
     return [results[name] for name in portions]
 
 

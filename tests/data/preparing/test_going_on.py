@@ -64,6 +64,15 @@ def test_what_was_done_is_not_done_again(ask, small, monkeypatch):
     assert contents(ask.data_path) == contents(ask.data_path.with_name("undisturbed"))
 
 
+def test_where_no_task_is_left_nobody_is_asked_to_carry_out_any(ask, small, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(write, "write_index", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        prepare(ask)
+    carried_out = []
+    preparing.prepare(ask, say=quiet, carry_out=lambda tasks, ended: carried_out.append(tasks))
+    assert carried_out == []
+
+
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(ask, small, monkeypatch):
     written, write_chunk = [], write.write_chunk
 
