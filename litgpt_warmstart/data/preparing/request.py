@@ -16,7 +16,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -200,9 +200,10 @@ class PreparedIndex(Plan):
 
 def _how_to_prepare_again(folder: Path, content: dict[str, Any]) -> str:
     """What to tell of data in the first landing's format: other chunks, in another order."""
-    options = content["source"] | {"tokenizer": content["tokenizer"], "seed": content["seed"]}
-    options |= {"commit": None, "data_path": f"{folder}-2"}
-    if options.get("column") == "text":  # the default, which .txt files refuse
+    asked = {field.name for field in fields(Source)} - {"commit"}  # no other name is one of the command's options
+    options = {name: value for name, value in content["source"].items() if name in asked}
+    options |= {"tokenizer": content["tokenizer"], "seed": content["seed"], "data_path": f"{folder}-2"}
+    if options.get("column") == COLUMN:  # which .txt files refuse
         options["column"] = None
     words = (word for name, value in options.items() if value is not None for word in (f"--{name}", str(value)))
     command = shlex.join(["litgpt", "warmstart_prepare_data", *words])

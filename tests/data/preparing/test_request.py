@@ -223,6 +223,7 @@ def test_data_of_the_first_landing_is_refused_with_the_command_that_prepares_it_
     path = ask.data_path / "prepared.json"
     content = json.loads(path.read_text())
     chunks = {split: [chunk["sha256"] for chunk in found] for split, found in content.pop("chunks").items()}
+    content["source"] |= {"executor": "ray", "x; rm -r ~": ""}  # somebody else's file may hold anything
     path.write_text(json.dumps(content | {"format_version": 1, "tokens": {}, "chunks_sha256": chunks}))
     with pytest.raises(UserError, match="was prepared by litgpt-warmstart 0.1, in another format") as error:
         prepare(ask)
