@@ -31,7 +31,7 @@ from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.build import build_state, update_weights
 from litgpt_warmstart.run.checkpoint import Header, read_checkpoint
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tuning import now, out_of_memory, tuned
+from litgpt_warmstart.run.tuning import give_back_memory, now, out_of_memory, tuned
 
 RELIABLE_GROWTH = 2.0
 """The growth in parameters that arXiv 2605.13405 finds the most reliable."""
@@ -292,6 +292,7 @@ def _forget_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    give_back_memory()
     with suppress(OSError):  # no Linux, or not allowed: the peak is that of the process's whole life
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -77,6 +77,13 @@ def keep_memory() -> None:
         mallopt(trim_threshold, -1)
 
 
+def give_back_memory() -> None:
+    """Have glibc give the kernel what it keeps of models that are gone, see :func:`keep_memory`."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def why_not_compile(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, with the remedy; None if it can."""
     compiler = os.environ.get("CXX", "g++")
