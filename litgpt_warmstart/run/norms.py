@@ -62,7 +62,7 @@ class Tracker:
         self._recorded = {row["step"] for row in self.file.kept} if self.file else set()
         if spec.args.track:
             fabric.print(f"Norms at step 0, every {spec.args.track:,} steps and the last one: {str(path)!r}")
-        elif resume_step is not None and path.exists():  # of an earlier part of the run, which may have got further
+        elif resume_step is not None and NORMS.read(path):  # of an earlier part of the run, which may have got further
             NORMS.keep(path, resume_step)
 
     def record_if_due(self, step_count: int) -> None:

@@ -168,6 +168,13 @@ def test_a_resumed_run_has_the_norms_of_an_undisturbed_one(runs, warm, tmp_path)
     assert steps(resumed) == [0, 2]
 
 
+def test_a_resumed_run_that_is_not_tracked_leaves_other_rows_of_that_name_alone(runs, warm, tmp_path):
+    shutil.copytree(runs["plain"], tmp_path / "run")
+    (tmp_path / "run/norms.csv").write_text("mine,too\n1,2\n")
+    warm("run", resume=True, train=replace(TRAIN, max_steps=6))
+    assert (tmp_path / "run/norms.csv").read_text() == "mine,too\n1,2\n"
+
+
 def test_a_resumed_run_keeps_its_norms_with_a_spoiled_header_aside_and_goes_on(runs, warm, tmp_path):
     resumed = tmp_path / "run"
     shutil.copytree(runs["tracked"], resumed)
