@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 
 from litgpt_warmstart.errors import BrokeOff, Diverged, UserError, one_line
 from litgpt_warmstart.run.folder import is_checkpoint, newest_checkpoint
 from litgpt_warmstart.run.interrupt import deaf_to_children
 from litgpt_warmstart.run.resume import OpenRun, resume_command, save
-from litgpt_warmstart.run.tuning import out_of_memory
+from litgpt_warmstart.run.tuning import device_failed
 
 T = TypeVar("T")
 
@@ -29,8 +28,8 @@ def end_early(error: Exception, run: OpenRun) -> Path:
         UserError: What has failed, in one line, and the checkpoint to go on from.
         Exception: ``error`` itself, where it is none that is known.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        raise out_of_memory(run.spec.micro_batch_size) from error
+    if failed := device_failed(error, run.spec.micro_batch_size):
+        raise failed from error
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):

@@ -31,7 +31,7 @@ from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.build import build_state, update_weights
 from litgpt_warmstart.run.checkpoint import Header, read_checkpoint
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tuning import give_back_memory, now, out_of_memory, tuned
+from litgpt_warmstart.run.tuning import device_failed, give_back_memory, now, tuned
 
 RELIABLE_GROWTH = 2.0
 """The growth in parameters that arXiv 2605.13405 finds the most reliable."""
@@ -273,8 +273,8 @@ def measure(spec: RunSpec) -> Measurement:
             update_seconds.append(_timed(update, device))
             if spent > MOST_SECONDS:
                 break
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(spec.micro_batch_size) from error
+    except RuntimeError as error:
+        raise device_failed(error, spec.micro_batch_size) or error from error
     micro, updating = statistics.median(micro_seconds), statistics.median(update_seconds)
     step_seconds = accumulation * micro + updating
     compile_seconds = max(0.0, first_seconds - micro) if spec.compile else 0.0

@@ -20,7 +20,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import cache_file, remember, remembered
 from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
 from litgpt_warmstart.run.build import bare_loss
@@ -159,6 +159,17 @@ def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, 
     if fabric.device.type == "cuda":
         torch.cuda.empty_cache()
     return seconds
+
+
+def device_failed(error: Exception, micro_batch_size: int) -> UserError | None:
+    """What to tell of memory that is too small and of a compiler that fails; None for any other error."""
+    from torch._dynamo.exc import TorchDynamoException  # with all of torch.compile: only where something has failed
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(micro_batch_size)
+    if isinstance(error, TorchDynamoException):
+        return UserError(f"torch.compile fails here ({one_line(error, 150)}): pass --compile false")
+    return None
 
 
 def out_of_memory(size: int) -> UserError:

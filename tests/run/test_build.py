@@ -36,6 +36,17 @@ def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base,
         resolve("warmstart_scratch", None, toy, None, "mup", tmp_path, RunArgs(**given), {})
 
 
+def test_a_compiler_that_fails_is_one_line_with_the_remedy(scratch, monkeypatch, capsys):
+    def failing(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise RuntimeError("no such kernel\nin many lines")
+
+    monkeypatch.setattr(NextTokenLoss, "compiled", lambda self, mode: torch.compile(self, backend=failing))
+    with pytest.raises(SystemExit):
+        scratch(compile=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "torch.compile fails here (" in line and "no such kernel" in line and line.endswith(": pass --compile false")
+
+
 compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 
