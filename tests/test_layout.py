@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 import litgpt_warmstart
+from litgpt_warmstart.commands import COMMANDS
+from litgpt_warmstart.study import kinds
 
 ROOT = Path(litgpt_warmstart.__file__).parent
 TESTS = Path(__file__).parent
@@ -49,3 +51,10 @@ def test_what_is_held_elsewhere_is_there_and_has_no_file_of_its_own(path):
     assert (TESTS / path).is_file()
     for module in HELD_BY[path]:
         assert module in modules() and not file_of(module).is_file(), module
+
+
+def test_no_command_and_no_kind_of_study_is_forgotten_in_the_lists_of_them():
+    named = {path.stem for path in (ROOT / "commands").glob("warmstart*.py")}
+    assert COMMANDS.keys() == named
+    with_results = [path for path in (ROOT / "study").glob("*.py") if "\nRESULTS" in path.read_text(encoding="utf-8")]
+    assert len(kinds()) == len(with_results)

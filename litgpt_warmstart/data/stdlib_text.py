@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.preparing.bpe import train_bpe
 from litgpt_warmstart.data.preparing.prepare import prepare
 from litgpt_warmstart.data.preparing.request import PREPARED, Preparation
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder
 
 VAL_FRACTION = 0.04
@@ -47,6 +49,11 @@ class StdlibText(PreparedText):
 
     def prepare_data(self) -> None:
         """Train the tokenizer and encode the text, or check what is there."""
+        if (self.tokenizer_dir / "train.bin").is_file():
+            raise UserError(
+                f"{str(self.tokenizer_dir)!r} was prepared by litgpt-warmstart 0.1, in another format: remove it with"
+                f" rm -r {shlex.quote(str(self.tokenizer_dir))}, and the same command prepares it anew"
+            )
         if self.is_prepared:
             return super().prepare_data()
         print(f"Preparing StdlibText in {str(self.tokenizer_dir)!r} (once, about 15 s) ...", file=sys.stderr)

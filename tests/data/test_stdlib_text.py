@@ -63,5 +63,5 @@ def test_damage_and_the_first_landings_format_are_refused_with_the_remedy(data, 
     with pytest.raises(UserError, match="prepared.json' is damaged"):
         StdlibText(folder).prepare_data()
     (folder / "prepared.json").rename(folder / "train.bin")
-    with pytest.raises(UserError, match="exists and holds no prepared data: choose another"):
+    with pytest.raises(UserError, match="prepared by litgpt-warmstart 0.1, .*: remove it with rm -r"):
         StdlibText(folder).prepare_data()
