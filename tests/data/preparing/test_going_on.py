@@ -65,8 +65,11 @@ def test_what_was_done_is_not_done_again(ask, small, monkeypatch):
 
 
 def test_where_no_task_is_left_nobody_is_asked_to_carry_out_any(ask, small, monkeypatch):
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(write, "write_index", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        patch.setattr(write, "write_index", stopped)
         prepare(ask)
     carried_out = []
     preparing.prepare(ask, say=quiet, carry_out=lambda tasks, ended: carried_out.append(tasks))
