@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor.utils import run_and_get_code
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import loss as loss_module
@@ -157,6 +158,14 @@ def test_large_logits_have_their_maximum_taken_off(scale):
 def test_a_chunks_logits_stay_within_the_limit(tokens, classes, device):
     size = chunk_size(tokens, classes, device)
     assert size >= 1 and (size <= 32 or size * classes <= loss_module.CHUNK_LOGITS[device] + 32 * classes)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_softmax_makes_no_other_tensor_of_the_logits_size(small, dtype):
+    logits, targets = torch.zeros(32, 4096, dtype=dtype), torch.zeros(32, 1, dtype=torch.long)
+    _, code = run_and_get_code(torch.compile(loss_module.softmax_, dynamic=False), logits, targets, small)
+    assert "empty_strided_cpu((32, 1)" in code[0] and "empty_strided_cpu((32, 4096)" not in code[0]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
