@@ -1,5 +1,6 @@
 # make quickstart       a small model becomes a larger one, beside the same one from scratch
 # make study TEXT=DIR   base, ablations, chains and checks on a folder of your text, and their page; goes on where it stopped
+# make gpu [TEXT=DIR] [OUT=DIR]   what only a GPU can show, in nine minutes: speed, tests, a small study; fetches nothing
 # make test             the tests
 # make check            what must hold before a change lands: ruff, pyright and the tests
 # make drill            the guards at length: kills, signals, full disks, damage; half an hour at most
@@ -16,7 +17,7 @@ RUNS := out/quickstart
 # litgpt itself calls functions that its jsonargparse calls deprecated.
 export JSONARGPARSE_DEPRECATION_WARNINGS := off
 
-.PHONY: install quickstart study text-given check lint types test drill fuzz clean
+.PHONY: install quickstart study text-given gpu check lint types test drill fuzz clean
 install: $(INSTALLED)
 
 # mup and litdata pull in torchvision, which nothing here uses and which breaks litgpt where it does not match torch.
@@ -56,6 +57,11 @@ study: text-given $(INSTALLED)
 
 text-given:
 	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
+
+# With the Python of .venv where that is, else PYTHON, which has the packages: nothing is installed.
+gpu:
+	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); \
+	exec $$python benchmarks/gpu.py $(if $(TEXT),--text '$(TEXT)') $(if $(OUT),--out '$(OUT)')
 
 check: lint types test
 

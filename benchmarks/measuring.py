@@ -26,9 +26,10 @@ def machine(*packages: str) -> dict[str, object]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    has_cuda = torch.cuda.is_available()
     return {
-        "device": device,
+        "device": torch.cuda.get_device_name() if has_cuda else "CPU",
+        **({"device_gigabytes": torch.cuda.mem_get_info()[1] / 1e9, "cuda": torch.version.cuda} if has_cuda else {}),
         "cpu": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "versions": installed_versions() | {package: version(package) for package in packages},
@@ -90,3 +91,7 @@ def resident_gigabytes(peak: bool = True) -> float:
 def forget_peak() -> None:
     """Begin a new peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+if __name__ == "__main__":
+    print(json.dumps(machine()))

@@ -234,6 +234,14 @@ class Worker:
             raise SystemExit(f"{self.log.name} ended:\n{tail}")
         return json.loads(line)
 
+    def choices(self) -> str:
+        """The line in which our trainer says what it chose, once it has."""
+        while not (said := [line for line in self.log.read_text().splitlines() if line.startswith("loss ")]):
+            if self.process.poll() is not None:
+                self.told()
+            time.sleep(0.2)
+        return said[0]
+
     def steps(self, number: int) -> dict[str, Any]:
         """The seconds of each of some optimizer steps, and the peak memory of all."""
         self.process.stdin.write(f"{number}\n")
@@ -249,18 +257,31 @@ class Worker:
         self.process.communicate("stop\n")
 
 
-def compare(work: Work, stock_sizes: list[int], pairs: int, round_steps: int, folder: Path) -> dict[str, object]:
-    """All figures of one scale and precision."""
+def micro_batch_of(choices: str) -> int:
+    """The micro-batch size that :meth:`Worker.choices` names."""
+    return int(choices.partition("micro-batch ")[2].split()[0])
+
+
+def compare(
+    work: Work, stock_sizes: list[int], pairs: int, round_steps: int, folder: Path, together: bool = False
+) -> dict[str, object]:
+    """All figures of one scale and precision; ``together`` starts the trainers at once."""
     folder.mkdir(parents=True)
     first: dict[str, float] = {}
+    begun: dict[tuple[str, int | None], Worker] = {}
+    sizes = [size for size in stock_sizes if work.batch % size == 0]
+    if together:
+        begun["ours", None] = Worker("ours", work, None, folder)
+        micro = micro_batch_of(begun["ours", None].choices())  # measured alone: the others begin when it is found
+        begun |= {("stock", size): Worker("stock", work, size, folder) for size in sizes}
+        begun["body", micro] = Worker("body", work, micro, folder, keep_memory=True)
 
     def started(what: str, micro: int | None, keep_memory: bool = False) -> Worker:
-        worker = Worker(what, work, micro, folder, keep_memory)
+        worker = begun.pop((what, micro), None) or Worker(what, work, micro, folder, keep_memory)
         (seconds,) = worker.told()["seconds"]
         first.setdefault(f"stock-{micro}" if what == "stock" else what, seconds)
         return worker
 
-    sizes = [size for size in stock_sizes if work.batch % size == 0]
     candidates = {micro: started("stock", micro) for micro in sizes}
     trials = {micro: [] for micro in sizes}
     for _ in range(3 if len(sizes) > 1 else 1):  # of one size there is nothing to choose
@@ -278,8 +299,8 @@ def compare(work: Work, stock_sizes: list[int], pairs: int, round_steps: int, fo
     workers = {"stock": candidates[best], "ours": started("ours", None)}
     if not torch.cuda.is_available():
         workers["stock keeping memory"] = started("stock", best, keep_memory=True)
-    described = next(line for line in workers["ours"].log.read_text().splitlines() if line.startswith("loss "))
-    ours_micro = int(described.partition("micro-batch ")[2].split()[0])
+    described = workers["ours"].choices()
+    ours_micro = micro_batch_of(described)
     workers["body"] = started("body", ours_micro, keep_memory=True)
     steps = {what: [] for what in workers}
     for pair in range(pairs):
@@ -396,6 +417,11 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=positive, default=5, help="rounds of each")
     parser.add_argument("--round_steps", type=positive, default=3, help="optimizer steps of a round that count")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="start a scale's trainers at once: sooner done on many cores, but first steps wait for each other",
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--micro_batch_size", type=int, help=argparse.SUPPRESS)
@@ -406,6 +432,7 @@ def main() -> None:
         global CHANNEL
         CHANNEL = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what the trainers print goes to the log
+        sys.stdout.reconfigure(line_buffering=True)
         work = Work(args.scales[0], args.precisions[0], args.global_batch_size, args.block_size)
         folder = args.work / (args.name or args.worker)
         result = WORKERS[args.worker](work, args.micro_batch_size, folder)
@@ -422,7 +449,8 @@ def main() -> None:
             for precision in args.precisions:
                 work = Work(scale, precision, args.global_batch_size, args.block_size)
                 own = Path(folder) / f"{scale}-{precision}"
-                results.append(compare(work, args.stock_micro_batch_sizes, args.pairs, args.round_steps, own))
+                sizes = args.stock_micro_batch_sizes
+                results.append(compare(work, sizes, args.pairs, args.round_steps, own, args.together))
                 show(results[-1])
                 write_result(args.out, command_line(), {"results": results})
 

@@ -23,6 +23,30 @@ from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+REHEARSE = "WARMSTART_REHEARSE"
+"""Set to run the tests marked gpu on a CPU, as far as they can be, to find mistakes in them."""
+
+
+def shows_gpus(markers: str) -> bool:
+    """Whether pytest's ``-m`` lets tests marked gpu run, and no others."""
+    return " or " not in markers and "gpu" in markers.split(" and ")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from all but ``-m gpu``, before anything has asked for them: these tests, and what they start."""
+    if not shows_gpus(config.getoption("markexpr")):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Say of a test marked gpu why it is not run."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    if not shows_gpus(item.config.getoption("markexpr")):
+        pytest.skip("run them with -m gpu")
+    if not torch.cuda.is_available() and REHEARSE not in os.environ:
+        pytest.skip("needs a CUDA device")
+
 
 def neox(n_embd: int = 16, n_head: int = 2, **changes: object) -> Config:
     """GPT-NeoX, as the scales: parallel residual, LayerNorm, biases, rotary on a part of each head."""

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,61 @@ def test_every_result_says_device_versions_date_and_command(path):
     result = json.loads(path.read_text())
     assert result["device"] and result["date"] and result["command"].startswith("python benchmarks/")
     assert {"python", "torch", "litgpt"} <= result["versions"].keys()
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """benchmarks/gpu.py, and a session of it that ends in a minute."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    monkeypatch.setattr(gpu, "SHORTEST", 0.5)
+    return gpu, gpu.Session(
+        tmp_path, None, replace(gpu.REHEARSAL, patience=1), True, time.monotonic() + 60, {"device": "CPU"}
+    )
+
+
+def test_a_step_that_hangs_is_cut_with_all_that_it_started_and_later_ones_are_carried_out(gpu, tmp_path):
+    gpu, session = gpu
+    hang = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
+
+    def hangs(task) -> None:
+        task.figures["found"] = 7
+        task.run("hang", "-c", f"print('began', flush=True); {hang}")
+
+    def fails(task) -> None:
+        task.run("fail", "-c", "raise SystemExit('no such thing')")
+
+    steps = [gpu.Step("hangs", hangs, 1), gpu.Step("fails", fails, 9), gpu.Step("later", lambda task: None, 9)]
+    start = time.monotonic()
+    assert [gpu.carry_out(session, step) for step in steps] == ["cut", "failed", "done"]
+    assert time.monotonic() - start < 30
+    told = [json.loads((tmp_path / f"{step.name}.json").read_text()) for step in steps]
+    assert told[0]["reason"] == "hang was cut at the time limit" and told[0]["found"] == 7
+    assert told[1]["reason"].endswith("no such thing") and told[2]["reason"] is None
+    assert all(result["rehearsal"] and result["device"] == "CPU" for result in told)
+    assert not session.running
+    session.ends = time.monotonic()
+    assert gpu.carry_out(session, steps[2]) == "left out"
+    assert json.loads((tmp_path / "later.json").read_text())["reason"] == "0 s are left for it"
+
+
+def test_tests_are_known_by_name_with_and_without_processes_of_their_own(gpu):
+    said = """tests/a.py::test_x[1 2] PASSED   [ 50%]
+[gw1] [ 66%] FAILED tests/b.py::test_y[bf16-True]
+tests/a.py::test_z SKIPPED (needs more) [100%]
+PASSED tests/a.py::test_x[1 2]"""
+    expected = {"tests/a.py::test_x[1 2]": "passed", "tests/b.py::test_y[bf16-True]": "failed"}
+    assert dict(gpu[0].outcomes_of(said)) == expected | {"tests/a.py::test_z": "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [([], "torch finds no CUDA device"), (["--text", "/no/folder"], "no text in '/no/folder'"),
+     (["--steps", "trian"], "there is no step 'trian': choose from versions, train-5M")],
+)  # fmt: skip
+def test_make_gpu_refuses_in_one_line_and_writes_nothing(words, told, tmp_path):
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path / "out", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "out").exists()
+    assert done.stderr.startswith(f"make gpu: {told}") and done.stderr.count("\n") == 1, done.stderr

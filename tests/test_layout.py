@@ -1,12 +1,15 @@
 """The tests mirror the package file by file; where another file speaks for a module, it is named here."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 import litgpt_warmstart
 from litgpt_warmstart.commands import COMMANDS
 from litgpt_warmstart.study import kinds
+from tests.conftest import shows_gpus
 
 ROOT = Path(litgpt_warmstart.__file__).parent
 TESTS = Path(__file__).parent
@@ -58,3 +61,14 @@ def test_no_command_and_no_kind_of_study_is_forgotten_in_the_lists_of_them():
     assert COMMANDS.keys() == named
     with_results = [path for path in (ROOT / "study").glob("*.py") if "\nRESULTS" in path.read_text(encoding="utf-8")]
     assert len(kinds()) == len(with_results)
+
+
+@pytest.mark.parametrize(
+    ("markers", "shown"),
+    [("gpu", True), ("gpu and not slow", True), ("slow and gpu", True), ("", False), ("not drill", False),
+     ("not gpu", False), ("gpu or slow", False), ("slow", False)],
+)  # fmt: skip
+def test_gpus_are_hidden_unless_only_tests_that_need_one_are_asked_for(markers, shown):
+    assert shows_gpus(markers) == shown
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # this run's, and what it starts
+    assert not torch.cuda.is_available()

@@ -84,7 +84,6 @@ def test_cuda_graphs_are_for_cuda_and_their_modes():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("impl", ["full", "chunked"])
 def test_a_step_does_not_wait_for_the_gpu(impl):
     fabric = L.Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")

@@ -314,7 +314,6 @@ def test_without_a_compiler_training_goes_on_eagerly_and_says_so(warm, monkeypat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
 @pytest.mark.parametrize("compile", [True, "reduce-overhead"])
 @pytest.mark.parametrize("loss_impl", ["full", "chunked"])

@@ -112,7 +112,6 @@ def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_measures_what_a_cpu_does(check, batch, coordinates, monkeypatch):
     first = replace(check, ways=(MUP, SHRUNK), seeds=(1,), steps=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
