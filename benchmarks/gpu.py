@@ -181,12 +181,24 @@ def speed(scale: str) -> Callable[[Task], None]:
 def tests(task: Task) -> None:
     """The tests marked gpu, by name; those that were through are told where time ends."""
     session, log = task.session, task.folder / "pytest.log"
-    words = ["-m", "pytest", "tests", "-m", session.sizes.tests, "-vv", "-rA", "--durations", "30"]
+    words = [
+        "-m",
+        "pytest",
+        "tests/gpu",
+        "-m",
+        session.sizes.tests,
+        "-vv",
+        "-rap",
+        "-p",
+        "no:logging",
+        "--durations",
+        "30",
+    ]
     if importlib.util.find_spec("xdist"):
-        words += ["-n", 2 if session.rehearse else 4, "--dist", "worksteal"]
+        words += ["-n", 2 if session.rehearse else 6, "--dist", "worksteal"]
     rehearse = {"WARMSTART_REHEARSE": "1"} if session.rehearse else {}
     try:
-        task.run("pytest", *words, OMP_NUM_THREADS="1" if session.rehearse else "4", **rehearse)
+        task.run("pytest", *words, OMP_NUM_THREADS="1" if session.rehearse else "2", **rehearse)
     finally:
         said = log.read_text(errors="replace")
         outcomes = dict(outcomes_of(said))

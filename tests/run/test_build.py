@@ -4,7 +4,6 @@ import itertools
 import shutil
 from dataclasses import replace
 
-import lightning as L
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -19,7 +18,7 @@ from litgpt_warmstart.run.build import uses_cuda_graphs
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
-from tests.conftest import TRAIN, build, losses, neox
+from tests.conftest import TRAIN, losses
 
 
 def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base, tiny, tmp_path, monkeypatch):
@@ -81,23 +80,3 @@ def test_cuda_graphs_are_for_cuda_and_their_modes():
     assert uses_cuda_graphs("reduce-overhead", cuda) and uses_cuda_graphs("max-autotune", cuda)
     assert not uses_cuda_graphs("reduce-overhead", cpu)
     assert not uses_cuda_graphs(True, cuda) and not uses_cuda_graphs("max-autotune-no-cudagraphs", cuda)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("impl", ["full", "chunked"])
-def test_a_step_does_not_wait_for_the_gpu(impl):
-    fabric = L.Fabric(accelerator="cuda", devices=1, precision="bf16-mixed")
-    model = build(neox()).to(fabric.device)
-    parametrization.set_base_shapes(model, neox())
-    optimizer = fabric.setup_optimizers(parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.01))
-    module = fabric.setup(NextTokenLoss(model, impl))
-    tokens = torch.randint(0, 96, (2, 65), device=fabric.device)
-    try:
-        for mode in ("default", "error"):  # the first step may wait
-            torch.cuda.set_sync_debug_mode(mode)
-            fabric.backward(module(tokens[:, :-1], tokens[:, 1:]))
-            fabric.clip_gradients(model, optimizer, max_norm=1.0, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

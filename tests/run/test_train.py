@@ -311,16 +311,3 @@ def test_without_a_compiler_training_goes_on_eagerly_and_says_so(warm, monkeypat
     warm(train=replace(TRAIN, max_steps=1), compile=True)
     told = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
     assert told == ["Training without torch.compile: no C++ compiler 'no-such-compiler'; install one for more speed"]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "32-true"])
-@pytest.mark.parametrize("compile", [True, "reduce-overhead"])
-@pytest.mark.parametrize("loss_impl", ["full", "chunked"])
-def test_a_cuda_run_trains_compiled_and_fused(warm, precision, compile, loss_impl):
-    if (precision, loss_impl) == ("16-mixed", "chunked"):
-        pytest.skip("refused")
-    shared = dict(precision=precision, loss_impl=loss_impl, train=replace(TRAIN, max_steps=20))
-    compiled, eager = warm("compiled", compile=compile, **shared), warm("eager", compile=False, **shared)
-    assert losses(compiled)[-1] < losses(compiled)[0]  # each step accumulates two micro-batches
-    assert losses(compiled) == pytest.approx(losses(eager), abs=0.05)
