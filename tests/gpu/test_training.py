@@ -163,7 +163,7 @@ def test_a_run_that_names_no_micro_batch_finds_one_says_so_trains_with_it_and_re
         data=RandomTokens(),
         precision="bf16-mixed",
         compile=True,
-        train=TrainArgs(global_batch_size=64, max_seq_length=256, max_tokens=10**10, max_time=3.0),
+        train=TrainArgs(global_batch_size=64, max_seq_length=256, max_tokens=10**10, max_time=25.0),
         eval=EvalArgs(interval=10**6, max_iters=4),
     )
     said = capsys.readouterr().out
