@@ -54,7 +54,8 @@ def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[.
                 continue
             kind = parameter.annotation
             docs = _docs(kind)
-            shown = [field for field in fields(kind) if field.name not in (*own.parameters, *without)]
+            taken = {*own.parameters, *without} - {*groups}  # a group is no option, and may have one of its name
+            shown = [field for field in fields(kind) if field.name not in taken]
             members[name] = kind, [field.name for field in shown]
             for field in shown:
                 default = field.default if field.default_factory is MISSING else field.default_factory()

@@ -103,7 +103,7 @@ def setup(
     spec = resolve("warmstart_coord_check", target, start, None, None, out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)
-    source = coord_check.source_of(start, configs, growth.alignment, seeds) if start and grown else None
+    source = coord_check.source_of(start, configs, growth, seeds) if start and grown else None
     check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source,
                                    spec.parametrization)  # fmt: skip
     coord_check.check_out_dir(spec.out_dir, overwrite)
@@ -112,7 +112,7 @@ def setup(
     arguments = dict(
         base=start and str(start.path), target=target, widths=None if scale_list else [each.n_embd for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
-        **growth.options | {"shrink": [each.shrink for each in growths]}, lr=spec.base_lr, steps=steps,
+        **growth.options | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr, steps=steps,
         num_seeds=num_seeds, seed=seed, data=spec.hyperparameters["data"], batch_size=batch_size,
         block_size=block_size, tokenizer_dir=spec.hyperparameters["tokenizer_dir"], out_dir=str(spec.out_dir),
     )  # fmt: skip

@@ -19,6 +19,7 @@ def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,
     growth: Growth = Growth(),
+    operator: str | list[str] = Growth.operator,
     compute_split: str | list[float] | None = None,
     max_flops: float | None = None,
     scratch: bool = True,
@@ -42,6 +43,8 @@ def setup(
             stages come to at ``tokens_per_param``.
         scratch: Whether to train the last scale from scratch beside the chain, with the compute of the whole
             lineage, the base's included.
+        operator: What stands for Pad0 in eq. (1), of every growth, or one for each with commas, e.g. ``stack,pad``; see
+            ``warmstart``.
         mup_base: Where the learning rate was tuned. Default: the base's own, else the first scale.
         out_dir: Directory for the runs, successive.csv and successive.png.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s or ``compute_split``'s.
@@ -56,6 +59,11 @@ def setup(
     if len(names) + bool(start) < 2:
         raise UserError(f"--scales {names[0]} is a chain of one: give at least two scales, or a --base")
     check_comparable(run.eval, train, "", "give --tokens_per_param, or --max_flops")
+    operators = as_list(operator, str, "--operator", once=False)
+    count = len(names) - 1 + bool(start)
+    if len(operators) not in (1, count):
+        raise UserError(f"--operator has {len(operators)} for {count} growths: give one, or one for each")
+    growths = [replace(growth, operator=each) for each in operators * (count // len(operators))]
     shares = None
     if compute_split is not None:
         shares = as_list(compute_split, float, "--compute_split", once=False, words="numbers")
@@ -67,4 +75,4 @@ def setup(
     if start and start.record and start.record.data_uses and run.data is None:
         run = replace(run, data=recorded_data(start.record.data_uses[-1]))
     make = from_scratch(replace(run, mup_base=mup_base or names[0]))
-    conduct(successive.plan(make, names, start, growth, shares, max_flops, scratch, train, out_dir), study)
+    conduct(successive.plan(make, names, start, growths, shares, max_flops, scratch, train, out_dir), study)

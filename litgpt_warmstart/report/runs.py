@@ -88,7 +88,7 @@ class Run:
 
     @property
     def shrink(self) -> float:
-        return self.record.growth.shrink if self.record.growth else math.nan
+        return self.record.growth.shrink_of("hidden") if self.record.growth else math.nan
 
     @property
     def tokens_per_param(self) -> float:

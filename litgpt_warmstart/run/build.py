@@ -53,8 +53,11 @@ def first_weights(
     initial = mup.initial_weights(model, mup_base, seed, growth or Growth(), parametrization)
     if growth is None or source is None:
         return initial
-    weights = source.weights_under(mup.folding(source.config, mup_base, parametrization))
-    return grow(weights, initial, source.config, model.config, growth)
+    foldings = (
+        mup.folding(source.config, mup_base, parametrization),
+        mup.folding(model.config, mup_base, parametrization),
+    )
+    return grow(source.weights_under(foldings[0]), initial, source.config, model.config, growth, foldings, seed)
 
 
 def build_model(

@@ -17,9 +17,9 @@ from litgpt_warmstart.method.scales import checked_config
 from litgpt_warmstart.method.schedule import recorded_schedule
 from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, parse, read_yaml
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256. 4: it has the run's
-identity."""
+identity. 5: a growth has an operator, says which entries are perturbed, and may be shrunk by class."""
 OLDEST_VERSION = 1
 _STRICT = {"extra": "forbid"}
 

@@ -273,7 +273,7 @@ def resolve_models(
         known = ", ".join(s.short_name for s in SCALES)
         raise UserError(f"--target is missing: choose one of {known}, or give a LitGPT name or a model_config.yaml")
     if start and growth:
-        check_growable(start.config, config)
+        check_growable(start.config, config, growth)
     elif start:
         for name in SHAPE:
             has, asked = getattr(start.config, name), getattr(config, name)

@@ -136,7 +136,7 @@ def remedy(spec: RunSpec) -> str:
     last, _ = newest_checkpoint(spec.out_dir)
     lower = f"lower --lr (now {spec.base_lr:g})"
     if spec.growth:
-        lower += f" or --shrink (now {spec.growth.shrink:g})"
+        lower += f" or --shrink (now {spec.growth.shrink_of('hidden'):g})"
     if last is None:
         return f"No checkpoint was saved: {lower} and start anew in another --out_dir"
     return (

@@ -17,7 +17,7 @@ from litgpt.utils import extend_checkpoint_dir
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.method.schedule import SCHEDULES, ScheduleName
 from litgpt_warmstart.report.figures import dots
@@ -58,10 +58,17 @@ class Arm:
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {"base": own.pop("base"), "target": own.pop("target")} | own.pop("growth").options | own
 
+    @property
+    def cells(self) -> dict[str, Any]:
+        """The options as a table has them: a mapping, which only shrink may be, as text."""
+        return {name: as_cell(value) for name, value in self.options.items()}
+
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Arm":
         """The arm with these options, as YAML has them; what is left out is as by default."""
-        typed: dict[str, Any] = {name: type(DEFAULTS[name])(value) for name, value in options.items()}
+        typed: dict[str, Any] = {
+            name: value if isinstance(value, dict) else type(DEFAULTS[name])(value) for name, value in options.items()
+        }
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
         return cls(growth=growth if growth.shrink else growth.without_source, **typed)
 
@@ -73,12 +80,13 @@ class Arm:
     @property
     def name(self) -> str:
         """What tells it from an arm with all defaults, short enough for a folder and an axis."""
-        grown = "scratch" if self.growth.from_scratch else f"shrink-{self.growth.shrink:g}"
+        grown = "scratch" if self.growth.from_scratch else f"shrink-{self.growth.shrink_of('hidden'):g}"
         parts = [f"{short_name(self.base)}-{short_name(self.target)}", grown]
+        own = {field.name: getattr(self, field.name) for field in fields(self)[3:]}  # after base, target and growth
+        told = self.growth.differences | {name: value for name, value in own.items() if value != DEFAULTS[name]}
         # perturb first, as the first landing had it, so that its folders are found
-        for name, value in sorted(self.options.items(), key=lambda option: option[0] != "perturb"):
-            if name not in ("base", "target", "shrink") and value != DEFAULTS[name]:
-                parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{value}")
+        for name, value in sorted(told.items(), key=lambda option: option[0] != "perturb"):
+            parts.append(f"{name.replace(' ', '-')}-{value:g}" if isinstance(value, float) else f"{value}")
         return "-".join(parts)
 
 
@@ -93,6 +101,11 @@ def short_name(model: str) -> str:
     if Path(model).suffix in (".yaml", ".yml"):
         return resolve_config(model).name
     return "_".join(Path(model).parts[-2:])
+
+
+def as_cell(value: Any) -> Any:
+    """A value, or a mapping's in words: ``embedding 1, hidden 0.4``."""
+    return ", ".join(f"{name} {share:g}" for name, share in value.items()) if isinstance(value, dict) else value
 
 
 def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Arm]:
@@ -122,15 +135,16 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
 
 def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     """What all arms share, in words, and what tells each from the others."""
-    varied = {name for name in DEFAULTS if len({arm.options[name] for arm in arms}) > 1}
     words = dict(tokens_per_param="{:g} tokens per parameter", schedule="{}", weight_decay="weight decay {:g}")
+    names = {"base", "target", *words}
+    varied = {name for name in names if len({arm.options[name] for arm in arms}) > 1}
 
     def named(arm: Arm, names: set[str]) -> list[str]:
         models = [f"{short_name(arm.base)} -> {short_name(arm.target)}"] * bool(names & {"base", "target"})
         return models + [form.format(arm.options[n]) for n, form in words.items() if n in names and arm.options[n]]
 
     own = [["from scratch" if arm.growth.from_scratch else arm.growth.label, *named(arm, varied)] for arm in arms]
-    return ", ".join(named(arms[0], DEFAULTS.keys() - varied)), [", ".join(parts) for parts in own]
+    return ", ".join(named(arms[0], names - varied)), [", ".join(parts) for parts in own]
 
 
 def conclude(
@@ -200,14 +214,15 @@ def plan(
         source, config, tuned_at = sources[arm.base]
         folder = f"{arm.name}-seed-{seed}"
         spec = from_scratch(arm, folder, seed, tuned_at)
-        check_growable(config, spec.config)
-        resolve_alignment(config, spec.config, arm.growth.alignment)
+        if arm.growth.shrink:
+            check_growable(config, spec.config, arm.growth)
+            arm.growth.aligned(config, spec.config)
         if arm.growth.from_scratch:  # its --config file reads on after the base, too
             spec = replace(spec, args=replace(spec.args, mup_base=str(source)))
         else:
             spec = warmstarted(spec, source, arm.growth)
         after = tuple(run.name for run in runs if run.spec.out_dir / "final" == source)
-        runs.append(StudyRun(folder, spec, arm.options | {"seed": seed}, after, source))
+        runs.append(StudyRun(folder, spec, arm.cells | {"seed": seed}, after, source))
     print(
         f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
@@ -246,8 +261,9 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
 
 def from_scratch(rows: pandas.DataFrame) -> Any:
     """Which of these rows are of runs from scratch."""
-    growths = (Growth(*options) for options in zip(*(rows[name] for name in Growth().options), strict=True))
-    return pandas.Series([growth.from_scratch for growth in growths], rows.index, dtype=bool)
+    growths = zip(*(rows[name] for name in Growth().options), strict=True)
+    scratch = [not isinstance(options[0], str) and Growth(*options).from_scratch for options in growths]
+    return pandas.Series(scratch, rows.index, dtype=bool)
 
 
 def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, Any]]:

@@ -24,7 +24,7 @@ from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.growth import Alignment, Growth, check_growable, resolve_alignment
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, build_optimizer
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
@@ -60,7 +60,7 @@ class Way:
     @property
     def shrink(self) -> float:
         """For tables; NaN where nothing is grown."""
-        return self.growth.shrink if self.growth else math.nan
+        return self.growth.shrink_of("hidden") if self.growth else math.nan
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def widened(config: Config, n_embd: int) -> Config:
     return replace(config, name=f"{config.name}-{n_embd}", n_embd=n_embd, **counts)
 
 
-def source_of(start: Header, configs: Sequence[Config], alignment: Alignment, seeds: Sequence[int]) -> Checkpoint:
+def source_of(start: Header, configs: Sequence[Config], growth: Growth, seeds: Sequence[int]) -> Checkpoint:
     """A base, read, which can be grown into the models and was initialized with none of the seeds."""
     used = used_seed(start, configs[0])
     if used in seeds:
@@ -146,9 +146,10 @@ def source_of(start: Header, configs: Sequence[Config], alignment: Alignment, se
             " take another"
         )
     for config in configs:
-        possible, reason = resolve_alignment(start.config, config, alignment)
+        check_growable(start.config, config, growth)
+        possible, reason = growth.aligned(start.config, config)
         if reason:
-            print(f"{config.name}: alignment {possible} instead of {alignment} ({reason})")
+            print(f"{config.name}: alignment {possible} instead of {growth.alignment} ({reason})")
     return read_checkpoint(start.path)
 
 

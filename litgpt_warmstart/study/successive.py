@@ -17,7 +17,7 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.growth import Growth, check_growable, resolve_alignment
+from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import resolve_config, short_name
 from litgpt_warmstart.report.chains import NOT_KNOWN, Chain, lineage_figure, parent
 from litgpt_warmstart.report.page import as_text, write_csv
@@ -100,14 +100,14 @@ def plan(
     make: Callable[..., RunSpec],
     scales: Sequence[str],
     start: Header | None,
-    growth: Growth,
+    growths: Sequence[Growth],
     compute_split: Sequence[float] | None,
     max_flops: float | None,
     scratch: bool,
     train: TrainArgs,
     out_dir: Path,
 ) -> Study:
-    """The runs of a chain, which ``make`` resolves, and of the last scale from scratch."""
+    """The runs of a chain, which ``make`` resolves, each grown in its way, and of the last scale from scratch."""
     check_results(out_dir / TABLE, COLUMNS[:2], PICTURE)
 
     def from_scratch(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
@@ -115,15 +115,16 @@ def plan(
 
     folders = [f"{number}-{short_name(resolve_config(name).name)}" for number, name in enumerate(scales, start=1)]
     specs = [from_scratch(*stage) for stage in zip(scales, folders, strict=True)]
-    check_order([*([start.config] if start else []), *(spec.config for spec in specs)], growth)
+    check_order([*([start.config] if start else []), *(spec.config for spec in specs)], growths)
     if compute_split is not None:
         tokens = split_tokens(specs, compute_split, max_flops)
         specs = [from_scratch(*stage) for stage in zip(scales, folders, tokens, strict=True)]
     runs: list[StudyRun] = []
     source = start.path if start else None
+    left = iter(growths)
     for folder, spec in zip(folders, specs, strict=True):
         after = (runs[-1].name,) if runs else ()
-        runs.append(StudyRun(folder, warmstarted(spec, source, growth) if source else spec, {}, after, source))
+        runs.append(StudyRun(folder, warmstarted(spec, source, next(left)) if source else spec, {}, after, source))
         source = spec.out_dir / "final"
     if scratch:
         spent = (base_figures(start).hoffmann_flops or 0) if start else 0
@@ -134,16 +135,18 @@ def plan(
     return Study(out_dir, runs, partial(conclude, runs, start, out_dir))
 
 
-def check_order(configs: Sequence[Config], growth: Growth) -> None:
+def check_order(configs: Sequence[Config], growths: Sequence[Growth]) -> None:
     """Raise a UserError for scales that cannot be grown one from another in this order."""
-    for source, target in pairwise(configs):
-        if target.n_embd <= source.n_embd:
+    for (source, target), growth in zip(pairwise(configs), growths, strict=True):
+        deeper = target.n_layer > source.n_layer and target.n_embd == source.n_embd
+        if target.n_embd <= source.n_embd and not deeper:
             raise UserError(
                 f"--scales: {target.name!r} (n_embd {target.n_embd}) comes after {source.name!r} (n_embd"
-                f" {source.n_embd}; a --base comes first) but is not wider: give them from the smallest to the largest"
+                f" {source.n_embd}; a --base comes first) but is not wider, nor deeper: give them from the smallest to"
+                " the largest"
             )
-        check_growable(source, target)
-        resolve_alignment(source, target, growth.alignment)
+        check_growable(source, target, growth)
+        growth.aligned(source, target)
 
 
 def flops(spec: RunSpec, tokens: int | None = None) -> float:

@@ -1,7 +1,7 @@
 """Growth: where each weight goes, and what it becomes there (eq. 1 of arXiv 2411.07340)."""
 
 import itertools
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -257,6 +257,18 @@ def test_an_unknown_parameter_raises():
         (dict(perturb=float("nan")), "--perturb must not be negative"),
         (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
         (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),
+        (dict(operator="pat"), "--operator 'pat' is none of pad, tile, net2net, fpi, stack, interpose, blank"),
+        (dict(perturb_where="some"), "--perturb_where 'some' is none of all, new"),
+        (dict(growth="loud"), "--growth 'loud' is none of paper, quiet"),
+        (dict(shrink={"heads": 1.0}), "--shrink has no class 'heads': choose from embedding, hidden, readout, gains"),
+        (dict(shrink={"hidden": 1.5}), "--shrink must lie in [0, 1], got 1.5 of hidden"),
+        (
+            dict(shrink=dict.fromkeys(("embedding", "hidden", "readout", "gains"), 0.0), perturb=0.0),
+            "leaves no weights",
+        ),
+        (dict(operator="tile", alignment="blocks"), "--alignment blocks is for operators that pad; --operator tile"),
+        (dict(operator="fpi", perturb_where="new"), "--perturb_where new would perturb nothing"),
+        (dict(operator="net2net", growth="quiet"), "--growth quiet would perturb nothing"),
     ],
 )
 def test_a_growth_that_cannot_be_is_refused(options, told):
@@ -269,6 +281,50 @@ def test_a_label_tells_shrink_and_what_is_not_as_by_default():
     assert Growth().label == "shrink 0.4"
     assert Growth(0.2, "literal", 0.5, "copied").label == "shrink 0.2, alignment literal, perturb 0.5, gains copied"
     assert Growth(0.0).from_scratch and not Growth(0.0, perturb=0.5).from_scratch
+
+
+def test_a_preset_fills_in_what_is_not_typed():
+    quiet = Growth(growth="quiet")
+    assert quiet.perturb_where == "new"
+    assert quiet.shrink == {"embedding": 1.0, "hidden": 0.4, "readout": 0.4, "gains": 0.4}
+    assert Growth(0.7, growth="quiet").shrink == quiet.shrink | dict.fromkeys(("hidden", "readout", "gains"), 0.7)
+    assert Growth(1.0, growth="quiet").shrink == 1.0
+    assert Growth({"embedding": 0.5}, growth="quiet").shrink_of("embedding") == 0.5
+    assert Growth(growth="quiet", perturb_where="all").perturb_where == "all"
+    assert Growth(growth="paper") == Growth() and Growth().perturb_where == "all"
+    assert replace(quiet, shrink=0.2) == Growth(0.2, growth="quiet")
+
+
+def test_one_growth_is_told_in_one_way_however_it_is_typed():
+    typed = Growth({"embedding": 1.0}, perturb_where="new")
+    assert typed == Growth(growth="quiet") and hash(typed) == hash(Growth(growth="quiet"))
+    assert typed.label == "shrink 0.4, growth quiet"
+    assert Growth(dict.fromkeys(("embedding", "hidden", "readout", "gains"), 0.4)) == Growth()
+    assert Growth({"gains": 0}).label == "shrink 0.4, shrink of gains 0"
+    assert Growth(1.0, operator="tile", perturb=0.0).label == "shrink 1, perturb 0, operator tile"
+    assert Growth(perturb_where="new").label == "shrink 0.4, perturb_where new"
+
+
+@pytest.mark.parametrize("options", [dict(growth="quiet"), dict(operator="tile"), dict(perturb_where="new")])
+def test_shrink_0_is_a_plain_run_from_scratch_whatever_else_is_asked_for(options):
+    assert Growth(0.0, **options).from_scratch
+    source, target, how = randomized(build(neox(16, 2))), neox(32, 4), Growth(0.0, **options)
+    initial = parametrization.initial_weights(build(target), target, 3, how)
+    weights = dict(growth.grow(dict(source.state_dict()), initial, source.config, target, how))
+    assert all(torch.equal(weights[name], p) for name, p in build(target, seed=3).named_parameters())
+
+
+def test_a_record_of_before_there_were_operators_tells_pad_heads_and_noise_everywhere():
+    older = dict(shrink=0.4, alignment="heads", perturb=1.0, gains="shrunk", source_dir="base", asked_alignment="heads",
+                 alignment_reason=None, seed=7)  # fmt: skip
+    assert parse(Grown, older).options == Growth().options
+    told = Growth({"hidden": 0.5}, operator="stack", growth="quiet").done(neox(), neox(32, 4), Path("base"), 7)
+    assert parse(Grown, asdict(told)) == told and told.asked.operator == "stack"
+    assert (
+        told.told
+        == "shrink 0.5, alignment heads, shrink of readout 0.4, shrink of gains 0.4, operator stack, growth quiet"
+    )
+    assert Growth(operator="tile").done(neox(), neox(32, 4), Path("base"), 7).told == "shrink 0.4, operator tile"
 
 
 def test_a_record_tells_the_alignment_that_was_used_and_the_one_asked_for():
