@@ -53,7 +53,7 @@ class Sizes:
     """How much is done."""
 
     scales: tuple[str, ...] = ("5M", "22M", "70M")
-    speed: str = "--precisions bf16-mixed --global_batch_size 64 --stock_micro_batch_sizes 8 16 32 --pairs 5 --together"
+    speed: str = "--precisions bf16-mixed --global_batch_size 64 --stock_micro_batch_sizes 16 32 --pairs 5 --together"
     """Of benchmarks/train.py."""
     tests: str = "gpu"
     """What of them is run, for pytest's ``-m``."""
@@ -64,7 +64,8 @@ class Sizes:
     """A scale, with the paper's learning rate and batch; None for a model as small as the others here."""
     base_tokens: int = 40_000_000
     target_tokens: int = 25_000_000
-    micro_batch_size: int = 16
+    micro_batch_size: int | None = None
+    """None for what is chosen."""
     patience: int = 1
     """Every time limit is this many times as long."""
 
@@ -271,7 +272,9 @@ def study(task: Task) -> None:
     data = session.folder("text") / "data"
     if not (data / "prepared.json").is_file():
         raise Broke("there is no prepared text: the step text did not come to its end, or was not asked for")
-    shared = ["--train.micro_batch_size", sizes.micro_batch_size, "--logger_name", "csv"]
+    shared: list[object] = ["--logger_name", "csv"]
+    if sizes.micro_batch_size:
+        shared += ["--train.micro_batch_size", sizes.micro_batch_size]
 
     def train(name: str, command: str, tokens: int, *words: object) -> None:
         start = time.monotonic()

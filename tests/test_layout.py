@@ -15,6 +15,7 @@ ROOT = Path(litgpt_warmstart.__file__).parent
 TESTS = Path(__file__).parent
 
 HELD_BY = {
+    "method/test_softmax.py": ("method/softmax_triton",),
     "guards/test_mission.py": ("__main__",),
     "test_plugin.py": ("_hook",),
     "guards/test_arguments.py": ("edge", "run/optimizer"),

@@ -9,8 +9,6 @@ At 50,304 classes the logits outweigh the rest of a small model's step. The ways
 """
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -20,7 +18,7 @@ from torch import nn
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.method.scales import Sizes
+from litgpt_warmstart.method.softmax import compiled_softmax, softmax_
 
 LossImpl = Literal["full", "chunked"]
 LossChoice = Literal["auto", LossImpl]
@@ -30,9 +28,6 @@ IGNORE_INDEX = -100
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**28}
 """Logits of a chunk: on a CPU they should stay near the last-level cache, a GPU needs large matrices."""
-
-BYTES_PER_LOGIT = 16
-"""What ``full`` holds at most: logits and their gradients in bf16 and in fp32, and the probabilities in fp32."""
 
 SMALL_LOGIT = 40.0
 """fp32 holds exp of it, and of its negative, and a sum over any vocabulary."""
@@ -79,24 +74,20 @@ def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
     return None
 
 
-def choose(
-    asked: LossChoice, config: Config, precision: str, device: torch.device, tokens: int, before: str | None = None
-) -> tuple[LossImpl, str]:
-    """The loss to train with: ``full`` in bf16 on a GPU that has it, if the logits fit, else ``chunked``.
+def choose(asked: LossChoice, config: Config, precision: str, before: str | None = None) -> tuple[LossImpl, str]:
+    """The loss to train with, unless trying them where the run will be shows the other one to be faster.
 
     Args:
         asked: ``--loss_impl``.
         config: The model.
         precision: Fabric's, such as ``bf16-mixed``.
-        device: Where the model is.
-        tokens: Those of a micro-batch.
         before: What the run that is resumed took; ``auto`` stays with it.
 
     Returns:
         The loss and why it was taken, in a few words.
 
     Raises:
-        UserError: The one asked for cannot be taken here.
+        UserError: The one asked for cannot be taken.
     """
     if asked != "auto":
         if reason := why_not(asked, config, precision):
@@ -108,23 +99,7 @@ def choose(
         return "full", "as before"
     if before is not None:
         return "chunked", "as before" if before == "chunked" else f"before: {before}, which is no more"
-    if device.type == "cpu":
-        return "chunked", "on a CPU: as fast as full, in less memory"
-    if not (precision.startswith("bf16") and has_bf16()):
-        return "chunked", "no bf16 in hardware" if precision.startswith("bf16") else f"precision {precision}"
-    if BYTES_PER_LOGIT * tokens * Sizes.of(config).padded_vocab_size > _memory(device) / 2:
-        return "chunked", "all logits take more than half of the memory"
-    return "full", "bf16, and all logits fit"
-
-
-def has_bf16() -> bool:
-    """Whether the GPU multiplies bf16 matrices in hardware."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU."""
-    return torch.cuda.mem_get_info(device)[0]
+    return "chunked", "as fast as full or faster, in less memory"
 
 
 def chunk_size(tokens: int, classes: int, device: str) -> int:
@@ -132,42 +107,6 @@ def chunk_size(tokens: int, classes: int, device: str) -> int:
     allowed = max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // classes)
     chunks = math.ceil(tokens / allowed)
     return math.ceil(tokens / chunks / 32) * 32
-
-
-def softmax_(logits: torch.Tensor, targets: torch.Tensor, small: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Overwrite each row z of logits by the gradient of its cross entropy, times the row's sum s of exp(z - m).
-
-    That is exp(z - m), less s at the target. Compiled, one pass reads the logits and another one writes them.
-
-    Args:
-        logits: z, shape (C, padded_vocab_size).
-        targets: int64, shape (C, 1).
-        small: Whether all logits are below :data:`SMALL_LOGIT`. Then m is 0, else the row's maximum.
-
-    Returns:
-        The cross entropy m + log(s) - z[target], and s; fp32, shape (C, 1) each.
-    """
-    z = logits.float()  # itself where it is fp32
-    m = z.new_zeros(()) if small else z.amax(1, keepdim=True)
-    z_target = z.gather(1, targets)
-    if torch.compiler.is_compiling():
-        s = (z - m).exp().sum(1, keepdim=True)
-        at_target = torch.arange(z.shape[1], device=z.device) == targets
-        # exp once more: of one tensor, used twice, Inductor makes a buffer of all logits in fp32. And the target is
-        # written, not taken off the products: of a token that is well predicted little is left
-        logits.copy_(torch.where(at_target, (z_target - m).exp() - s, (z - m).exp()))
-    else:
-        e = (z if small else z.sub_(m)).exp_()
-        s = e.sum(1, keepdim=True)
-        e.scatter_(1, targets, (z_target - m).exp() - s)
-        if e is not logits:
-            logits.copy_(e)
-    return m + s.log() - z_target, s
-
-
-@cache
-def _compiled_softmax() -> Callable[..., tuple[torch.Tensor, ...]]:
-    return torch.compile(softmax_, dynamic=False)
 
 
 def chunked_cross_entropy(
@@ -185,7 +124,7 @@ def chunked_cross_entropy(
         weight: Shape (padded_vocab_size, n_embd).
         bias: Shape (padded_vocab_size,), or None.
         targets: int64, shape (N,); :data:`IGNORE_INDEX` does not count.
-        compiled: Whether :func:`softmax_` is compiled.
+        compiled: Whether the softmax is.
         chunk_tokens: Tokens of a chunk. Default: :func:`chunk_size`.
     """
     chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), x.device.type)
@@ -217,13 +156,7 @@ def _loss_and_gradients(
     So g, written over the logits, is the only thing of their size, and is made once: the 1/(s N) of the softmax goes to
     the narrow side of each product.
     """
-    softmax = _compiled_softmax() if compiled else softmax_
-    counts = targets != IGNORE_INDEX
-    # fp32 by name: under bf16-true Fabric's default dtype is bf16. (N, 1): 1/N, 0 for what does not count
-    share = (counts.float() / counts.sum())[:, None]
-    w = weight.to(dtype)
-    b = None if bias is None else bias.to(dtype)
-    loss = torch.zeros((), device=x.device, dtype=torch.float32)
+    softmax = compiled_softmax(x.device.type) if compiled else softmax_
     grad_x, grad_weight, grad_bias = _empty_gradients(x, weight, bias, with_gradients)
     summed_weight = torch.zeros_like(grad_weight, dtype=torch.float32)
     summed_bias = torch.zeros_like(grad_bias, dtype=torch.float32)
@@ -231,30 +164,35 @@ def _loss_and_gradients(
     # What autograd knows of the tensors differs between the first call from a compiled graph and later ones: without
     # inference mode, where it knows nothing, the softmax is compiled twice.
     with torch.autocast(x.device.type, enabled=False), torch.inference_mode():
-        targets = targets.where(counts, 0)
+        counts = targets != IGNORE_INDEX
+        # fp32 by name: under bf16-true Fabric's default dtype is bf16. (N, 1): 1/N, 0 for what does not count
+        share = (counts.float() / counts.sum())[:, None]
+        targets = targets.where(counts, 0)[:, None]  # (N, 1)
+        xs, w, b = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         logits = torch.empty(min(chunk_tokens, len(x)), len(weight), device=x.device, dtype=dtype)
+        scaled = torch.empty_like(xs[:chunk_tokens])
+        losses = []
         for start in range(0, len(x), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            x_c, target_c, share_c = x[rows].to(dtype), targets[rows, None], share[rows]  # (C, ...)
+            x_c = xs[rows]  # (C, n_embd)
             z = logits[: len(x_c)]
             if b is None:
                 torch.mm(x_c, w.T, out=z)
             else:
                 torch.addmm(b, x_c, w.T, out=z)
-            entropy, total = softmax(z, target_c, small)
-            loss += (entropy * share_c).sum()
+            loss, scale = softmax(z, targets[rows], share[rows], small)
+            losses.append(loss)
             if not with_gradients:
                 continue
-            scale = share_c / total  # (C, 1)
-            grad_x[rows] = torch.mm(z, w) * scale
-            scaled = (x_c * scale).to(dtype)
+            torch.mul(torch.mm(z, w), scale, out=grad_x[rows])
+            scaled_c = torch.mul(x_c, scale, out=scaled[: len(x_c)])
             if dtype == torch.float32:
-                summed_weight.addmm_(z.T, scaled)
+                summed_weight.addmm_(z.T, scaled_c)
             else:
-                summed_weight += torch.mm(z.T, scaled)
+                summed_weight += torch.mm(z.T, scaled_c)
             if bias is not None:
                 summed_bias += torch.mv(z.T, scale[:, 0].to(dtype))
-    return loss, grad_x, summed_weight.to(weight.dtype), summed_bias.to(grad_bias.dtype)
+    return torch.cat(losses).sum(), grad_x, summed_weight.to(weight.dtype), summed_bias.to(grad_bias.dtype)
 
 
 def _empty_gradients(

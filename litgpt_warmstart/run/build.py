@@ -129,6 +129,7 @@ def _origin(
 
 def compiled(loss: NextTokenLoss, compile: bool | CompileMode) -> nn.Module:
     """The loss under torch.compile, in the mode asked for."""
+    torch.compiler.reset()  # it compiles a code object for a few models only, then goes on eagerly
     mode = compile if isinstance(compile, str) else None
     if uses_cuda_graphs(compile, loss.gpt.lm_head.weight.device):
         for parameter in loss.parameters():  # accumulated in place: a graph's own output is overwritten by its next run

@@ -5,16 +5,18 @@ machine and model.
 """
 
 import ctypes
+import gc
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lightning as L
@@ -22,20 +24,42 @@ import torch
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import cache_file, remember, remembered
-from litgpt_warmstart.method.loss import NextTokenLoss, choose, cpu_has_bf16
-from litgpt_warmstart.run.build import bare_loss
+from litgpt_warmstart.method.loss import LossImpl, choose, cpu_has_bf16
+from litgpt_warmstart.run.build import bare_loss, compiled
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.resolve import default_micro_batch
 from litgpt_warmstart.run.spec import RunSpec
 
-REPEATS = 3
-LARGEST = {"cpu": 4, "cuda": 256}
-"""No larger one is tried: a CPU's speed is flat from 1 on, and it has no error to catch when memory ends."""
+REPEATS = 4
+"""Micro-batches that are timed, after one that compiles and one that warms up."""
 TOLERANCE = 0.05
 """Among sizes that are this close to the fastest the smallest is taken: it needs the least memory."""
-WORTH = 50
-"""A run is measured for if it is this many times as long as the trial."""
+WORTH = 20
+"""A run is tried for as long as it takes so many times what the trials take."""
+LARGEST = {"cpu": 4, "cuda": 256}
+"""No larger micro-batch is tried: a CPU's speed is flat from 1 on, and it has no error to catch when memory ends."""
+TOKENS = {"cpu": 2**12, "cuda": 2**16}
+"""Of the micro-batch that is tried first, at most."""
+BUSY_FLOPS = 6e12
+"""Matrix products that keep a GPU busy while what comes next is launched: the first micro-batch needs no more."""
+BYTES_PER_ACTIVATION = 40
+"""What a token takes for each channel of each layer, measured with 70M in bf16-mixed."""
+FLOPS_PER_SEC, TRIAL_SECONDS = {"cpu": 1e11, "cuda": 1e14}, 15.0
+"""About what a device makes of matrix products, and what a trial takes: is a run long enough to try anything for it?"""
 CACHE = "micro_batch"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is tried."""
+
+    loss_impl: LossImpl
+    micro_batch_size: int
+
+    def of(self, spec: RunSpec) -> RunSpec:
+        """The specification with this choice."""
+        train = replace(spec.args.train, micro_batch_size=self.micro_batch_size)
+        args = replace(spec.args, loss_impl=self.loss_impl, train=train)
+        return replace(spec, micro_batch_size=self.micro_batch_size, args=args)
 
 
 def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tuple[RunSpec, str]:
@@ -43,25 +67,29 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
 
     What the checkpoint had that the run goes on from, whose record is ``before``, is kept.
     """
-    if spec.args.keep_memory and fabric.device.type == "cpu":
+    device = fabric.device
+    if spec.args.keep_memory and device.type == "cpu":
         keep_memory()
-    if spec.compile and (reason := why_not_compile(fabric.device)):
+    if spec.compile and (reason := why_not_compile(device)):
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
-    past, asked = before.training if before else {}, spec.args.loss_impl
-    tokens = spec.micro_batch_size * spec.block_size
-    impl, chosen_for = choose(asked, spec.config, spec.precision, fabric.device, tokens, past.get("loss_impl"))
-    if impl == "chunked" and fabric.device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
-        chosen_for += ", in fp32 as this CPU only emulates bf16"
-    spec = replace(spec, args=replace(spec.args, loss_impl=impl))
-    size, found = spec.micro_batch_size, "as asked"
-    if spec.args.train.micro_batch_size is None:
-        size, found = past.get("micro_batch_size", 0), "as before"
-        if not size or spec.global_batch_size % size:
-            size, found = find(fabric, spec, lambda: bare_loss(fabric, spec))
-    args = replace(spec.args, train=replace(spec.args.train, micro_batch_size=size))
-    spec = replace(spec, micro_batch_size=size, args=args)
-    return spec, f"loss {impl} ({chosen_for}); micro-batch {size} ({found})"
+    past, batch = before.training if before else {}, spec.global_batch_size
+    impl, why = choose(spec.args.loss_impl, spec.config, spec.precision, past.get("loss_impl"))
+    if impl == "chunked" and device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
+        why += ", in fp32 as this CPU only emulates bf16"
+    sizes, found = candidates(batch, LARGEST[device.type]), ""
+    if spec.args.train.micro_batch_size is not None:
+        sizes, found = [spec.micro_batch_size], "as asked"
+    elif (size := past.get("micro_batch_size")) and batch % size == 0:
+        sizes, found = [size], "as before"
+    first = Choice(impl, _first(spec, sizes, device))
+    # A CPU has no error to catch when the memory for all logits ends.
+    is_open = spec.args.loss_impl == "auto" and not past.get("loss_impl") and device.type == "cuda"
+    impls: list[LossImpl] = ["chunked", "full"] if is_open and impl == "chunked" else [impl]
+    choice, told = find(fabric, spec, first, sizes, impls)
+    why = why if choice.loss_impl == impl else "faster here"
+    words = f"loss {choice.loss_impl} ({why}); micro-batch {choice.micro_batch_size} ({found or told})"
+    return choice.of(spec), words
 
 
 def keep_memory() -> None:
@@ -105,60 +133,143 @@ def candidates(global_batch_size: int, largest: int) -> list[int]:
     return chosen
 
 
-def find(fabric: L.Fabric, spec: RunSpec, make_loss: Callable[[], NextTokenLoss]) -> tuple[int, str]:
-    """The micro-batch size for a run that names none, and how it was found, in a few words.
+def find(
+    fabric: L.Fabric, spec: RunSpec, first: Choice, sizes: list[int], impls: Sequence[LossImpl]
+) -> tuple[Choice, str]:
+    """The fastest way to train here, and how it was found, in a few words.
 
-    Forward and backward run eagerly on random tokens, with gradients and room for Adam's moments in memory: compiling
-    each size would take longer than all of this, and compiled they need less. Weights are left alone.
+    What is tried runs as the run will, compiled where that is, on random tokens, with room for Adam's moments: first
+    smaller micro-batches, as long as they are as fast, else larger ones, as long as they are faster; then the other
+    loss. Trials end where they would take too much of the run, by :data:`WORTH`.
     """
-    batch, largest = spec.global_batch_size, LARGEST[fabric.device.type]
-    sizes = candidates(batch, largest)
-    if len(sizes) == 1:
-        return 1, f"no other size up to {largest} divides {batch}"
-    if spec.max_steps * batch < WORTH * (1 + REPEATS) * sum(sizes):
-        return default_micro_batch(batch), "the run is too short to measure"
+    if len(sizes) == 1 and len(impls) == 1:
+        return first, f"no other size up to {LARGEST[fabric.device.type]} divides {spec.global_batch_size}"
+    flops = spec.flops(spec.max_tokens)["matmul_flops"]
+    if flops < WORTH * TRIAL_SECONDS * FLOPS_PER_SEC[fabric.device.type]:
+        return first, "the run is too short to try others"
     key, known = _key(fabric, spec), remembered(CACHE)
-    before = known.get(key)
-    if type(before) is int and before in sizes:  # the file is anybody's to change, and true is no 1
-        return before, f"measured before, {cache_file(CACHE)}"
-    fabric.print(f"Trying micro-batches of {', '.join(map(str, sizes))}; --train.micro_batch_size leaves this out")
-    seconds = _seconds_per_sequence(fabric, spec, make_loss(), sizes)
-    fastest = min(seconds.values())
-    size = next(size for size in sizes if size in seconds and seconds[size] <= (1 + TOLERANCE) * fastest)
-    remember(CACHE, {**known, key: size})
-    tried = ", ".join(f"{size}: {spec.block_size / s:,.0f}" for size, s in seconds.items())
-    return size, f"tokens/s by size, eagerly: {tried}"
+    if (choice := _remembered(known.get(key), sizes, impls)) is not None:
+        return choice, f"tried before, {cache_file(CACHE)}"
+    fabric.print("Trying micro-batches; with --train.micro_batch_size and --loss_impl none are tried")
+    trials = Trials(fabric, spec)
+    size = trials.search(first, sizes)
+    for impl in impls:
+        trials.worth(Choice(impl, size))
+    choice = trials.best
+    if trials.is_complete:
+        remember(CACHE, {**known, key: asdict(choice)})
+    return choice, trials.told
 
 
-def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec, loss: NextTokenLoss, sizes: list[int]) -> dict[int, float]:
-    """The least time of some repeats, for each size that fits. They go round, since a machine's speed drifts."""
-    fitting, seconds = list(sizes), {}
-    moments = [torch.empty_like(p) for p in loss.parameters() for _ in range(2)]  # Adam's, which come later
-    generator = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
-    tokens = torch.randint(spec.config.vocab_size, (sizes[-1], spec.block_size), generator=generator)
-    tokens, result = tokens.to(fabric.device), None
-    for repeat in range(1 + REPEATS):
-        for size in list(fitting):
-            try:
-                start = now(fabric.device)
-                with fabric.autocast():
-                    result = loss(tokens[:size], tokens[:size])
-                result.backward()
-                taken = (now(fabric.device) - start) / size
-            except torch.OutOfMemoryError as error:
-                result = None
-                if size == 1:
-                    raise out_of_memory(1) from error
-                fitting = [s for s in fitting if s < size]
-                seconds = {s: value for s, value in seconds.items() if s < size}
+class Trials:
+    """Choices that were tried, with the seconds that a sequence takes; a choice that does not fit takes for ever."""
+
+    def __init__(self, fabric: L.Fabric, spec: RunSpec) -> None:
+        self.fabric, self.spec = fabric, spec
+        self.seconds: dict[Choice, float] = {}
+        self.spent = 0.0
+        self.is_complete = True
+
+    @property
+    def best(self) -> Choice:
+        """Of those that are about as fast as the fastest, the one with the smallest micro-batch."""
+        fastest = min(self.seconds.values())
+        fast = [choice for choice, seconds in self.seconds.items() if seconds <= (1 + TOLERANCE) * fastest]
+        return min(fast, key=lambda choice: choice.micro_batch_size)
+
+    @property
+    def told(self) -> str:
+        """What was measured."""
+        several = len({choice.loss_impl for choice in self.seconds}) > 1
+        rates = [
+            f"{choice.micro_batch_size}{f' {choice.loss_impl}' * several}: {self.spec.block_size / seconds:,.0f}"
+            for choice, seconds in sorted(self.seconds.items(), key=lambda trial: trial[0].micro_batch_size)
+            if seconds < math.inf
+        ]
+        return f"tokens/s tried: {', '.join(rates)}"
+
+    def search(self, first: Choice, sizes: list[int]) -> int:
+        """The best micro-batch for a loss, from a first one on."""
+        at = sizes.index(first.micro_batch_size)
+        while self.measure(replace(first, micro_batch_size=sizes[at])) == math.inf:
+            if at == 0:
+                raise out_of_memory(1)
+            at -= 1
+        for further in (reversed(sizes[:at]), sizes[at + 1 :]):
+            for size in further:
+                before = self.best
+                if not self.worth(replace(first, micro_batch_size=size)):
+                    return self.best.micro_batch_size
+                if self.best == before:
+                    break
+            if self.best.micro_batch_size != sizes[at]:
                 break
-            if repeat:  # the first one warms up
-                seconds[size] = min(taken, seconds.get(size, taken))
-    del moments, result
-    loss.zero_grad()
-    if fabric.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return seconds
+        return self.best.micro_batch_size
+
+    def worth(self, choice: Choice) -> bool:
+        """Try a choice if the run, as fast as it can be by now, is long enough for it; whether it was tried."""
+        if choice in self.seconds:
+            return True
+        spec = self.spec
+        run = spec.max_steps * spec.global_batch_size * min(self.seconds.values())
+        if run < WORTH * self.spent * (1 + 1 / len(self.seconds)):
+            self.is_complete = False
+            return False
+        self.measure(choice)
+        return True
+
+    def measure(self, choice: Choice) -> float:
+        """Seconds that a sequence takes."""
+        start = time.perf_counter()
+        try:
+            self.seconds[choice] = _seconds_per_sequence(self.fabric, choice.of(self.spec))
+        except torch.OutOfMemoryError:
+            self.seconds[choice] = math.inf
+        gc.collect()
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.spent += time.perf_counter() - start
+        return self.seconds[choice]
+
+
+def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec) -> float:
+    """Seconds that forward and backward take for a sequence, as the run will do them, on random tokens."""
+    device = fabric.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the run's own numbers are left alone
+        eager = bare_loss(fabric, spec)
+    moments = [torch.empty_like(p) for p in eager.parameters() for _ in range(2)]  # Adam's, which come later
+    loss = fabric.setup(compiled(eager, spec.compile) if spec.compile else eager)
+    generator = torch.Generator().manual_seed(0)
+    shape = (spec.micro_batch_size, spec.block_size)
+    tokens = torch.randint(spec.config.vocab_size, shape, generator=generator).to(device)
+    for _ in range(2):
+        fabric.backward(loss(tokens, tokens))
+    start = now(device)
+    for _ in range(REPEATS):
+        fabric.backward(loss(tokens, tokens))
+    taken = now(device) - start
+    del moments
+    return taken / REPEATS / spec.micro_batch_size
+
+
+def _first(spec: RunSpec, sizes: list[int], device: torch.device) -> int:
+    """The largest micro-batch that a device has a use for, whose activations fill no more than a quarter of a GPU."""
+    tokens = TOKENS[device.type]
+    if device.type == "cuda":
+        per_token = BYTES_PER_ACTIVATION * spec.config.n_layer * spec.config.n_embd
+        fit = torch.cuda.mem_get_info(device)[0] / 4 / per_token
+        tokens = min(tokens, fit, BUSY_FLOPS / spec.flops(1)["matmul_flops"])
+    return max([size for size in sizes if size * spec.block_size <= tokens], default=sizes[0])
+
+
+def _remembered(found: object, sizes: list[int], impls: Sequence[LossImpl]) -> Choice | None:
+    """What the cache has, if it is a choice that this run can make: the file is anybody's to change."""
+    if not isinstance(found, dict) or found.keys() != {"loss_impl", "micro_batch_size"}:
+        return None
+    size = found["micro_batch_size"]
+    if type(size) is not int or size not in sizes or found["loss_impl"] not in impls:  # true is no 1
+        return None
+    return Choice(**found)
 
 
 def device_failed(error: Exception, micro_batch_size: int) -> UserError | None:
@@ -191,6 +302,7 @@ def _key(fabric: L.Fabric, spec: RunSpec) -> str:
         device = torch.cuda.get_device_name(fabric.device)
     else:
         device = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
-    run = (asdict(spec.config), spec.block_size, spec.global_batch_size, spec.precision, spec.compile, spec.loss)
+    asked = (spec.args.loss_impl, spec.args.train.micro_batch_size)
+    run = (asdict(spec.config), spec.block_size, spec.global_batch_size, spec.precision, spec.compile, asked)
     digest = hashlib.sha256(json.dumps((torch.__version__, *run), default=str).encode()).hexdigest()
     return f"{device} {spec.config.name} {digest[:16]}"

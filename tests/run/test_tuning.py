@@ -1,4 +1,10 @@
-"""The micro-batch is found by trying, once, where the run is long enough; it divides the batch."""
+"""The micro-batch and the loss are found by trying, once, where the run is long enough; the micro-batch divides it."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -7,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.loss import NextTokenLoss
+from litgpt_warmstart.files import cache_file
 from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.resolve import default_micro_batch
-from litgpt_warmstart.run.spec import TrainArgs
-from litgpt_warmstart.run.tuning import candidates, find
-from tests.conftest import build, neox, weights
+from litgpt_warmstart.run.resolve import default_micro_batch, resolve
+from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs
+from litgpt_warmstart.run.tuning import Choice, candidates, find, tuned
+from tests.conftest import weights
+
+SIZES = [1, 2, 4, 8]
 
 
 @given(batch=st.integers(1, 2000), largest=st.sampled_from([1, 4, 256]))
@@ -24,12 +32,11 @@ def test_candidates_divide_the_batch_and_at_least_double(batch, largest):
     assert batch % default_micro_batch(batch) == 0
 
 
-class Spec:
-    """What :func:`find` reads of a run."""
-
-    def __init__(self, max_steps: int, batch: int = 8) -> None:
-        self.global_batch_size, self.max_steps, self.loss = batch, max_steps, "full"
-        self.block_size, self.precision, self.config, self.compile = 64, "32-true", neox(), False
+@pytest.fixture
+def spec(tiny, stdlib_path, tiny_settings) -> RunSpec:
+    """A run of width 16, 8 x 64 tokens a step, that is long enough for any trial."""
+    args = RunArgs(lr=0.02, train=TrainArgs(global_batch_size=8, max_tokens=10**12), **tiny_settings)
+    return resolve("warmstart_scratch", tiny[16], None, None, "mup", Path("none"), args, {})
 
 
 @pytest.fixture
@@ -42,88 +49,132 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-class Timed(NextTokenLoss):
-    """A loss that takes a given time for a sequence of each size; memory ends above ``fits``."""
-
-    def __init__(self, seconds: dict[int, float], clock: list[float], fits: int = 10**9) -> None:
-        super().__init__(build(neox()))
-        self.seconds, self.clock, self.fits, self.calls = seconds, clock, fits, []
-
-    def forward(self, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        size = len(input_ids)
-        self.calls.append(size)
-        if size > self.fits:
-            raise torch.OutOfMemoryError
-        self.clock[0] += self.seconds[size] * size
-        return self.gpt.lm_head.weight.sum()
-
-
 @pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    now = [0.0]
-    monkeypatch.setattr(tuning, "now", lambda device: now[0])
-    return now
+def device(monkeypatch) -> Callable[[dict[str | int, float]], list[Choice]]:
+    """A device on which a sequence takes given seconds, by micro-batch (and loss), or for which it has no memory.
+
+    The list that is returned has what was tried on it, each for a tenth of a second.
+    """
+
+    def made(seconds: dict[str | int, float]) -> list[Choice]:
+        tried, clock = [], [0.0]
+
+        def measured(fabric: L.Fabric, spec: RunSpec) -> float:
+            tried.append(Choice(spec.loss, spec.micro_batch_size))
+            clock[0] += 0.1
+            taken = seconds.get(f"{spec.loss} {spec.micro_batch_size}", seconds.get(spec.micro_batch_size))
+            if taken is None:
+                raise torch.OutOfMemoryError
+            return taken
+
+        monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
+        monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+        return tried
+
+    return made
 
 
-def test_the_fastest_is_taken_and_the_smallest_of_those_as_fast(fabric, clock):
-    assert find(fabric, Spec(10_000), lambda: Timed({1: 2.0, 2: 1.0, 4: 0.99}, clock))[0] == 2
-    assert find(fabric, Spec(10_000, 12), lambda: Timed({1: 2.0, 2: 1.0, 4: 0.5}, clock))[0] == 4
+@pytest.mark.parametrize(
+    ("seconds", "first", "tried", "found"),
+    [
+        ({4: 1.0, 2: 1.02, 1: 1.03}, 4, [4, 2, 1], 1),  # smaller is as fast
+        ({4: 1.0, 2: 1.03, 1: 1.06}, 4, [4, 2, 1], 2),
+        ({4: 1.0, 2: 1.2, 8: 0.99}, 4, [4, 2, 8], 4),  # larger is no faster
+        ({4: 1.0, 2: 1.2, 8: 0.8}, 4, [4, 2, 8], 8),
+        ({1: 1.0, 2: 0.8, 4: 0.6, 8: 0.59}, 1, [1, 2, 4, 8], 4),
+        ({2: 1.0, 1: 1.2}, 4, [4, 2, 1], 2),  # 4 does not fit
+        ({4: 1.0, 2: 1.2}, 4, [4, 2, 8], 4),  # 8 does not
+    ],
+)
+def test_the_fastest_is_found_and_the_smallest_of_those_as_fast(fabric, spec, device, seconds, first, tried, found):
+    trials = device(seconds)
+    choice, told = find(fabric, spec, Choice("chunked", first), SIZES, ["chunked"])
+    assert [trial.micro_batch_size for trial in trials] == tried and choice == Choice("chunked", found)
+    assert told.startswith(f"tokens/s tried: {min(seconds)}: {64 / seconds[min(seconds)]:,.0f}")
 
 
-def test_what_does_not_fit_is_left_out(fabric, clock):
-    loss = Timed({1: 2.0, 2: 1.0}, clock, fits=2)
-    assert find(fabric, Spec(10_000), lambda: loss)[0] == 2
-    assert loss.calls.count(4) == 1  # not tried again
-    assert all(p.grad is None for p in loss.parameters())
+def test_the_other_loss_is_tried_at_the_best_micro_batch_and_taken_where_it_is_faster(fabric, spec, device):
+    for full, chosen in ((0.9, "full"), (0.96, "chunked"), (math.inf, "chunked")):
+        trials = device({1: 1.5, 2: 1.0, 4: 1.0, "full 2": full})
+        slower = replace(spec, max_steps=10**7 + round(min(full, 2) * 100))
+        cache_file(tuning.CACHE).unlink(missing_ok=True)
+        assert find(fabric, slower, Choice("chunked", 4), SIZES, ["chunked", "full"])[0] == Choice(chosen, 2)
+        assert trials[-1] == Choice("full", 2)
 
 
-def test_a_second_run_of_the_same_model_does_not_measure(fabric, clock):
-    first = find(fabric, Spec(10_000), lambda: Timed({1: 1.0, 2: 0.5, 4: 0.6}, clock))
-    again = Timed({}, clock)
-    assert find(fabric, Spec(20_000), lambda: again)[0] == first[0] == 2 and not again.calls
+def test_trials_end_where_they_would_take_too_much_of_the_run_and_are_gone_on_with_in_a_longer_one(
+    fabric, spec, device, monkeypatch
+):
+    monkeypatch.setattr(tuning, "FLOPS_PER_SEC", {"cpu": 0.0})
+    steps = math.ceil(tuning.WORTH * 0.1 * 2)  # one second each: long enough for a second trial, not for a third
+    short = replace(spec, max_steps=steps)
+    for run, number in ((short, 2), (short, 2), (spec, 3), (spec, 0)):
+        trials = device({4: 1 / 8, 2: 1 / 8, 1: 1 / 8})
+        find(fabric, run, Choice("chunked", 4), [1, 2, 4], ["chunked"])
+        assert len(trials) == number
 
 
-def test_another_model_is_measured_anew(fabric, clock):
-    find(fabric, Spec(10_000), lambda: Timed({1: 1.0, 2: 0.5, 4: 0.6}, clock))
-    other = Spec(10_000)
-    other.config = neox(n_query_groups=1)
-    assert find(fabric, other, lambda: Timed({1: 0.1, 2: 0.5, 4: 0.6}, clock))[0] == 1
+def test_a_second_run_of_the_same_model_tries_nothing_and_one_of_another_does(fabric, spec, device):
+    device({1: 1.0, 2: 0.5, 4: 0.6})
+    first = find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0]
+    trials = device({1: 0.1, 2: 0.5, 4: 0.6})
+    again, how = find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])
+    assert again == first == Choice("chunked", 2) and not trials and how == f"tried before, {cache_file(tuning.CACHE)}"
+    other = replace(spec, config=replace(spec.config, n_query_groups=1))
+    assert find(fabric, other, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
 
 
-def test_where_not_even_one_sequence_fits_the_error_has_a_remedy(fabric, clock):
+@pytest.mark.parametrize(
+    "damage",
+    [3, True, None, [], {"micro_batch_size": 2}, {"loss_impl": "chunked", "micro_batch_size": True},
+     {"loss_impl": "torch", "micro_batch_size": 2}, {"loss_impl": "chunked", "micro_batch_size": 3}],
+)  # fmt: skip
+def test_what_the_cache_has_is_checked_when_it_is_read(fabric, spec, device, damage):
+    device({1: 1.0, 2: 0.5, 4: 0.6})
+    find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])
+    path = cache_file(tuning.CACHE)
+    (key,) = json.loads(path.read_text())
+    path.write_text(json.dumps({key: damage}))
+    trials = device({1: 1.0, 2: 0.5, 4: 0.6})
+    assert find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 2 and trials
+
+
+def test_where_not_even_one_sequence_fits_the_error_has_a_remedy(fabric, spec, device):
+    device({})
     with pytest.raises(UserError, match="too small for a micro-batch of 1: take a smaller model"):
-        find(fabric, Spec(10_000), lambda: Timed({}, clock, fits=0))
+        find(fabric, spec, Choice("chunked", 4), SIZES, ["chunked"])
 
 
-def test_a_short_run_or_a_batch_that_nothing_divides_is_not_measured_for_and_that_is_told(fabric):
-    never = lambda: pytest.fail("measured")  # noqa: E731
-    assert find(fabric, Spec(10_000, batch=7), never) == (1, "no other size up to 4 divides 7")
-    assert find(fabric, Spec(10), never) == (4, "the run is too short to measure")
+def test_a_short_run_or_a_batch_that_nothing_divides_is_not_tried_for_and_that_is_told(fabric, spec, device):
+    trials = device({})
+    prime, short = replace(spec, global_batch_size=7, micro_batch_size=1), replace(spec, max_steps=10)
+    assert tuned(fabric, prime)[1].endswith("micro-batch 1 (no other size up to 4 divides 7)")
+    assert tuned(fabric, short)[1].endswith("micro-batch 4 (the run is too short to try others)")
+    assert not trials
 
 
-def test_trying_leaves_weights_and_random_numbers_of_the_run_alone(fabric):
-    loss = NextTokenLoss(build(neox()))
-    before = {name: p.clone() for name, p in loss.named_parameters()}
+def test_trying_runs_as_the_run_will_and_leaves_random_numbers_alone(fabric, spec):
     random_state = torch.get_rng_state()
-    size, how = find(fabric, Spec(10_000), lambda: loss)
-    assert size in (1, 2, 4) and how.startswith("tokens/s by size, eagerly: 1: ")
+    choice, how = find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])
+    assert choice.micro_batch_size in (1, 2, 4) and how.startswith("tokens/s tried: ")
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert all(torch.equal(p, before[name]) and p.grad is None for name, p in loss.named_parameters())
 
 
-def test_a_run_records_what_was_found_and_a_resumed_one_keeps_it(scratch, monkeypatch, capsys):
+def test_a_run_records_what_was_found_and_a_resumed_one_keeps_it(scratch, device, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "WORTH", 0)
-    monkeypatch.setattr(tuning, "_seconds_per_sequence", lambda *_: {1: 3.0, 2: 1.0, 4: 2.0})
+    monkeypatch.setattr(
+        tuning, "_seconds_per_sequence", lambda _, spec: {1: 3.0, 2: 1.0, 4: 2.0}[spec.micro_batch_size]
+    )
     train = TrainArgs(global_batch_size=8, max_steps=2, save_interval=1)
     run = scratch(train=train)
-    assert "micro-batch 2 (tokens/s by size" in capsys.readouterr().out
+    assert "micro-batch 2 (tokens/s tried" in capsys.readouterr().out
     record = Record.load(run / "final/warmstart.yaml")
     assert record.training["micro_batch_size"] == 2 and record.training["loss_impl"] == "chunked"
     hyperparameters = (run / "final/hyperparameters.yaml").read_text()
     assert "micro_batch_size: 2" in hyperparameters and "loss_impl: chunked" in hyperparameters
 
     before = weights(run / "final")
-    monkeypatch.setattr(tuning, "_seconds_per_sequence", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(tuning, "_seconds_per_sequence", lambda *_: pytest.fail("tried again"))
     scratch(train=train, resume=run / "step-00000001")
     assert "loss chunked (as before); micro-batch 2 (as before)" in capsys.readouterr().out
     assert all(torch.equal(w, before[name]) for name, w in weights(run / "final").items())

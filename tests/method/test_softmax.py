@@ -1,0 +1,61 @@
+"""The softmax that writes gradients over logits: eager, by Inductor, and by Triton."""
+
+import pytest
+import torch
+from torch._inductor.utils import run_and_get_code
+
+from litgpt_warmstart.method.softmax import compiled_softmax, softmax_
+
+
+def rows(number: int, classes: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """Logits, targets and shares of rows."""
+    generator = torch.Generator().manual_seed(number)
+    logits = (scale * torch.randn(number, classes, generator=generator)).to(dtype)
+    targets = torch.randint(0, classes, (number, 1), generator=generator)
+    return logits, targets, torch.rand(number, 1, generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_row_becomes_its_gradient_and_gives_its_cross_entropy(dtype, scale):
+    logits, targets, share = rows(7, 300, dtype, scale)
+    exact = logits.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets[:, 0], reduction="none")[:, None] * share
+    (gradient,) = torch.autograd.grad(expected.sum(), exact)
+    losses, made = softmax_(logits, targets, share, False)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
+    digits = 1e-6 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(logits.double() * made, gradient, rtol=digits, atol=1e-12)
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_it_makes_no_other_tensor_of_the_logits_size(small, dtype):
+    _, code = run_and_get_code(torch.compile(softmax_), *rows(32, 4096, dtype), small)
+    assert "empty_strided_cpu((32, 1)" in code[0] and "empty_strided_cpu((32, 4096)" not in code[0]
+
+
+def test_chunks_of_many_sizes_are_compiled_for_twice_at_most():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    for number in range(2, 14):
+        compiled, eager = rows(number, 96, torch.float32), rows(number, 96, torch.float32)
+        losses, _ = compiled_softmax("cpu")(*compiled, False)
+        torch.testing.assert_close(losses, softmax_(*eager, False)[0])
+        torch.testing.assert_close(compiled[0], eager[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [96, 50304])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_on_a_gpu_triton_does_the_same(dtype, classes, scale):
+    gpu = [tensor.cuda() for tensor in rows(40, classes, dtype, scale)]
+    eager = rows(40, classes, dtype, scale)
+    losses, made = compiled_softmax("cuda")(*gpu, False)
+    expected_losses, expected = softmax_(*eager, False)
+    torch.testing.assert_close(losses.cpu(), expected_losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.cpu(), expected, rtol=1e-5, atol=0)
+    digits = 1e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(gpu[0].cpu(), eager[0], rtol=digits, atol=1e-6)
