@@ -145,8 +145,8 @@ class RunArgs(ScheduleChoice):
     seed: int = 42
     """The random seed of the initialization and the perturbation"""
     compile: bool | CompileMode = True
-    """Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs), ``max-autotune``,
-    ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without"""
+    """Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs, for a GPU alone),
+    ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without"""
     loss_impl: LossChoice = "auto"
     """Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or ``auto``: full in bf16
     on a GPU that has it, if they fit. A resumed run stays with its own"""

@@ -27,7 +27,7 @@ from litgpt_warmstart.files import cache_file, remember, remembered
 from litgpt_warmstart.method.loss import LossImpl, choose, cpu_has_bf16
 from litgpt_warmstart.run.build import bare_loss, compiled
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 REPEATS = 4
 """Micro-batches that are timed, after one that compiles and one that warms up."""
@@ -70,6 +70,7 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
     device = fabric.device
     if spec.args.keep_memory and device.type == "cpu":
         keep_memory()
+    check_mode(spec.compile, device)
     if spec.compile and (reason := why_not_compile(device)):
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
@@ -122,6 +123,12 @@ def why_not_compile(device: torch.device) -> str | None:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python's headers are missing; install them (python3-dev) for more speed"
     return None
+
+
+def check_mode(compile: bool | CompileMode, device: torch.device) -> None:
+    """Raise a UserError for a mode of torch.compile that the device has not: it would be taken and do nothing."""
+    if compile == "reduce-overhead" and device.type != "cuda":
+        raise UserError(f"--compile {compile} replays CUDA graphs, and there is no CUDA device: pass --compile true")
 
 
 def candidates(global_batch_size: int, largest: int) -> list[int]:

@@ -80,3 +80,14 @@ def test_cuda_graphs_are_for_cuda_and_their_modes():
     assert uses_cuda_graphs("reduce-overhead", cuda) and uses_cuda_graphs("max-autotune", cuda)
     assert not uses_cuda_graphs("reduce-overhead", cpu)
     assert not uses_cuda_graphs(True, cuda) and not uses_cuda_graphs("max-autotune-no-cudagraphs", cuda)
+
+
+def test_cuda_graphs_without_cuda_are_refused_in_one_line_before_anything_is_written(scratch, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        scratch("run", compile="reduce-overhead")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "litgpt warmstart_scratch: error: --compile reduce-overhead replays CUDA graphs, and there is no CUDA device:"
+        " pass --compile true"
+    )
+    assert not (tmp_path / "run").exists()
