@@ -182,10 +182,12 @@ def speed(scale: str) -> Callable[[Task], None]:
 def tests(task: Task) -> None:
     """The tests marked gpu, by name; those that were through are told where time ends."""
     session, log = task.session, task.folder / "pytest.log"
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    marked = [path for path in files if "mark.gpu" in (ROOT / path).read_text()]  # the others take long to import
     words = [
         "-m",
         "pytest",
-        "tests/gpu",
+        *marked,
         "-m",
         session.sizes.tests,
         "-vv",

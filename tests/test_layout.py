@@ -64,11 +64,6 @@ def test_no_command_and_no_kind_of_study_is_forgotten_in_the_lists_of_them():
     assert len(kinds()) == len(with_results)
 
 
-def test_what_needs_a_gpu_lies_in_one_folder_which_make_gpu_runs():
-    marked = {path for path in TESTS.rglob("test_*.py") if "mark." + "gpu" in path.read_text(encoding="utf-8")}
-    assert marked == set((TESTS / "gpu").glob("test_*.py"))
-
-
 @pytest.mark.parametrize(
     ("markers", "shown"),
     [("gpu", True), ("gpu and not slow", True), ("slow and gpu", True), ("", False), ("not drill", False),
