@@ -190,12 +190,7 @@ def tests(task: Task) -> None:
         *marked,
         "-m",
         session.sizes.tests,
-        "-vv",
-        "-rap",
-        "-p",
-        "no:logging",
-        "--durations",
-        "30",
+        *["-vv", "-rap", "-p", "no:logging", "--durations", "30"],
     ]
     if importlib.util.find_spec("xdist"):
         words += ["-n", 2 if session.rehearse else 6, "--dist", "worksteal"]

@@ -25,6 +25,8 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 REHEARSE = "WARMSTART_REHEARSE"
 """Set to run the tests marked gpu on a CPU, as far as they can be, to find mistakes in them."""
+cuda_only = pytest.mark.skipif(REHEARSE in os.environ, reason="a CPU has nothing of it")
+"""For those of them that cannot be."""
 
 
 def shows_gpus(markers: str) -> bool:

@@ -1,16 +1,12 @@
 """What only a GPU can show: every test here is marked gpu. See CONTRIBUTING.md for how to run them, and to rehearse."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
-from tests.conftest import REHEARSE
 from tests.run.conftest import scratch, warm  # noqa: F401  # fixtures
-
-cuda_only = pytest.mark.skipif(REHEARSE in os.environ, reason="a CPU has nothing of it")
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,7 @@ from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_coord_check, warmstart_plan
 from litgpt_warmstart.run.norms import NORMS
-from tests.conftest import TRAIN, losses, neox
-from tests.gpu.conftest import cuda_only
+from tests.conftest import TRAIN, cuda_only, losses, neox
 
 pytestmark = pytest.mark.gpu
 

@@ -20,8 +20,7 @@ from litgpt_warmstart.commands import warmstart
 from litgpt_warmstart.run import train
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from tests.conftest import TRAIN, assert_same_weights, losses, made_once
-from tests.gpu.conftest import cuda_only
+from tests.conftest import TRAIN, assert_same_weights, cuda_only, losses, made_once
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]

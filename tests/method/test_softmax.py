@@ -5,6 +5,7 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from litgpt_warmstart.method.softmax import compiled_softmax, softmax_
+from tests.conftest import cuda_only
 
 
 def rows(number: int, classes: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[torch.Tensor, ...]:
@@ -47,6 +48,7 @@ def test_chunks_of_many_sizes_are_compiled_for_twice_at_most():
 
 
 @pytest.mark.gpu
+@cuda_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("classes", [96, 50304])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
