@@ -17,6 +17,7 @@ from litgpt.config import Config
 from litgpt.data import TextFiles
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
+from litgpt.utils import save_config
 
 from litgpt_warmstart import files
 from litgpt_warmstart.commands import warmstart, warmstart_grow
@@ -144,6 +145,15 @@ def test_warmstart_takes_lr_batch_data_and_mup_base_from_the_record(warm, base, 
 def test_a_mup_base_named_as_the_record_has_it_keeps_the_records_rate_and_batch(warm, tiny):
     record = Record.load(warm(mup_base=tiny[16], train=TrainArgs(max_steps=1)) / "final/warmstart.yaml")
     assert (record.base_lr, record.global_batch_size, record.mup_base_config["n_embd"]) == (0.02, 8, 16)
+
+
+def test_a_tiled_base_starts_at_its_own_last_validation_loss(warm, base, tmp_path):
+    thrice = dict(n_embd=48, n_head=6, n_query_groups=6, intermediate_size=192)
+    save_config(replace(checkpoint.read_header(base).config, name="wide", **thrice), tmp_path)
+    target = str(tmp_path / "model_config.yaml")
+    warm(target=target, operator="tile", shrink=1.0, train=replace(TRAIN, max_steps=1))
+    last, first = losses(base.parent, "val_loss")[-1], losses(tmp_path, "val_loss")[0]
+    assert first == pytest.approx(last, abs=1e-5)
 
 
 def test_shrink_0_is_the_scratch_run_with_the_same_batches_bit_for_bit(warm, scratch, base, tiny):

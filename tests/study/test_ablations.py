@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
@@ -62,6 +63,23 @@ def test_an_arms_folder_is_named_as_in_the_first_landing():
     assert scratch.name == "5M-22M-scratch-tokens_per_param-30-wsd-weight_decay-0.1"
 
 
+def test_an_arm_may_have_a_preset_an_operator_and_shrink_by_class():
+    given_arms = [
+        dict(growth=["paper", "quiet"], shrink=[0.4, 0.7]), dict(operator="tile", shrink=1), dict(shrink={"gains": 1}),
+        dict(growth="quiet", shrink=0),
+    ]  # fmt: skip
+    arms = expand(given_arms, DEFAULTS)
+    assert [arm.name.removeprefix("5M-22M-") for arm in arms] == [
+        "scratch", "shrink-0.4", "shrink-0.7", "shrink-0.4-quiet", "shrink-0.7-quiet", "shrink-1-tile",
+        "shrink-0.4-shrink-of-gains-1",
+    ]  # fmt: skip
+    assert arms[0].growth == Growth(0.0) and arms[3].growth == Growth(growth="quiet")
+    assert labels(arms)[1][-1] == "shrink 0.4, shrink of gains 1"
+    frame = pandas.DataFrame([arm.cells for arm in arms])
+    assert ablations.from_scratch(frame).tolist() == [True] + [False] * 6
+    assert [name for name, _ in ablations.by_arm(frame, labels(arms)[1])] == labels(arms)[1]
+
+
 @given(
     st.lists(
         st.fixed_dictionaries(
@@ -90,6 +108,10 @@ def test_arms_have_names_of_their_own_and_each_has_its_scratch_run_before_it(giv
         ([dict(shirnk=1)], "no 'shirnk' to vary: choose from base, target, shrink"),
         ([dict(shrink=2)], "--shrink must lie in [0, 1]"),
         ([dict(shrink="much")], "could not convert"),
+        ([dict(shrink={"heads": 1})], "--shrink has no class 'heads'"),
+        ([dict(shrink={"hidden": "much"})], "--arms: "),
+        ([dict(operator="pat")], "--operator 'pat' is none of pad, tile"),
+        ([dict(growth="quiet", operator="tile")], "--growth quiet would perturb nothing"),
         ([dict(gains="lost")], "gains 'lost' is none of shrunk, added, copied, reset"),
         ([dict(schedule="steep")], "schedule 'steep' is none of constant, "),
         ([dict(tokens_per_param=0)], "tokens_per_param must be above 0"),

@@ -124,6 +124,12 @@ def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, arguments
     assert float(first["lineage_flops"]) == pytest.approx(spent)
 
 
+def test_each_growth_of_a_chain_may_have_an_operator_of_its_own(scales, arguments, tmp_path):
+    warmstart_successive.setup(**arguments | dict(scales=scales, out_dir=tmp_path, scratch=False, operator="tile,pad"))
+    records = [read_header(tmp_path / name / "final").record for name in ("2-neox-32", "3-neox-64")]
+    assert [record.growth.operator for record in records] == ["tile", "pad"]
+
+
 def test_compute_is_split_as_asked(scales, arguments, tmp_path):
     given = dict(scales=scales[:2], out_dir=tmp_path, compute_split="0.25,0.75", max_flops=4e9, scratch=False)
     warmstart_successive.setup(**(arguments | given))
@@ -147,6 +153,10 @@ def test_compute_is_split_as_asked(scales, arguments, tmp_path):
         (dict(max_flops=1e12), "give that too"),
         (dict(train=TrainArgs(max_tokens=5)), "give --tokens_per_param"),
         (dict(shrink=2.0), "--shrink must lie in [0, 1]"),
+        (dict(operator="pad,tile"), "--operator has 2 for 1 growths: give one, or one for each"),
+        (dict(operator="pat"), "--operator 'pat' is none of pad, tile"),
+        (dict(operator="stack"), "--operator stack grows the depth"),
+        (dict(operator="tile", scales="5M,10M"), "--operator tile does not fit: rope_n_elem 6 is 4"),
     ],
 )
 def test_what_a_chain_cannot_do_is_one_line(arguments, tmp_path, refused, changes, told):

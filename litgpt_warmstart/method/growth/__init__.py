@@ -122,7 +122,8 @@ class Growth:
         """Fill in what a preset says, and tell of it alone where it is followed: one growth is written one way."""
         preset = PRESETS[self.growth]
         shrink, rest = (self.shrink, 0.4) if isinstance(self.shrink, dict) else ({}, self.shrink)
-        shares = {kind: float(rest) for kind in KINDS} | (preset["shrink"] if self.shrink != 0 else {}) | shrink
+        told = dict.fromkeys(KINDS, rest) | (preset["shrink"] if self.shrink != 0 else {}) | shrink
+        shares = {kind: float(share) for kind, share in told.items()}
         where = self.perturb_where or preset["perturb_where"]
         quiet = where == "new" and shares.items() >= PRESETS["quiet"]["shrink"].items()
         object.__setattr__(self, "shrink", shares if len(set(shares.values())) > 1 else shares["hidden"])
