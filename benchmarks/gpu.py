@@ -167,16 +167,15 @@ def versions(task: Task) -> None:
     task.session.machine = json.loads(task.run("versions", "benchmarks/measuring.py").splitlines()[-1])
 
 
-def speed(scale: str) -> Callable[[Task], None]:
-    """A step: training at a scale beside stock LitGPT."""
-
-    def carry_out(task: Task) -> None:
-        result = task.folder / "result.json"
-        words = ["--scales", scale, *task.session.sizes.speed.split(), "--out", result]
+def speed(task: Task) -> None:
+    """Training beside stock LitGPT; the scales that were through are told where time ends."""
+    result = task.folder / "result.json"
+    words = ["--scales", *task.session.sizes.scales, *task.session.sizes.speed.split(), "--out", result]
+    try:
         print(task.run("train", "benchmarks/train.py", *words), end="")
-        task.figures["results"] = json.loads(result.read_text())["results"]
-
-    return carry_out
+    finally:
+        if result.exists():
+            task.figures["results"] = json.loads(result.read_text())["results"]
 
 
 def tests(task: Task) -> None:
@@ -340,13 +339,13 @@ class Step:
     """Whether the next step begins at once: it has a use for the GPU, this one for the cores."""
 
 
-def steps_of(sizes: Sizes) -> list[Step]:
+def steps_of() -> list[Step]:
     """All steps, in the order in which they are worth having."""
     return [
         Step("versions", versions, 60),
-        *(Step(f"train-{scale}", speed(scale), 110) for scale in sizes.scales),
+        Step("train", speed, 270),
         Step("text", text, 150, beside=True),
-        Step("tests", tests, 150),
+        Step("tests", tests, 200),
         Step("study", study, 400, leaves=FOR_THE_PAGE),
         Step("page", page, 60),
     ]
@@ -415,14 +414,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out/gpu", help="folder of the results")
     parser.add_argument("--minutes", type=float, default=9, help="for all steps together")
-    parser.add_argument("--steps", nargs="+", help="only these: versions, train or train-5M, text, tests, study, page")
+    parser.add_argument("--steps", nargs="+", help="only these: versions, train, text, tests, study, page")
     parser.add_argument("--rehearse", action="store_true", help="with toys and without a GPU, to find mistakes")
     args = parser.parse_args()
     sizes = REHEARSAL if args.rehearse else Sizes()
-    every = steps_of(sizes)
+    every = steps_of()
     asked = set(args.steps or (step.name for step in every)) | {"versions"}
-    known = {name for step in every for name in (step.name, step.name.partition("-")[0])}
-    if unknown := sorted(asked - known):
+    if unknown := sorted(asked - {step.name for step in every}):
         refuse(f"there is no step {unknown[0]!r}: choose from {', '.join(step.name for step in every)}")
     if args.text and not has_text(args.text):
         refuse(f"no text in {str(args.text)!r}: give a folder of .txt, .jsonl or .parquet files")
@@ -433,7 +431,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = args.text.resolve() if args.text else None
     session = Session(out, text, sizes, args.rehearse, time.monotonic() + 60 * args.minutes * sizes.patience)
-    chosen = [step for step in every if {step.name, step.name.partition("-")[0]} & asked]
+    chosen = [step for step in every if step.name in asked]
     outcomes: dict[str, str] = {}
     beside: list[tuple[Step, Future]] = []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: what was started is ended

@@ -273,9 +273,9 @@ def compare(
     begun: dict[tuple[str, int | None], Worker] = {}
     sizes = [size for size in stock_sizes if work.batch % size == 0]
     if together:
+        begun = {("stock", size): Worker("stock", work, size, folder) for size in sizes}
         begun["ours", None] = Worker("ours", work, None, folder)
-        micro = micro_batch_of(begun["ours", None].choices())  # measured alone: the others begin when it is found
-        begun |= {("stock", size): Worker("stock", work, size, folder) for size in sizes}
+        micro = micro_batch_of(begun["ours", None].choices())
         begun["body", micro] = Worker("body", work, micro, folder, keep_memory=True)
 
     def started(what: str, micro: int | None, keep_memory: bool = False) -> Worker:
@@ -311,16 +311,27 @@ def compare(
     for worker in workers.values():
         worker.stop()
 
-    command = [sys.executable, __file__, "--worker", "machine", *work.options, "--work", str(folder)]
-    with (folder / "machine.log").open("w") as log:
-        measured = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=True, text=True)
     first["stock"] = first[f"stock-{best}"]
     micros = {"stock": best, "ours": ours_micro}
-    figures = summary(work, micros, first, steps, json.loads(measured.stdout))
+    figures = summary(work, micros, first, steps, machine_rates(work, folder))
     figures["choices"] = described
     figures["stock"]["tokens_per_sec_by_micro_batch_size"] = {m: work.tokens / s for m, s in seconds.items()}
     figures["stock"]["peak_gigabytes_by_micro_batch_size"] = peaks
     return figures
+
+
+RATES: dict[str, dict[str, float]] = {}
+"""By precision."""
+
+
+def machine_rates(work: Work, folder: Path) -> dict[str, float]:
+    """What :func:`measure_machine` finds, once for a precision, in a process of its own."""
+    if work.precision not in RATES:
+        command = [sys.executable, __file__, "--worker", "machine", *work.options, "--work", str(folder)]
+        with (folder / "machine.log").open("w") as log:
+            measured = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, check=True, text=True)
+        RATES[work.precision] = json.loads(measured.stdout)
+    return RATES[work.precision]
 
 
 def summary(

@@ -85,7 +85,7 @@ PASSED tests/a.py::test_x[1 2]"""
 @pytest.mark.parametrize(
     ("words", "told"),
     [([], "torch finds no CUDA device"), (["--text", "/no/folder"], "no text in '/no/folder'"),
-     (["--steps", "trian"], "there is no step 'trian': choose from versions, train-5M")],
+     (["--steps", "trian"], "there is no step 'trian': choose from versions, train, text")],
 )  # fmt: skip
 def test_make_gpu_refuses_in_one_line_and_writes_nothing(words, told, tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path / "out", *words]
