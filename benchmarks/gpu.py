@@ -27,9 +27,16 @@ from random import Random
 from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from litgpt_warmstart.data.preparing.request import BYTES_PER_TOKEN
-from litgpt_warmstart.errors import one_line
-from litgpt_warmstart.run.metrics import read_metrics
+try:
+    import torch
+
+    from litgpt_warmstart.data.preparing.read import format_of
+    from litgpt_warmstart.data.preparing.request import BYTES_PER_TOKEN
+    from litgpt_warmstart.errors import one_line
+    from litgpt_warmstart.run.metrics import read_metrics
+except ModuleNotFoundError as error:
+    print(f"make gpu: {error} in {sys.executable}: install what pyproject.toml asks for", file=sys.stderr)
+    sys.exit(2)
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".py", ".txt", ".md", ".rst")
@@ -138,7 +145,7 @@ class Task:
             )  # fmt: skip
             self.session.running.add(process)
             try:
-                status = process.wait(max(0.0, self.ends - time.monotonic()))
+                status = process.wait(max(0.0, min(self.ends, self.session.ends) - time.monotonic()))
             except subprocess.TimeoutExpired:
                 raise Cut(f"{name} was cut at the time limit") from None
             finally:
@@ -386,17 +393,8 @@ def carry_out(session: Session, step: Step) -> str:
     return outcome
 
 
-def has_gpu() -> bool:
-    """Whether torch finds a CUDA device."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
 def has_text(folder: Path) -> bool:
     """Whether warmstart_prepare_data finds files in a folder."""
-    from litgpt_warmstart.data.preparing.read import format_of
-
     return folder.is_dir() and any(format_of(path.name) for path in folder.rglob("*"))
 
 
@@ -424,7 +422,7 @@ def main() -> None:
         refuse(f"there is no step {unknown[0]!r}: choose from {', '.join(step.name for step in every)}")
     if args.text and not has_text(args.text):
         refuse(f"no text in {str(args.text)!r}: give a folder of .txt, .jsonl or .parquet files")
-    if not args.rehearse and not has_gpu():
+    if not args.rehearse and not torch.cuda.is_available():
         refuse("torch finds no CUDA device here; --rehearse takes the same way with toys, to find mistakes")
 
     out = args.out.resolve()
@@ -446,6 +444,7 @@ def main() -> None:
                 outcomes[step.name] = carry_out(session, step)
         finally:
             if sys.exc_info()[0]:
+                session.ends = 0.0  # what a step beside would start next
                 for process in list(session.running):
                     end_group(process)
     outcomes |= {other.name: future.result() for other, future in beside}
