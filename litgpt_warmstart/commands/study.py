@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 
@@ -37,14 +36,13 @@ def as_list(
     return list(dict.fromkeys(elements)) if once else elements
 
 
-def from_scratch(run: RunArgs, parametrization: ParametrizationName | None = None) -> Callable[..., RunSpec]:
+def from_scratch(run: RunArgs) -> Callable[..., RunSpec]:
     """What resolves runs from scratch, given target, folder and changes to what the user asked for."""
 
     def make(target: str, out_dir: Path, **changes: Any) -> RunSpec:
         args = replace(run, resume="auto", **changes)
-        spec = resolve("warmstart_scratch", target, None, None, parametrization, out_dir, args, {})
-        own = dict(target=target, parametrization=spec.parametrization, initial_checkpoint_dir=None)
-        return replace(spec, own=own)
+        own = dict(target=target, initial_checkpoint_dir=None)
+        return resolve("warmstart_scratch", target, None, None, out_dir, args, own)
 
     return make
 

@@ -32,4 +32,4 @@ def setup(
 
     start = read_base(base)
     own = dict(base=str(start.path), target=target) | growth.options
-    return train(resolve("warmstart", target, start, growth, None, out_dir, run, own))
+    return train(resolve("warmstart", target, start, growth, out_dir, run, own))

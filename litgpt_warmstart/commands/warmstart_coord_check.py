@@ -9,7 +9,7 @@ from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models
+from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models, resolve_parametrization
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 
 DEFAULT_BLOCK_SIZE = 256
@@ -22,6 +22,7 @@ def setup(
     base: Path | None = None,
     target: str | None = None,
     widths: list[int] | str | None = None,
+    depths: list[int] | str | None = None,
     scales: list[str] | str | None = None,
     parametrizations: list[str] | str | None = None,
     shrink: list[float] | str = "0.2,0.4,0.6,0.8,1.0",
@@ -37,11 +38,11 @@ def setup(
     out_dir: Path = Path("out/warmstart_coord_check"),
     overwrite: bool = False,
 ) -> None:
-    """Measure how activations go with width under SP, muP, and warmstarted muP (arXiv 2203.03466, appendix D.1).
+    """Measure how activations go with width, or depth, under SP, muP, CompleteP and warmstarts (arXiv 2203.03466, D.1).
 
-    Trains each width for a few steps of Adam on one batch, prints the log-log slope of each layer's mean absolute
-    activation against width, and writes coord_check.csv (``mup.coord_check.plot_coord_data`` draws it), slopes.csv and
-    coord_check.png: figures 3 and 7 of arXiv 2411.07340.
+    Trains each size for a few steps of Adam on one batch, prints the log-log slope of each layer's mean absolute
+    activation against width or depth, and writes coord_check.csv (``mup.coord_check.plot_coord_data`` draws that over
+    width), slopes.csv and coord_check.png: figures 3 and 7 of arXiv 2411.07340.
 
     Arguments:
         base: Folder of a small trained checkpoint, which the warmstarts start from. Learning rate, muP base, data and
@@ -50,10 +51,12 @@ def setup(
             10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
         widths: n_embd of each model, narrowest first, such as ``48,96,192,384``: heads as large as the base's and more
             of them, the MLP in proportion. Default: 1, 2, 4 and 8 times the base's.
+        depths: Instead of ``widths``, n_layer of each model, shallowest first, such as ``2,4,8``: as wide as the base,
+            and as deep or deeper. Of the blocks the first and the last are told.
         scales: Instead of ``widths``, models by name or config file, narrowest first, such as ``5M,22M,70M``.
         parametrizations: What to measure: from scratch those of ``warmstart_scratch``, such as ``sp`` (standard, with
-            one learning rate for all widths) and ``mup``, and ``warmstart``, grown from the base. Default: all, without
-            ``base`` all but the last.
+            one learning rate for all sizes) and ``mup``, and ``warmstart``, grown from the base. Default: all, without
+            ``base`` all but the last, and over ``depths`` those alone that carry over depth, and ``sp``.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them
@@ -81,12 +84,17 @@ def setup(
     config, tuned = resolve_models(target, start, None, None, data)
     growths = [replace(growth, shrink=each) for each in as_list(shrink, float, "--shrink")]
     asked = as_list(parametrizations, str, "--parametrizations") if parametrizations else None
-    ways = coord_check.ways(asked, growths, start is not None)
-    if widths is not None and scales is not None:
-        raise UserError("--widths and --scales exclude each other: leave one out")
+    over = "width" if depths is None else "depth"
+    ways = coord_check.ways(asked, growths, start is not None, over)
+    given = [f"--{name}" for name, it in dict(widths=widths, depths=depths, scales=scales).items() if it is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: leave {'one' if len(given) == 2 else 'two'} out")
     width_list = as_list(widths, int, "--widths") if widths is not None else None
     scale_list = as_list(scales, str, "--scales") if scales is not None else None
-    configs = coord_check.models(config, width_list, scale_list)
+    if depths is not None:
+        configs = coord_check.deepened(config, as_list(depths, int, "--depths"))
+    else:
+        configs = coord_check.models(config, width_list, scale_list)
     longest = min(each.block_size for each in configs)
     block_size = min(DEFAULT_BLOCK_SIZE, longest) if block_size is None else block_size
     if block_size > longest:
@@ -100,17 +108,20 @@ def setup(
         max_seq_length=block_size,
     )
     args = RunArgs(lr=lr, data=data, train=train, tokenizer_dir=tokenizer_dir)
-    spec = resolve("warmstart_coord_check", target, start, None, None, out_dir, args, {})
+    spec = resolve("warmstart_coord_check", target, start, None, out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)
     source = coord_check.source_of(start, configs, growth, seeds) if start and grown else None
-    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source,
-                                   spec.parametrization)  # fmt: skip
+    carried_by, _ = resolve_parametrization(None, configs[-1], tuned)
+    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source, carried_by, over)
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: runs from scratch alone")
+    by_width = scale_list is None and depths is None
     arguments = dict(
-        base=start and str(start.path), target=target, widths=None if scale_list else [each.n_embd for each in configs],
+        base=start and str(start.path), target=target,
+        widths=[each.n_embd for each in configs] if by_width else None,
+        depths=None if depths is None else [each.n_layer for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
         **growth.options | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr, steps=steps,
         num_seeds=num_seeds, seed=seed, data=spec.hyperparameters["data"], batch_size=batch_size,

@@ -6,7 +6,6 @@ from pathlib import Path
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
 
@@ -18,7 +17,6 @@ def setup(
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
     batch_sizes: str | int | list[int] = "64,128,256",
     seeds: str | int | list[int] = "42",
-    parametrization: ParametrizationName = "mup",
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
     study: StudyArgs = StudyArgs(),
@@ -35,7 +33,6 @@ def setup(
         lrs: Learning rates, e.g. ``0.003,0.01,0.03``.
         batch_sizes: Sequences per optimizer step, e.g. ``64,128``.
         seeds: Of the initialization; a cell's loss is the mean over them.
-        parametrization: As in ``warmstart_scratch``; all are the same at the scale itself.
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
     """
@@ -54,5 +51,5 @@ def setup(
     if target is None:
         raise UserError("--target is missing: give the scale to tune at, e.g. 5M")
     targets = as_list(target, str, "--target")
-    make = from_scratch(run, parametrization)
+    make = from_scratch(run)
     conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir), study)

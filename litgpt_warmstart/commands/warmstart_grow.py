@@ -6,9 +6,10 @@ from litgpt_warmstart.commands.folders import check_apart, folder_to_write
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models
+from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models, resolve_parametrization
 
 
 @command
@@ -19,6 +20,7 @@ def setup(
     out_dir: Path | None = None,
     growth: Growth = Growth(),
     mup_base: str | None = None,
+    parametrization: ParametrizationName | None = None,
     seed: int = 42,
     overwrite: bool = False,
 ) -> None:
@@ -33,6 +35,7 @@ def setup(
         out_dir: The checkpoint folder to write.
         mup_base: Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint
             folder. Default: what the base's record says, else the base's own shapes.
+        parametrization: What carries the learning rate from the muP base, as in ``warmstart``.
         seed: The random seed of the perturbation.
         overwrite: Replace what ``warmstart_grow`` wrote into ``out_dir``; never a trained checkpoint, nor your files.
     """
@@ -41,13 +44,14 @@ def setup(
     out_dir = folder_to_write(out_dir, foreign_entries, overwrite)
     start = read_base(base)
     config, tuned = resolve_models(target, start, growth, mup_base, None)
+    carried_by, tuned = resolve_parametrization(parametrization, config, tuned, mup_base)
     check_apart(out_dir, {"the base": start, "--mup_base": tuned.header})
     if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
         raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
     check_seed(start, config, growth, seed)
     arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
-    arguments |= growth.options
-    record = grow_folder(read_checkpoint(start.path), config, growth, tuned, seed, out_dir, arguments)
+    arguments |= growth.options | {"parametrization": carried_by}
+    record = grow_folder(read_checkpoint(start.path), config, growth, tuned, carried_by, seed, out_dir, arguments)
     told = growth.done(start.config, config, start.path, seed).told
     print(
         f"Grew {start.config.name} (n_embd {start.config.n_embd}) into {record.name} (n_embd {config.n_embd},"

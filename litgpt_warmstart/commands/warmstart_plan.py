@@ -40,7 +40,7 @@ def setup(
     from litgpt_warmstart.run.plan import make_plan
 
     start = read_base(base)
-    spec = resolve("warmstart", target, start, growth, None, out_dir, run, {})
+    spec = resolve("warmstart", target, start, growth, out_dir, run, {})
     if json is not None:
         _check_free(json)
     told, figures = make_plan(spec, start, measure)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from litgpt_warmstart.edge import command, options
-from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
@@ -12,7 +11,6 @@ from litgpt_warmstart.run.spec import RunArgs
 @options("run")
 def setup(
     target: str | None = None,
-    parametrization: ParametrizationName = "mup",
     initial_checkpoint_dir: Path | None = None,
     out_dir: Path = Path("out/warmstart_scratch"),
     run: RunArgs = RunArgs(),
@@ -25,7 +23,6 @@ def setup(
     Arguments:
         target: The model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name takes the
             vocabulary of the data or of the muP base where they have one.
-        parametrization: What carries learning rates over width; under ``sp``, standard, nothing does.
         initial_checkpoint_dir: Optional path to a checkpoint directory to start from as it is, for example one that
             ``warmstart_grow`` wrote.
         out_dir: Directory in which to save checkpoints and logs.
@@ -33,9 +30,5 @@ def setup(
     from litgpt_warmstart.run.train import setup as train
 
     start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
-    own = dict(
-        target=target,
-        parametrization=parametrization,
-        initial_checkpoint_dir=str(start.path) if start else None,
-    )
-    return train(resolve("warmstart_scratch", target, start, None, parametrization, out_dir, run, own))
+    own = dict(target=target, initial_checkpoint_dir=str(start.path) if start else None)
+    return train(resolve("warmstart_scratch", target, start, None, out_dir, run, own))

@@ -4,6 +4,8 @@ r"""What muP changes in a forward pass, folded into plain LitGPT weights, and ou
     readout     logits / width_mult                           lm_head.weight / width_mult
     attention   scores / sqrt(attention_scores_scalar)        q rows / sqrt(attention_scores_scalar / head_size),
                                                               since GPT divides scores by sqrt(head_size)
+    branches    what attention and MLP add / branch_divisor   attn.proj and mlp.proj / branch_divisor; where a norm
+                                                              follows them, its gain and bias
 
 Rotary embedding is linear, so that a factor of the scores may stand before it: in the rows and biases of q in the fused
 qkv, or, where q is normalized, in the gain and bias of its norm.
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from litgpt.config import Config
 
+from litgpt_warmstart.method.model import branch_ends
 from litgpt_warmstart.method.scales import Sizes
 
 READOUT = "lm_head.weight"
@@ -28,6 +31,8 @@ class Folding:
     """The model, with the ``attention_scores_scalar`` that its weights were trained under."""
     width_mult: float = 1.0
     """What its logits are divided by while training."""
+    branch_divisor: float = 1.0
+    """What attention and MLP add to the residual stream is divided by while training."""
 
     def part(self, name: str) -> tuple[slice, float]:
         """Which rows of a parameter carry a factor, and what they are divided by; none, and by 1, where it has none."""
@@ -39,6 +44,8 @@ class Folding:
             return slice(None), divisor
         if not config.norm_qk and name.endswith((".attn.qkv.weight", ".attn.qkv.bias")):
             return slice(sizes.q_rows), divisor  # q, before k and v
+        if any(f".{end}." in name for end in branch_ends(config)):
+            return slice(None), self.branch_divisor
         return slice(0), 1.0
 
     def rows_as_trained(self, name: str, weight: torch.Tensor) -> torch.Tensor | None:
@@ -89,5 +96,5 @@ def attention_scores_scalar(config: Config, mup_base: Config, scores: float = 1.
 
 
 def without_attention(folding: Folding) -> Folding:
-    """The same with scores as LitGPT's GPT divides them, so that the readout alone is folded."""
+    """The same with scores as LitGPT's GPT divides them, so that they are not folded."""
     return replace(folding, config=replace(folding.config, attention_scores_scalar=None))

@@ -1,10 +1,14 @@
-"""MuGPT: LitGPT's GPT with mup's readout. The forward pass is inherited."""
+"""MuGPT: LitGPT's GPT with mup's readout, and branches that are divided. The forward pass is inherited."""
+
+from functools import partial
+from typing import Any
 
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import num_parameters
 from mup import MuReadout
+from torch import nn
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.scales import Sizes
@@ -31,21 +35,30 @@ class Readout(MuReadout):
 
 
 class MuGPT(GPT):
-    """LitGPT's GPT whose logits are divided by ``width_mult`` (arXiv 2203.03466, table 8).
+    """LitGPT's GPT whose logits are divided by ``width_mult`` (arXiv 2203.03466, table 8), branches by another number.
 
     Args:
         config: The model; its ``attention_scores_scalar`` carries muP's attention scale
             (:func:`litgpt_warmstart.method.parametrization.mup_config` sets it).
         width_mult: n_embd over the muP base's n_embd. At 1 the logits equal LitGPT's GPT bit for bit.
+        branch_divisor: What attention and MLP add to the residual stream is divided by it (CompleteP's m_L,
+            arXiv 2505.01618, table 1); 1 leaves it alone.
 
     Raises:
         UserError: The config has a part that muP or growth does not cover.
     """
 
-    def __init__(self, config: Config, width_mult: float = 1.0) -> None:
+    depth_mult: float = 1.0
+    """n_layer over the muP base's; ``set_base_shapes`` of :mod:`~litgpt_warmstart.method.parametrization` writes it."""
+
+    def __init__(self, config: Config, width_mult: float = 1.0, branch_divisor: float = 1.0) -> None:
         check_supported(config)
         super().__init__(config)
         self.lm_head = Readout(config.n_embd, Sizes.of(config).padded_vocab_size, config.lm_head_bias, width_mult)
+        if branch_divisor != 1:
+            for block in self.transformer.h:
+                for end in branch_ends(config):
+                    block.get_submodule(end).register_forward_hook(partial(_divided, branch_divisor))
 
     def readout_input(self, input_ids: torch.Tensor) -> torch.Tensor:
         """All but the last matrix product: ``F.linear(readout_input, lm_head.weight, lm_head.bias)`` are the logits.
@@ -58,6 +71,18 @@ class MuGPT(GPT):
             return self(input_ids)
         finally:
             self.lm_head.gives_input = False
+
+
+def branch_ends(config: Config) -> tuple[str, str]:
+    """The modules of a block whose outputs are added to the residual stream, by their names in it."""
+    return (
+        "post_attention_norm" if config.post_attention_norm else "attn.proj",
+        "post_mlp_norm" if config.post_mlp_norm else "mlp.proj",
+    )
+
+
+def _divided(divisor: float, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output / divisor
 
 
 def parameter_count(config: Config) -> int:

@@ -4,12 +4,13 @@ Standard parametrization is muP with the model itself as its base: every multipl
 """
 
 import hashlib
+import inspect
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import mup
 import torch
@@ -25,37 +26,70 @@ from litgpt_warmstart.method.model import MuGPT
 DRAWING_THREADS = 4
 
 
+class Powers(NamedTuple):
+    """What a kind of parameter has at the base is divided by these powers of its width_mult."""
+
+    std: float = 0.0
+    """Of its initial standard deviation."""
+    lr: float = 0.0
+    """Of Adam's learning rate."""
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What changes in the blocks as a model gets deeper than its muP base: powers of n_layer over the base's."""
+
+    branches: float
+    """What attention and MLP add to the residual stream is divided by this one."""
+    lr: float
+    """Learning rates of all parameters of the blocks are."""
+    gradients: float
+    """Their gradients are, by the former, and with them Adam's eps where it is scaled."""
+
+
 @dataclass(frozen=True)
 class Parametrization:
-    """What changes as a model gets wider than its muP base.
+    """What changes as a model gets wider, and perhaps deeper, than its muP base.
 
-    Of each kind of parameter: the powers of its width_mult (its last growing dimension over the same one at the base)
-    that its initial standard deviation and Adam's learning rate at the base are divided by.
+    The width_mult of a parameter is its last growing dimension over the same one at the base.
     """
 
     label: str
     """What it is called where a user reads of it."""
-    matrix: tuple[float, float] = (0.0, 0.0)
+    matrix: Powers = Powers()
     """Both dimensions grow."""
-    embedding: tuple[float, float] = (0.0, 0.0)
-    readout: tuple[float, float] = (0.0, 0.0)
+    embedding: Powers = Powers()
+    readout: Powers = Powers()
     """lm_head's weight."""
-    vector: tuple[float, float] = (0.0, 0.0)
+    vector: Powers = Powers()
     """Gains and biases, which start at 1 and 0."""
     logits: float = 0.0
     """They are divided by this power of n_embd over the base's."""
+    gradients: float = 0.0
+    """Those of every parameter that grows are smaller by this power of n_embd, and so is Adam's eps where it is scaled:
+    they come through the readout, and its multiplier."""
     scores: float = 0.5
     """Of attention: divided by this power of head_size, and equal to LitGPT's at the base."""
+    depth: Depth | None = None
+    """None carries nothing over depth."""
+    scales_eps: bool = False
+    """Whether Adam's eps follows the gradients where nothing else is asked for."""
     is_own_base: bool = False
     """Whether nothing is carried over width: the model itself is the base."""
 
 
+# arXiv 2203.03466, table 8, the variant that the package mup implements.
+_MUP = Parametrization("muP", matrix=Powers(std=0.5, lr=1.0), logits=1.0, gradients=1.0, scores=1.0)
 PARAMETRIZATIONS = {
     "sp": Parametrization("SP", is_own_base=True),
-    # arXiv 2203.03466, table 8, the variant that the package mup implements.
-    "mup": Parametrization("muP", matrix=(0.5, 1.0), logits=1.0, scores=1.0),
-}
+    "mup": _MUP,
+    # arXiv 2505.01618, table 1, at alpha = 1: its learning rates go with m_L^(alpha - 1).
+    "completep": replace(
+        _MUP, label="CompleteP", depth=Depth(branches=1.0, lr=0.0, gradients=1.0), scales_eps=True
+    ),
+}  # fmt: skip
 DEFAULT = "mup"  # carries a learning rate where nothing else is said
+DEFAULT_OVER_DEPTH = "completep"
 if TYPE_CHECKING:
     ParametrizationName = str
 else:
@@ -67,20 +101,33 @@ def width_mult(config: Config, mup_base: Config, parametrization: str = "mup") -
     return (config.n_embd / mup_base.n_embd) ** PARAMETRIZATIONS[parametrization].logits
 
 
+def branch_divisor(config: Config, mup_base: Config, parametrization: str = "mup") -> float:
+    """What attention and MLP add to the residual stream is divided by: for CompleteP, n_layer over the muP base's."""
+    depth = PARAMETRIZATIONS[parametrization].depth
+    return (config.n_layer / mup_base.n_layer) ** depth.branches if depth else 1.0
+
+
+def carry_alike(one: str, other: str, config: Config, mup_base: Config) -> bool:
+    """Whether two parametrizations train a model alike, but for Adam's eps: they differ in what depth changes alone."""
+    a, b = (replace(PARAMETRIZATIONS[name], label="", depth=None, scales_eps=False) for name in (one, other))
+    return a == b and config.n_layer == mup_base.n_layer
+
+
 def mup_config(config: Config, mup_base: Config, parametrization: str = "mup") -> Config:
     """``config`` with muP's attention scale, 1/head_size instead of 1/sqrt(head_size), equal to it at the muP base.
 
     LitGPT divides scores by ``sqrt(attention_scores_scalar)``. The value may be a float, which LitGPT's YAML keeps.
 
     Raises:
-        UserError: The muP base differs from the model in more than width.
+        UserError: The muP base differs from the model in more than the parametrization carries a learning rate over.
     """
-    if config.n_layer != mup_base.n_layer:
+    table = PARAMETRIZATIONS[parametrization]
+    if config.n_layer != mup_base.n_layer and table.depth is None:
         raise UserError(
-            f"the muP base {mup_base.name!r} has {mup_base.n_layer} layers and {config.name!r} {config.n_layer}: muP"
-            " carries a learning rate over width only"
+            f"the muP base {mup_base.name!r} has {mup_base.n_layer} layers and {config.name!r} {config.n_layer}:"
+            f" {table.label} carries a learning rate over width only; pass --parametrization {DEFAULT_OVER_DEPTH}"
         )
-    scalar = attention_scores_scalar(config, mup_base, PARAMETRIZATIONS[parametrization].scores)
+    scalar = attention_scores_scalar(config, mup_base, table.scores)
     if scalar == config.head_size:  # LitGPT's own default
         return replace(config, attention_scores_scalar=None)
     # LitGPT declares an int, and its code takes any number.
@@ -89,14 +136,17 @@ def mup_config(config: Config, mup_base: Config, parametrization: str = "mup") -
 
 def folding(config: Config, mup_base: Config, parametrization: str = "mup") -> Folding:
     """What a model's forward pass does beside LitGPT's under a muP base."""
-    return Folding(mup_config(config, mup_base, parametrization), width_mult(config, mup_base, parametrization))
+    divisors = (divisor(config, mup_base, parametrization) for divisor in (width_mult, branch_divisor))
+    return Folding(mup_config(config, mup_base, parametrization), *divisors)
 
 
-def set_base_shapes(model: GPT, mup_base: Config) -> None:
-    """Give every parameter of a bare MuGPT its ``infshape``; weights are left alone.
+def set_base_shapes(model: MuGPT, mup_base: Config) -> None:
+    """Give every parameter of a bare MuGPT its ``infshape``, and the model its ``depth_mult``; weights are left alone.
 
     Apply it again after anything that replaces parameters (deepcopy, ``load_state_dict(assign=True)``).
     """
+    model.depth_mult = model.config.n_layer / mup_base.n_layer
+    mup_base = replace(mup_base, n_layer=model.config.n_layer)  # all blocks have the same shapes
     # Any model that differs from the base in each width dimension tells mup which dimensions grow.
     grow = ("n_embd", "n_head", "n_query_groups", "head_size", "intermediate_size")
     delta = replace(mup_base, **{name: 2 * getattr(mup_base, name) for name in grow})
@@ -113,7 +163,7 @@ def infshape_of(parameter: nn.Parameter) -> mup.InfShape:
     return getattr(parameter, "infshape")  # noqa: B009  # torch declares no such attribute
 
 
-def plain_std(model: GPT, name: str, mup_base: Config) -> float:
+def plain_std(model: MuGPT, name: str, mup_base: Config) -> float:
     """Standard deviation of a parameter at the muP base: GPT-NeoX's recipe (arXiv 2204.06745, section 2.2.2).
 
     1/(sqrt(d) L) for the two projections into the residual stream, sqrt(2/(5 d)) for every other matrix, 0 for biases
@@ -130,16 +180,34 @@ def plain_std(model: GPT, name: str, mup_base: Config) -> float:
     return math.sqrt(2 / (5 * mup_base.n_embd))
 
 
-def divisors(model: GPT, name: str, parametrization: str = "mup") -> tuple[float, float]:
-    """What a parameter's initial std and learning rate at the muP base are divided by; base shapes must be set."""
+class Divisors(NamedTuple):
+    """What a parameter has at the muP base is divided by these."""
+
+    std: float
+    """Of its initialization."""
+    lr: float
+    """Adam's."""
+    gradient: float
+    """How much smaller its gradients are, see :attr:`Parametrization.gradients`."""
+
+
+def divisors(model: MuGPT, name: str, parametrization: str = "mup") -> Divisors:
+    """What changes of a parameter from the muP base to the model; base shapes must be set."""
     infshape, table = infshape_of(model.get_parameter(name)), PARAMETRIZATIONS[parametrization]
     others = {READOUT: table.readout, "transformer.wte.weight": table.embedding}
-    std, lr = table.matrix if infshape.ninf() == 2 else others.get(name, table.vector)
-    return infshape.width_mult() ** std, infshape.width_mult() ** lr
+    powers = table.matrix if infshape.ninf() == 2 else others.get(name, table.vector)
+    width = infshape.width_mult()
+    n_embd_mult = infshape_of(model.get_parameter("transformer.wte.weight")).width_mult()
+    gradient = n_embd_mult**table.gradients if infshape.ninf() else 1.0  # lm_head's bias comes after the multiplier
+    lr = width**powers.lr
+    if table.depth and name.startswith("transformer.h."):
+        lr *= model.depth_mult**table.depth.lr
+        gradient *= model.depth_mult**table.depth.gradients
+    return Divisors(width**powers.std, lr, gradient)
 
 
 def initial_weights(
-    model: GPT, mup_base: Config, seed: int, growth: Growth = Growth(), parametrization: str = "mup"
+    model: MuGPT, mup_base: Config, seed: int, growth: Growth = Growth(), parametrization: str = "mup"
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """muP's initialization, one parameter at a time, in the order of ``named_parameters``; a few are drawn ahead.
 
@@ -161,7 +229,7 @@ def initial_weights(
     drawn: deque[tuple[str, Future[torch.Tensor]]] = deque()
     with ThreadPoolExecutor(threads) as pool:  # a draw is serial and leaves Python's lock alone
         for name, parameter in model.named_parameters():
-            std = plain_std(model, name, mup_base) / divisors(model, name, parametrization)[0]
+            std = plain_std(model, name, mup_base) / divisors(model, name, parametrization).std
             drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed, growth)))
             if len(drawn) > threads:
                 name, tensor = drawn.popleft()
@@ -201,11 +269,12 @@ def load_weights(model: GPT, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
 
 
 def build_optimizer(
-    model: GPT,
+    model: MuGPT,
     cls: Callable[..., torch.optim.Optimizer],
     arguments: Mapping[str, Any],
     base_lr: float,
     parametrization: str = "mup",
+    scale_eps: bool | None = None,
 ) -> torch.optim.Optimizer:
     """An Adam-like optimizer of a MuGPT's parameters, grouped by learning rate as mup.MuAdam groups them.
 
@@ -218,19 +287,31 @@ def build_optimizer(
         arguments: Its arguments but for lr.
         base_lr: The learning rate that was tuned.
         parametrization: A name in :data:`PARAMETRIZATIONS`.
+        scale_eps: Whether eps follows the gradients, so that it is as small beside them as at the muP base (mupscaling,
+            arXiv 2602.10545; CompleteP, 2505.01618, table 1). None for the parametrization's own way.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    if scale_eps is None:
+        scale_eps = PARAMETRIZATIONS[parametrization].scales_eps
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        _, divisor = divisors(model, name, parametrization)
-        groups.setdefault((infshape_of(parameter).ninf() == 2, divisor), []).append(parameter)
+        found = divisors(model, name, parametrization)
+        key = infshape_of(parameter).ninf() == 2, found.lr, found.gradient if scale_eps else 1.0
+        groups.setdefault(key, []).append(parameter)
     decay = arguments.get("weight_decay", 0.0)
     described = []
-    for is_matrix, divisor in sorted(groups, key=lambda key: not key[0]):  # matrices first
-        lr = base_lr / divisor
-        described.append(
-            dict(params=groups[is_matrix, divisor], lr=lr, lr_scale=lr / base_lr, weight_decay=decay * divisor)
-        )
+    for key in sorted(groups, key=lambda key: not key[0]):  # matrices first
+        _, lr_divisor, eps_divisor = key
+        lr = base_lr / lr_divisor
+        group = dict(params=groups[key], lr=lr, lr_scale=lr / base_lr, weight_decay=decay * lr_divisor)
+        if eps_divisor != 1:
+            group["eps"] = eps_of(cls, arguments) / eps_divisor
+        described.append(group)
     return cls(described, **arguments, lr=base_lr)
+
+
+def eps_of(cls: Callable[..., torch.optim.Optimizer], arguments: Mapping[str, Any]) -> float:
+    """The eps that an optimizer has where all its groups have one."""
+    return arguments["eps"] if "eps" in arguments else inspect.signature(cls).parameters["eps"].default
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, base_lr: float, lr_multiplier: float) -> None:

@@ -11,7 +11,9 @@ from litgpt_warmstart.report.compare import Compared
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Found, Run
 
-_LAYER = re.compile(r"transformer\.h\.(\d+)(?:\.(.+))?")
+LAST_BLOCK = "last"
+"""In a module's name: what stands for the number of the last block where models of several depths are compared."""
+_LAYER = re.compile(rf"transformer\.h\.(\d+|{LAST_BLOCK})(?:\.(.+))?")
 _ENDS = {"transformer.wte": "embedding", "transformer.ln_f": "ln_f", "lm_head": "lm_head"}
 _PARTS = {
     "activation": (None, "attn", "mlp"),
@@ -29,7 +31,8 @@ def layer_name(name: str, kind: str) -> str | None:
     match = _LAYER.fullmatch(name)
     if match is None or match[2] not in _PARTS[kind]:
         return _ENDS.get(name)
-    return f"block {match[1]}" + (f" {match[2]}" if match[2] else "")
+    block = "last block" if match[1] == LAST_BLOCK else f"block {match[1]}"
+    return block + (f" {match[2]}" if match[2] else "")
 
 
 def sizes(norms: pd.DataFrame) -> Any:

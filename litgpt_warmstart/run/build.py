@@ -26,8 +26,8 @@ def bare_model(config: Config, mup_base: Config, parametrization: str = "mup") -
 
     ``config`` is with or without muP's attention scale; ``mup_base`` is the model whose learning rate was tuned.
     """
-    config = mup.mup_config(config, mup_base, parametrization)
-    model = MuGPT(config, mup.width_mult(config, mup_base, parametrization))
+    changed = mup.folding(config, mup_base, parametrization)
+    model = MuGPT(changed.config, changed.width_mult, changed.branch_divisor)
     mup.set_base_shapes(model, mup_base)
     return model
 
@@ -97,7 +97,8 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
     loss = fabric.setup(compiled(eager, spec.compile) if spec.compile else eager)
     # A fused step unscales gradients itself, too late for clipping.
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
-    bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, spec.base_lr, spec.parametrization)
+    how = spec.base_lr, spec.parametrization, spec.scale_eps
+    bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, *how)
     optimizer: Any = fabric.setup_optimizers(bare)
     return State(gpt, loss, optimizer, lineage, grown)
 

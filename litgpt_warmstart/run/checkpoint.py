@@ -31,7 +31,7 @@ from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, read_tokenizer
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
-from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, width_mult
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, branch_divisor, width_mult
 from litgpt_warmstart.method.scales import read_config
 from litgpt_warmstart.run.families import GENERATION_CONFIG, HF_CONFIG, litgpt_name, write_hf_configs
 from litgpt_warmstart.run.record import Ancestor, Record
@@ -70,7 +70,8 @@ class Header:
     @property
     def trained_under(self) -> Folding:
         """What the model's forward pass did beside LitGPT's while it was trained."""
-        return Folding(self.config, self.record.width_mult if self.record else 1.0)
+        record = self.record
+        return Folding(self.config, record.width_mult, record.branch_divisor) if record else Folding(self.config)
 
     @property
     def folded(self) -> Folding:
@@ -149,6 +150,7 @@ def read_header(path: Path, what: str = "base") -> Header:
     expected_scalar = attention_scores_scalar(config, mup_base, PARAMETRIZATIONS[record.parametrization].scores)
     for name, has, told in (
         ("width_mult", width_mult(config, mup_base, record.parametrization), record.width_mult),
+        ("branch_divisor", branch_divisor(config, mup_base, record.parametrization), record.branch_divisor),
         ("attention_scores_scalar", expected_scalar, scalar or config.head_size or 0),
     ):
         if not math.isclose(has, told):
@@ -267,7 +269,7 @@ def save_checkpoint(
         tokenizer: Copied, if there is one.
         training_state: What only training needs; tensors and plain values.
     """
-    folding = Folding(config, record.width_mult)
+    folding = Folding(config, record.width_mult, record.branch_divisor)
     plain = replace(config, attention_scores_scalar=None, name=litgpt_name(config))
     with atomic_folder(path, foreign_entries) as partial:
         with incremental_save(partial / WEIGHTS) as file:

@@ -30,6 +30,7 @@ def recorded_identity(record: Record, config: Config) -> dict[str, Any]:
             "train.global_batch_size": record.global_batch_size,
             "seed": training["seed"],
             "parametrization": record.parametrization,
+            "scale_eps": training.get("scale_eps"),
             "growth": record.growth.asked.options if record.growth and record.command == "warmstart" else {},
             "target": asdict(config),
             "mup_base": record.mup_base_config,

@@ -19,7 +19,8 @@ from litgpt_warmstart.parsing import Count, Finite, Positive, Size, Unreadable, 
 
 FORMAT_VERSION = 5
 """3: the attention factor is folded into lit_model.pth, and the record has the files' SHA-256. 4: it has the run's
-identity. 5: a growth has an operator, says which entries are perturbed, and may be shrunk by class."""
+identity. 5: a growth has an operator, says which entries are perturbed, and may be shrunk by class; branches may be
+divided, which lit_model.pth then has folded in, too."""
 OLDEST_VERSION = 1
 _STRICT = {"extra": "forbid"}
 
@@ -67,6 +68,7 @@ class Training(TypedDict, total=False):
     schedule: Annotated[dict[str, Any], AfterValidator(_is_schedule)]
     """Of :class:`litgpt_warmstart.method.schedule.Schedule`."""
     optimizer: str | dict[str, Any]
+    scale_eps: bool
     max_norm: Positive | None
     block_size: Size
     micro_batch_size: Size
@@ -103,6 +105,9 @@ class Record:
     attention_scores_scalar: Positive | None = None
     """What the model's scores were divided by the root of while training; lit_model.pth has it folded in, and its
     model_config.yaml none. None for head_size, and in a record of format version 2, whose config has it."""
+    branch_divisor: Positive = 1.0
+    """What attention and MLP added to the residual stream was divided by while training; lit_model.pth has it folded
+    in."""
     tokens: Count = 0
     """Tokens trained on in this run."""
     step_count: Count = 0

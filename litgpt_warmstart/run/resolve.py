@@ -1,5 +1,6 @@
 """From what a user has typed to a run's specification: what was left out comes from the base's record or Table 1."""
 
+import inspect
 import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,14 @@ from litgpt_warmstart.edge import LARGEST_INT
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
-from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, mup_config
+from litgpt_warmstart.method.parametrization import (
+    DEFAULT,
+    DEFAULT_OVER_DEPTH,
+    PARAMETRIZATIONS,
+    ParametrizationName,
+    carry_alike,
+    mup_config,
+)
 from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
@@ -57,7 +65,6 @@ def resolve(
     target: str | None,
     start: Header | None,
     growth: Growth | None,
-    parametrization: ParametrizationName | None,
     out_dir: Path,
     args: RunArgs,
     own_arguments: dict[str, Any],
@@ -69,7 +76,6 @@ def resolve(
         target: What ``--target`` says; None for the shapes of ``start``.
         start: Checkpoint that the weights come from, grown or as they are; None from scratch.
         growth: How ``start`` becomes the target; None for its weights as they are.
-        parametrization: A name in the table; None for that which the learning rate was tuned under.
         out_dir: Folder of the run.
         args: What the user has typed.
         own_arguments: The command's other arguments, for hyperparameters.yaml.
@@ -81,15 +87,8 @@ def resolve(
     args.check()
     optimizer = resolve_optimizer(args.optimizer)
     config, tuned = resolve_models(target, start, growth, args.mup_base, args.data)
-    parametrization = parametrization or tuned.carried_by or DEFAULT
-    if PARAMETRIZATIONS[parametrization].is_own_base:
-        if args.mup_base is not None:
-            told = f"--mup_base has no meaning with --parametrization {parametrization}"
-            raise UserError(f"{told}: leave one of them out")
-        tuned = Tuned(config, tuned.header)
-    elif tuned.carried_by not in (None, parametrization):
-        told = f"--parametrization {parametrization} would go on from a learning rate tuned under {tuned.carried_by}"
-        raise UserError(f"{told}: pass --parametrization {tuned.carried_by}")
+    parametrization, tuned = resolve_parametrization(args.parametrization, config, tuned, args.mup_base)
+    scale_eps = _resolve_scale_eps(args.scale_eps, parametrization, optimizer)
     config = mup_config(config, tuned.config, parametrization)
     if growth and start:
         check_seed(start, config, growth, args.seed)
@@ -114,6 +113,8 @@ def resolve(
     filled_in = replace(
         args,
         lr=base_lr,
+        parametrization=parametrization,
+        scale_eps=scale_eps,
         precision=precision,
         data=data,
         train=replace(args.train, global_batch_size=global_batch_size),
@@ -128,6 +129,7 @@ def resolve(
         config=config,
         mup_base_config=tuned.config,
         parametrization=parametrization,
+        scale_eps=scale_eps,
         base_lr=base_lr,
         schedule=Schedule.of(
             args.schedule,
@@ -156,6 +158,43 @@ def resolve(
         tokens_per_param=args.tokens_per_param,
         seed=args.seed,
     )
+
+
+def resolve_parametrization(
+    asked: ParametrizationName | None, config: Config, tuned: Tuned, mup_base: str | None = None
+) -> tuple[ParametrizationName, Tuned]:
+    """What carries the learning rate to a model, by default what it was tuned under, and where it was tuned.
+
+    Raises:
+        UserError: There is no such parametrization, it has no muP base, or another one carried the rate.
+    """
+    if asked is not None and asked not in PARAMETRIZATIONS:
+        raise UserError(f"--parametrization {asked!r} is none of {', '.join(PARAMETRIZATIONS)}")
+    name = asked or tuned.carried_by or DEFAULT
+    if asked is None and PARAMETRIZATIONS[name].depth is None and config.n_layer != tuned.config.n_layer:
+        name = DEFAULT_OVER_DEPTH
+    if PARAMETRIZATIONS[name].is_own_base:
+        if mup_base is not None:
+            raise UserError(f"--mup_base has no meaning with --parametrization {name}: leave one of them out")
+        return name, Tuned(config, tuned.header)
+    before = tuned.carried_by
+    if before and tuned.header and not (
+        before == name or carry_alike(before, name, tuned.header.config, tuned.config)
+    ):  # fmt: skip
+        told = f"--parametrization {name} would go on from a learning rate tuned under {before}"
+        raise UserError(f"{told}: pass --parametrization {before}")
+    return name, tuned
+
+
+def _resolve_scale_eps(asked: bool | None, parametrization: str, optimizer: ChosenOptimizer) -> bool:
+    """Whether Adam's eps follows the gradients; a UserError where it cannot."""
+    table = PARAMETRIZATIONS[parametrization]
+    has_eps = "eps" in inspect.signature(optimizer.cls).parameters
+    if asked and table.is_own_base:
+        raise UserError(f"--scale_eps has no meaning with --parametrization {parametrization}: leave one of them out")
+    if asked and not has_eps:
+        raise UserError(f"--scale_eps has no meaning with --optimizer {optimizer.class_path}, which has no eps")
+    return asked if asked is not None else table.scales_eps and has_eps
 
 
 def _resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> float:

@@ -93,6 +93,7 @@ def save(run: OpenRun, folder: Path) -> Path:
         parametrization=spec.parametrization,
         mup_base_config=asdict(spec.mup_base_config),
         width_mult=parametrization.width_mult(spec.config, spec.mup_base_config, spec.parametrization),
+        branch_divisor=parametrization.branch_divisor(spec.config, spec.mup_base_config, spec.parametrization),
         base_lr=spec.base_lr,
         global_batch_size=spec.global_batch_size,
         tokens=run.tokens,
@@ -105,6 +106,7 @@ def save(run: OpenRun, folder: Path) -> Path:
             "command_line": command_line(),
             "schedule": spec.schedule.plain,
             "optimizer": spec.optimizer.plain,
+            "scale_eps": spec.scale_eps,
             "max_norm": spec.args.train.max_norm,
             "block_size": spec.block_size,
             "micro_batch_size": spec.micro_batch_size,
@@ -182,8 +184,8 @@ def _check_schedule(path: Path, before: Schedule, now: Schedule, step_count: int
 
 
 RESUMED = (
-    "parametrization", "target", "mup_base", "growth", "precision", "train.max_norm", "lr", "train.global_batch_size",
-    "optimizer", "seed", "train.max_seq_length", "starts_from",
+    "parametrization", "scale_eps", "target", "mup_base", "growth", "precision", "train.max_norm", "lr",
+    "train.global_batch_size", "optimizer", "seed", "train.max_seq_length", "starts_from",
 )  # fmt: skip
 """What of its identity a run keeps when it goes on; its schedule may differ in steps to come, its budget be longer."""
 

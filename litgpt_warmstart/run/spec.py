@@ -112,6 +112,13 @@ class RunArgs(ScheduleChoice):
     """Where the learning rate was tuned: a scale, a LitGPT name, a model_config.yaml, or a checkpoint folder, whose
     record then gives learning rate, batch size, data, and where its data ended. Default: what the base's record says,
     else the base's own shapes, else the target's"""
+    parametrization: ParametrizationName | None = None
+    """What carries the learning rate from the muP base: ``mup`` over width, ``completep`` (arXiv 2505.01618) over width
+    and depth, ``sp`` (standard) over nothing. Default: what it was tuned under, and ``completep`` where the depth
+    differs"""
+    scale_eps: bool | None = None
+    """Whether Adam's eps is divided as the parametrization's gradients are: by n_embd over the muP base's, and in the
+    blocks, under ``completep``, by n_layer over it, too. Default: under ``completep``"""
     precision: Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed", None] = None
     """The precision to use for training. Determines a compatible precision setting by default: bf16-mixed or 16-mixed
     on a GPU, 32-true on a CPU"""
@@ -196,6 +203,7 @@ class RunSpec(Reading):
     mup_base_config: Config
     """Where the learning rate was tuned; the target's own config under standard parametrization."""
     parametrization: ParametrizationName
+    scale_eps: bool
     base_lr: float
     schedule: Schedule
     optimizer: ChosenOptimizer
@@ -252,6 +260,7 @@ class RunSpec(Reading):
                 "train.global_batch_size": self.global_batch_size,
                 "seed": self.seed,
                 "parametrization": self.parametrization,
+                "scale_eps": self.scale_eps,
                 "growth": self.growth.options if self.growth else {},
                 "target": asdict(self.config),
                 "mup_base": asdict(self.mup_base_config),

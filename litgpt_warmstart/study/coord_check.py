@@ -1,8 +1,9 @@
-"""Coordinate check: do activations keep their size as width grows (arXiv 2203.03466, appendix D.1)?
+"""Coordinate check: do activations keep their size as width, or depth, grows (arXiv 2203.03466, appendix D.1)?
 
-A few optimizer steps at each of several widths, on one batch. Under muP every layer's mean absolute activation (L1)
-tends to a constant; under standard parametrization (SP), with one learning rate for all widths, whatever the updates
-reach grows. Figures 3 and 7 of arXiv 2411.07340 ask the same of warmstarted models. ``mup.coord_check`` measures.
+A few optimizer steps at each of several sizes, on one batch. Under muP every layer's mean absolute activation (L1)
+tends to a constant over width, under CompleteP over depth, too; under standard parametrization (SP), with one learning
+rate for all sizes, whatever the updates reach grows. Figures 3 and 7 of arXiv 2411.07340 ask the same of warmstarted
+models. ``mup.coord_check`` measures.
 """
 
 import math
@@ -30,7 +31,7 @@ from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, P
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
 from litgpt_warmstart.parsing import read_yaml
 from litgpt_warmstart.report.figures import Figure, panels
-from litgpt_warmstart.report.layers import layer_name
+from litgpt_warmstart.report.layers import LAST_BLOCK, layer_name
 from litgpt_warmstart.report.page import Section, Table, as_text, write_csv, writing
 from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
@@ -40,12 +41,25 @@ from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
-from litgpt_warmstart.study.slopes import MAX_SLOPE, at_the_end, fit_slopes, named, table, way_name
+from litgpt_warmstart.study.slopes import (
+    LIMITS,
+    MAX_SLOPE,
+    Over,
+    at_the_end,
+    fit_slopes,
+    grown_over,
+    named,
+    table,
+    way_name,
+)
 
 WARMSTART = "warmstart"
 RESULTS, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 """Widths of the models, in widths of the narrowest one."""
+MOST_LAYERS = 1024
+FIELDS = {"width": "n_embd", "depth": "n_layer"}
+"""What may grow over the models of a check, and LitGPT's name of it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class CoordCheck:
     """Everything that decides a coordinate check, but for the batch."""
 
     configs: tuple[Config, ...]
-    """The models, narrowest first, before muP's attention scale."""
+    """The models, smallest first, before muP's attention scale."""
     mup_base: Config
     """Where the learning rate was tuned; what is its own base takes each model's own shapes instead."""
     ways: tuple[Way, ...]
@@ -80,16 +94,26 @@ class CoordCheck:
     """The base of the warmstarts; None where no way is one."""
     carried_by: ParametrizationName = DEFAULT
     """What warmstarts are trained under."""
+    over: Over = "width"
+    """What grows over the models."""
+
+    def size(self, config: Config) -> int:
+        """Of what grows."""
+        return getattr(config, FIELDS[self.over])
 
     def parametrization(self, way: Way) -> ParametrizationName:
         """What a way trains under."""
         return self.carried_by if way.growth else way.parametrization
 
 
-def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool) -> tuple[Way, ...]:
+def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool, over: Over = "width") -> tuple[Way, ...]:
     """The ways with these names, all that can be where none are given; each parametrization, then each growth."""
     known = (*PARAMETRIZATIONS, WARMSTART)
-    names = names or (known if based else known[:-1])
+    kept = [name for name, table in PARAMETRIZATIONS.items() if over == "width" or table.depth or table.is_own_base]
+    for name in names or ():
+        if name in PARAMETRIZATIONS and name not in kept:
+            raise UserError(f"--parametrizations {name} carries nothing over --depths: choose from {', '.join(kept)}")
+    names = names or [*kept, *([WARMSTART] if based else [])]
     for name in names:
         if name not in known:
             raise UserError(f"--parametrizations has no {name!r}: choose from {', '.join(known)}")
@@ -122,6 +146,21 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
     for wider in configs:
         check_growable(config, wider)
     return tuple(configs)
+
+
+def deepened(config: Config, depths: Sequence[int]) -> tuple[Config, ...]:
+    """The same model with these numbers of layers, shallowest first."""
+    listed = ", ".join(map(str, depths))
+    if len(depths) < 2:
+        raise UserError(f"--depths has {len(depths)} of the two depths or more that a slope needs")
+    if any(deeper <= shallower for shallower, deeper in pairwise(depths)):
+        raise UserError(f"--depths must grow from each to the next, got n_layer {listed}")
+    if depths[0] < config.n_layer:
+        told = f"--depths begins with n_layer {depths[0]}, below the {config.n_layer} of {config.name!r}"
+        raise UserError(f"{told}: leave that out")
+    if depths[-1] > MOST_LAYERS:
+        raise UserError(f"--depths ends with n_layer {depths[-1]}: no model is that deep")
+    return tuple(replace(config, name=f"{config.name}-{depth}-layers", n_layer=depth) for depth in depths)
 
 
 def widened(config: Config, n_embd: int) -> Config:
@@ -178,17 +217,20 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
     inputs, targets = (tokens[:, : spec.block_size] for tokens in batch)
     name, seeds = spec.config.name, f"{len(check.seeds)} seed{'s' * (len(check.seeds) > 1)}"
     tuned = f"lr {check.base_lr:g} at n_embd {check.mup_base.n_embd}"
-    widths = ", ".join(str(config.n_embd) for config in check.configs)
+    sizes = ", ".join(str(check.size(config)) for config in check.configs)
+    field = FIELDS[check.over]
+    if check.over == "depth":
+        tuned += f" and n_layer {check.mup_base.n_layer}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(
-        f"{name}, n_embd {widths}; {tuned}; {check.steps} steps on {' x '.join(map(str, inputs.shape))} tokens,"
+        f"{name}, {field} {sizes}; {tuned}; {check.steps} steps on {' x '.join(map(str, inputs.shape))} tokens,"
         f" {plan.describe()}; {seeds}; {device}"
     )
     coordinates = measure_coordinates(check, inputs, targets)
     slopes = fit_slopes(coordinates)
-    print(f"\nLog-log slope of mean |activation| against n_embd at step {check.steps}")
+    print(f"\nLog-log slope of mean |activation| against {field} at step {check.steps}")
     print(as_text(table(slopes)))
-    print(f"* grows: above {MAX_SLOPE:g}; wide models have 0 or less under muP, 1 under SP")
+    print(f"* grows: above {MAX_SLOPE:g}; {LIMITS[check.over]}")
     with writing("--out_dir", spec.out_dir):
         spec.out_dir.mkdir(parents=True, exist_ok=True)
         save(coordinates, slopes, f"{name}: Adam, {tuned}, mean of {seeds}", spec.out_dir)
@@ -214,9 +256,9 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
         targets: The tokens that follow, shape (B, T).
 
     Returns:
-        A row for each layer, width, forward pass ``t`` (from 1, which is before the first update), seed and way, with
-        ``l1``, the mean absolute output over batch, tokens and channels. The first columns are named as
-        ``mup.coord_check.plot_coord_data`` takes them.
+        A row for each layer, width or depth, forward pass ``t`` (from 1, which is before the first update), seed and
+        way, with ``l1``, the mean absolute output over batch, tokens and channels. The first columns are named as
+        ``mup.coord_check.plot_coord_data`` takes them. Over depth the first and the last block are there alone.
     """
     frames = []
     for way in check.ways:
@@ -224,7 +266,7 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
         adam = partial(build_optimizer, cls=torch.optim.Adam, arguments={}, base_lr=check.base_lr,
                        parametrization=check.parametrization(way))  # fmt: skip
         for seed in check.seeds:
-            models = {c.n_embd: lambda c=c: build_model(check, way, c, seed) for c in check.configs}  # noqa: B023
+            models = {check.size(c): lambda c=c: build_model(check, way, c, seed) for c in check.configs}  # noqa: B023
             try:
                 frame = _get_coord_data(  # get_coord_data, which takes no optimizer of ours: it knows mup's table alone
                     models,
@@ -239,22 +281,34 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
                 )
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    "out of GPU memory: lower --batch_size, --block_size or the largest of --widths or --scales"
+                    "out of GPU memory: lower --batch_size, --block_size or the largest of the models"
                 ) from error
-            named = frame[["t", "width", "module", "l1"]]
+            named: Any = frame[["t", "width", "module", "l1"]]
+            if check.over == "depth":
+                named = at_the_ends(named.rename(columns={"width": "depth"}))
+                named.insert(1, "width", check.configs[0].n_embd)
             frames.append(named.assign(parametrization=way.parametrization, shrink=way.shrink, seed=seed))
         label, models = way_name(way.parametrization, way.shrink), f"{len(check.seeds)} x {len(check.configs)} models"
         print(f"{label}: {models}, {time.perf_counter() - started:.0f} s")
     return pandas.concat(frames, ignore_index=True)
 
 
+def at_the_ends(coordinates: Any) -> pandas.DataFrame:
+    """The rows of what models of every depth have: of the blocks the first one and, by this name, the last."""
+    blocks = coordinates["module"].str.extract(r"^transformer\.h\.(\d+)", expand=False)
+    last = coordinates[blocks.astype(float) == coordinates["depth"] - 1]
+    names = last["module"].str.replace(r"h\.\d+", f"h.{LAST_BLOCK}", regex=True)
+    return pandas.concat([coordinates[blocks.isna() | (blocks == "0")], last.assign(module=names)])
+
+
 def picture(coordinates: pandas.DataFrame, title: str, name: str = "coordinates") -> Figure:
-    """Mean |activation| against width at the last step, a panel for each way, a mean over seeds."""
-    means: Any = named(at_the_end(coordinates)).groupby(["way", "layer", "width"], sort=False)["l1"].mean()
+    """Mean |activation| against size at the last step, a panel for each way, a mean over seeds."""
+    over = grown_over(coordinates)
+    means: Any = named(at_the_end(coordinates)).groupby(["way", "layer", over], sort=False)["l1"].mean()
     series: dict[str, dict[str, pandas.Series]] = {}
     for (way, layer), values in means.groupby(level=["way", "layer"], sort=False):
         series.setdefault(way, {})[layer] = values.droplevel(["way", "layer"])
-    return panels(name, title, series, "mean |activation|", "width (n_embd)", log=True)
+    return panels(name, title, series, "mean |activation|", f"{over} ({FIELDS[over]})", log=True)
 
 
 def save(coordinates: pandas.DataFrame, slopes: pandas.DataFrame, title: str, out_dir: Path) -> None:
@@ -273,12 +327,14 @@ def section(found: Found) -> Section | None:
     """Mean |activation| over width, and its log-log slopes, for each folder of a coordinate check."""
     whole = Section(
         "Coordinate checks",
-        "How each layer's mean absolute activation goes with width after a few steps on one batch: L1 ~ n_embd^slope. A"
-        f" slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has it; under muP it is 0 or less.",
+        "How each layer's mean absolute activation goes with width, or depth, after a few steps on one batch: L1 ~"
+        f" n_embd^slope, or n_layer^slope. A slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has"
+        " it; over width under muP, and over both under CompleteP, it is 0 or less.",
     )
 
     def part(name: str, folder: Path, number: int) -> Section:
-        coordinates = read_table(folder / RESULTS).astype({"t": int, "width": int, "l1": float})
+        coordinates = read_table(folder / RESULTS)
+        coordinates = coordinates.astype({"t": int, grown_over(coordinates): int, "l1": float})
         slopes = read_table(folder / SLOPES)
         title = setting(read_yaml(folder / HYPERPARAMETERS), int(max(coordinates["t"])))
         shown = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))

@@ -10,7 +10,7 @@ and finite width make of 0 what was at most 0.22 in muP and warmstarts (5 seeds,
 import math
 from collections.abc import Sequence
 from statistics import linear_regression
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas
@@ -20,34 +20,45 @@ from litgpt_warmstart.report.layers import layer_name
 
 MAX_SLOPE = 0.4
 """A slope above it is growth."""
+Over = Literal["width", "depth"]
+LIMITS = {
+    "width": "wide models have 0 or less under muP, 1 under SP",
+    "depth": "deep models have 0 or less under CompleteP",
+}
+"""What a slope is in the limit."""
 WAY = ["parametrization", "shrink"]
 """Columns that tell a way to start training."""
 
 
 def fit_slopes(coordinates: pandas.DataFrame) -> pandas.DataFrame:
-    """How each layer's L1 goes with width at the last step, L1 ~ width^slope, in the order of measuring.
+    """How each layer's L1 goes with size at the last step, L1 ~ size^slope, in the order of measuring.
 
     Returns:
-        A row for each layer and way: the mean over seeds of the least-squares slope of log L1 against log width, NaN
+        A row for each layer and way: the mean over seeds of the least-squares slope of log L1 against log size, NaN
         where an L1 is not finite; its standard error, NaN for one seed; and the verdict.
     """
-    found = []
+    found, over = [], grown_over(coordinates)
     layers: Any = at_the_end(coordinates).groupby(["module", *WAY], sort=False, dropna=False)
     for (module, *way), rows in layers:
-        slopes = pandas.Series([fit_slope(seed["width"], seed["l1"]) for _, seed in rows.groupby("seed", sort=False)])
+        slopes = pandas.Series([fit_slope(seed[over], seed["l1"]) for _, seed in rows.groupby("seed", sort=False)])
         slope, error = slopes.mean(skipna=False), slopes.sem(skipna=False)
         found.append((module, *way, slope, error, verdict(slope)))
     return pandas.DataFrame(found, columns=["module", *WAY, "slope", "standard_error", "verdict"])
 
 
-def fit_slope(widths: Sequence[float] | pandas.Series, values: Sequence[float] | pandas.Series) -> float:
-    """Least-squares slope of log value against log width: 0 for a layer that is off (0 at every width), NaN where a
-    value is not finite or a layer is off at some widths only."""
+def grown_over(coordinates: pandas.DataFrame) -> Over:
+    """What grows over the models of a check, by the name of its column."""
+    return "depth" if "depth" in coordinates else "width"
+
+
+def fit_slope(sizes: Sequence[float] | pandas.Series, values: Sequence[float] | pandas.Series) -> float:
+    """Least-squares slope of log value against log width: 0 for a layer that is off (0 at every size), NaN where a
+    value is not finite or a layer is off at some sizes only."""
     if not any(values):
         return 0.0
     if not all(0 < value < math.inf for value in values):
         return math.nan
-    return linear_regression(np.log(widths), np.log(values)).slope
+    return linear_regression(np.log(sizes), np.log(values)).slope
 
 
 def verdict(slope: float) -> str:

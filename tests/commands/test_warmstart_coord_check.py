@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 from litgpt.utils import save_config
 
-from litgpt_warmstart.commands import warmstart_coord_check
+from litgpt_warmstart.commands import warmstart_coord_check, warmstart_report
 from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.data import PreparedText, StdlibText
 from litgpt_warmstart.run.checkpoint import RECORD, read_header
@@ -62,13 +62,13 @@ def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(tol
     printed = told(base=base, shrink="0.2,1", out_dir=out_dir)
     frame = pandas.read_csv(out_dir / "coord_check.csv")
     arms = frame[["parametrization", "shrink"]].drop_duplicates().astype(object).fillna("").values.tolist()
-    assert arms == [["sp", ""], ["mup", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
+    assert arms == [["sp", ""], ["mup", ""], ["completep", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
     assert set(frame["width"]) == {16, 32} and set(frame["t"]) == {1, 2}
     seen = read_header(base).record.data.stop_token
     assert (picked[0].token(0), picked[0].token(2)) == (seen, seen + 2 * 65)  # 16 of each block's 64 are taken
     assert "lr 0.02 at n_embd 16" in printed and "above 0.4" in printed
     (layers,) = (line for line in printed.splitlines() if line.startswith("layer"))
-    assert layers.split() == ["layer", "SP", "muP", "shrink", "0.2", "shrink", "1"]
+    assert layers.split() == ["layer", "SP", "muP", "CompleteP", "shrink", "0.2", "shrink", "1"]
     assert {p.name for p in out_dir.iterdir()} == {
         "coord_check.csv", "slopes.csv", "coord_check.png", "hyperparameters.yaml",
     }  # fmt: skip
@@ -99,7 +99,20 @@ def test_without_a_base_sp_and_mup_run_alone_and_a_line_says_so(told, tiny, stdl
     printed = told(target=tiny[16], lr=0.02, data=StdlibText(stdlib_path), out_dir=tmp_path / "out")
     assert "Without --base there is no warmstart" in printed
     frame = pandas.read_csv(tmp_path / "out/coord_check.csv")
-    assert list(frame["parametrization"].unique()) == ["sp", "mup"]
+    assert list(frame["parametrization"].unique()) == ["sp", "mup", "completep"]
+
+
+def test_over_depths_the_ways_are_those_that_carry_over_depth_and_the_report_shows_them(
+    told, tiny, stdlib_path, tmp_path, capsys
+):
+    own = dict(target=tiny[16], widths=None, depths="2,4", lr=0.02, data=StdlibText(stdlib_path))
+    printed = told(**own, out_dir=tmp_path / "out")
+    assert "n_layer 2, 4; lr 0.02 at n_embd 16 and n_layer 2" in printed and "last block" in printed
+    frame = pandas.read_csv(tmp_path / "out/coord_check.csv")
+    assert list(frame["parametrization"].unique()) == ["sp", "completep"]
+    assert yaml.safe_load((tmp_path / "out/hyperparameters.yaml").read_text())["depths"] == [2, 4]
+    warmstart_report.setup([tmp_path], tmp_path / "report")
+    assert "Left out" not in capsys.readouterr().out and "CompleteP" in (tmp_path / "report/index.html").read_text()
 
 
 def test_scales_by_file_with_smaller_heads_say_which_alignment_is_used(told, base, tiny, tmp_path):
@@ -133,6 +146,11 @@ def test_a_finished_check_is_replaced_only_when_asked(told, base, tmp_path, caps
         (dict(widths=None, scales="22M,5M"), "--scales must grow"),
         (dict(widths=None, scales="22M,70M"), "n_layer 2"),
         (dict(widths=None, scales="22M"), "--scales has 1"),
+        (dict(depths="2,4"), "--widths and --depths exclude each other: leave one out"),
+        (dict(widths=None, depths="2"), "--depths has 1 of the two depths or more"),
+        (dict(widths=None, depths="4,2"), "--depths must grow from each to the next, got n_layer 4, 2"),
+        (dict(widths=None, depths="1,2"), "--depths begins with n_layer 1, below the 2 of 'neox-16'"),
+        (dict(widths=None, depths="2,4", parametrizations="mup"), "mup carries nothing over --depths"),
         (dict(num_seeds=0), "--num_seeds must be above 0"),
         (dict(batch_size=0), "--batch_size must be above 0"),
         (dict(block_size=-1), "--block_size must be above 0"),
@@ -140,7 +158,10 @@ def test_a_finished_check_is_replaced_only_when_asked(told, base, tmp_path, caps
         (dict(shrink="0.4,1.5"), "--shrink must lie in [0, 1], got 1.5"),
         (dict(shrink="much"), "--shrink much: give float values with commas"),
         (dict(shrink="0,1", perturb=0.0), "--shrink 0 with --perturb 0 leaves no weights"),
-        (dict(parametrizations="mup,ntk"), "--parametrizations has no 'ntk': choose from sp, mup, warmstart"),
+        (
+            dict(parametrizations="mup,ntk"),
+            "--parametrizations has no 'ntk': choose from sp, mup, completep, warmstart",
+        ),
         (dict(target="5M"), "--base and --target exclude each other"),
         (dict(base=None), "--target is missing"),
         (dict(seed=40, num_seeds=3), "--seed 40 with --num_seeds 3 includes 42, which the base was initialized with"),

@@ -29,7 +29,7 @@ def test_folded_weights_have_the_logits_without_the_scalar(family):
 @pytest.mark.parametrize("family", NORMED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unfolding_brings_every_bit_back_from_the_rows_as_trained(family, dtype):
-    folding = Folding(replace(NORMED[family](48, 4), attention_scores_scalar=7.3), 3.0)
+    folding = Folding(replace(NORMED[family](48, 4), attention_scores_scalar=7.3), 3.0, 2.2)
     for name, weight in made(folding.config).items():
         weight = weight.to(dtype)
         folded = folding.fold(name, weight)
@@ -42,11 +42,13 @@ def test_unfolding_brings_every_bit_back_from_the_rows_as_trained(family, dtype)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.sampled_from(sorted(NORMED)), st.floats(1, 100), st.floats(1, 100), st.floats(0.5, 20), st.floats(0.5, 20))
-def test_under_another_folding_the_logits_stay(family, scalar, other_scalar, width_mult, other_width_mult):
+@given(st.sampled_from(sorted(NORMED)), *[st.floats(1, 100)] * 2, *[st.floats(0.5, 20)] * 4)
+def test_under_another_folding_the_logits_stay(
+    family, scalar, other_scalar, width_mult, other_width_mult, divisor, other_divisor
+):
     config = replace(NORMED[family](16, 4), attention_scores_scalar=scalar)
-    then = Folding(config, width_mult)
-    now = Folding(replace(config, attention_scores_scalar=other_scalar), other_width_mult)
+    then = Folding(config, width_mult, divisor)
+    now = Folding(replace(config, attention_scores_scalar=other_scalar), other_width_mult, other_divisor)
     plain, weights = replace(config, attention_scores_scalar=None), made(config)
     moved = {name: then.under(now, name, weight) for name, weight in weights.items()}
     one, two = ({n: f.fold(n, w) for n, w in ws.items()} for f, ws in ((then, weights), (now, moved)))

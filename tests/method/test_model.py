@@ -9,9 +9,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.folding import Folding
 from litgpt_warmstart.method.model import MuGPT
-from tests.conftest import FAMILIES, build, llama, neox, randomized
+from tests.conftest import FAMILIES, build, llama, made, neox, randomized
 
 TOKENS = torch.randint(0, 96, (2, 48), generator=torch.Generator().manual_seed(0))
 
@@ -34,6 +35,22 @@ def test_folded_logits_in_stock_litgpt_equal_mugpts(family, n_embd, n_head, head
     stock.load_state_dict({name: folding.fold(name, w) for name, w in model.state_dict().items()})
     expected = model(TOKENS)
     torch.testing.assert_close(stock(TOKENS), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_deeper_models_branches_are_divided_and_folded_logits_equal(family):
+    target, base = FAMILIES[family](48, 8, n_layer=6), FAMILIES[family](16, 4)
+    model = build(target, base, parametrization="completep")
+    model.load_state_dict(made(model.config))
+    stock = GPT(replace(model.config, attention_scores_scalar=None))
+    folding = parametrization.folding(target, base, "completep")
+    assert folding.branch_divisor == 3
+    expected = copy.deepcopy(model)(TOKENS)
+    stock.load_state_dict({name: folding.fold(name, w) for name, w in model.state_dict().items()})
+    torch.testing.assert_close(stock(TOKENS), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    undivided = MuGPT(model.config, folding.width_mult)
+    undivided.load_state_dict(model.state_dict())
+    assert (undivided(TOKENS) - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
 def test_attention_scale_is_1_over_d_and_equals_1_over_sqrt_d_at_the_mup_base():

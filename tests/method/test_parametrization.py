@@ -1,6 +1,7 @@
 """muP's table: initial std, learning rate and multiplier of every parameter; optimizers."""
 
 import math
+from dataclasses import replace
 
 import mup
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.parametrization import Parametrization
+from litgpt_warmstart.method.parametrization import Parametrization, Powers
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.run.optimizer import resolve_optimizer
 from tests.conftest import FAMILIES, build, llama, neox
@@ -47,7 +48,7 @@ def test_groups_are_those_of_mups_own_optimizer(decay):
 
 
 def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
-    toy = Parametrization("Toy", matrix=(0.0, 0.5), embedding=(1.0, 0.0), readout=(1.0, 2.0))
+    toy = Parametrization("Toy", matrix=Powers(0.0, 0.5), embedding=Powers(1.0, 0.0), readout=Powers(1.0, 2.0))
     monkeypatch.setitem(parametrization.PARAMETRIZATIONS, "toy", toy)
     base, target = neox(16, 2), neox(64, 2)
     assert parametrization.width_mult(target, base, "toy") == 1
@@ -61,6 +62,61 @@ def test_a_parametrization_is_an_entry_of_the_table(monkeypatch):
     lrs = lr_by_name(model, parametrization.build_optimizer(model, torch.optim.Adam, {}, 1.0, "toy"))
     assert lrs["lm_head.weight"] == 1 / 16 and lrs["transformer.wte.weight"] == 1
     assert lrs["transformer.h.0.mlp.fc.weight"] == lrs["transformer.h.0.attn.qkv.weight"] == 1 / 2
+
+
+def test_completep_divides_branches_and_eps_by_depth_and_leaves_learning_rates_over_it():
+    """arXiv 2505.01618, table 1, at alpha = 1."""
+    base, target = neox(16, 2), neox(64, 8, n_layer=6)
+    model = build(target, base, parametrization="completep")
+    assert parametrization.width_mult(target, base, "completep") == 4
+    assert parametrization.branch_divisor(target, base, "completep") == model.depth_mult == 3
+    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, dict(weight_decay=0.1), 0.02, "completep")
+    shallow = build(neox(64, 8), base)
+    under_mup = lr_by_name(shallow, parametrization.build_optimizer(shallow, torch.optim.AdamW, {}, 0.02))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        assert group["lr"] * group["weight_decay"] == pytest.approx(0.02 * 0.1)
+        for parameter in group["params"]:
+            name = names[parameter]
+            in_block = name.startswith("transformer.h.")
+            assert group["eps"] == pytest.approx(1e-8 / 4 / (3 if in_block else 1)), name
+            assert group["lr"] == under_mup[name.replace("h.5.", "h.1.").replace("h.2.", "h.0.")
+                                            .replace("h.3.", "h.0.").replace("h.4.", "h.0.")], name  # fmt: skip
+    for name, weight in shallow.named_parameters():  # the initial std is the base's over depth
+        assert torch.equal(weight, model.get_parameter(name))
+
+
+@pytest.mark.parametrize("name", parametrization.PARAMETRIZATIONS)
+def test_eps_is_scaled_with_the_gradients_where_it_is_asked_for(name):
+    table, deep = parametrization.PARAMETRIZATIONS[name], dict(lm_head_bias=True, n_layer=8)
+    base, target = neox(16, 2, **deep), neox(64, 8, **deep)
+    base = target if table.is_own_base else base
+    target = replace(target, n_layer=32) if table.depth else target
+    model = build(target, base, parametrization=name)
+
+    def eps(scale_eps: bool) -> dict[str, float]:
+        arguments = (torch.optim.AdamW, dict(eps=1e-6), 0.02, name, scale_eps)
+        names = {parameter: n for n, parameter in model.named_parameters()}
+        groups = parametrization.build_optimizer(model, *arguments).param_groups
+        return {names[parameter]: group["eps"] for group in groups for parameter in group["params"]}
+
+    assert set(eps(False).values()) == {1e-6}
+    tokens = torch.randint(0, 96, (8, 32), generator=torch.Generator().manual_seed(0))
+    small = build(base, base, parametrization=name)
+    for each in (model, small):
+        each.zero_grad()
+        torch.nn.functional.cross_entropy(each(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for parameter, scaled in eps(True).items():  # what it is for: as small beside the gradients as at the base
+        if parameter in ("lm_head.weight", "lm_head.bias", "transformer.wte.weight", "transformer.h.1.mlp.fc.weight"):
+            ratio = model.get_parameter(parameter).grad.norm() / small.get_parameter(parameter).grad.norm()
+            entries = (model.get_parameter(parameter).numel() / small.get_parameter(parameter).numel()) ** 0.5
+            assert scaled / 1e-6 == pytest.approx((ratio / entries).item(), rel=0.35), parameter
+
+
+def test_parametrizations_that_differ_in_depth_alone_carry_alike_where_the_depth_is_the_bases():
+    assert parametrization.carry_alike("mup", "completep", neox(48, 6), neox(16, 2))
+    assert not parametrization.carry_alike("mup", "completep", neox(48, 6, n_layer=4), neox(16, 2))
+    assert not parametrization.carry_alike("mup", "sp", neox(48, 6), neox(16, 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +180,7 @@ def test_70m_over_5m_has_the_shapes_that_mup_expects():
 
 
 def test_mup_base_of_another_depth_is_refused():
-    with pytest.raises(UserError, match="over width only"):
+    with pytest.raises(UserError, match="over width only; pass --parametrization completep"):
         parametrization.mup_config(neox(n_layer=3), neox())
 
 

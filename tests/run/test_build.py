@@ -6,6 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.utils import save_config
 from torch._dynamo.utils import counters
 
 from litgpt_warmstart.commands import warmstart
@@ -14,8 +17,8 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.run import train
-from litgpt_warmstart.run.build import uses_cuda_graphs
-from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.build import bare_model, uses_cuda_graphs
+from litgpt_warmstart.run.checkpoint import read_checkpoint, read_header
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
 from tests.conftest import TRAIN, losses
@@ -32,7 +35,54 @@ def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base,
         spec = warmstart.setup(base, tiny[48], out_dir=tmp_path, **given)
         assert spec.parametrization == expected
     with pytest.raises(UserError, match="pass --parametrization toy"):
-        resolve("warmstart_scratch", None, toy, None, "mup", tmp_path, RunArgs(**given), {})
+        resolve("warmstart_scratch", None, toy, None, tmp_path, RunArgs(parametrization="mup", **given), {})
+
+
+def test_a_model_deeper_than_its_mup_base_is_trained_under_completep_into_a_plain_folder(
+    scratch, warm, base, tmp_path, capsys
+):
+    shape = dict(vocab_size=4096, padded_vocab_size=4096)
+    paths = {}
+    for width, heads in ((16, 2), (32, 4)):
+        (tmp_path / f"{width}x4").mkdir()
+        save_config(neox(width, heads, n_layer=4, **shape), tmp_path / f"{width}x4")
+        paths[width] = str(tmp_path / f"{width}x4/model_config.yaml")
+    deep = scratch("deep", target=paths[16], mup_base=str(base), lr=None) / "final"
+    assert "CompleteP base neox-16 of n_embd 16" in capsys.readouterr().out
+    record = read_header(deep).record
+    assert (record.parametrization, record.branch_divisor, record.width_mult) == ("completep", 2.0, 1.0)
+    trained = read_checkpoint(deep)
+    ours = bare_model(trained.config, record_base := trained.mup_base_config, "completep")
+    assert record_base.n_layer == 2
+    parametrization.load_weights(ours, trained.weights.items())
+    stock = GPT(Config.from_file(deep / "model_config.yaml"))
+    stock.load_state_dict(torch.load(deep / "lit_model.pth"))
+    tokens = torch.arange(64).view(1, 64)
+    torch.testing.assert_close(stock(tokens), ours(tokens), rtol=0, atol=1e-5)
+    wide = warm("wide", base=deep, target=paths[32]) / "final"  # its learning rate is carried as before
+    record = read_header(wide).record
+    assert (record.parametrization, record.branch_divisor, record.width_mult) == ("completep", 2.0, 2.0)
+    with pytest.raises(SystemExit):
+        warm("mup", base=deep, target=paths[32], parametrization="mup")
+    assert "tuned under completep: pass --parametrization completep" in capsys.readouterr().err
+
+
+def test_the_eps_is_the_parametrizations_unless_it_is_asked_for(warm, tmp_path, capsys):
+    for name, asked, expected in (
+        ("a", {}, False),
+        ("b", dict(scale_eps=True), True),
+        ("c", dict(parametrization="completep"), True),
+    ):
+        record = read_header(warm(name, train=replace(TRAIN, max_steps=1), **asked) / "final").record
+        assert record.training["scale_eps"] is record.identity["scale_eps"] is expected
+    groups = torch.load(tmp_path / "b/final/training_state.pth")["optimizer"]["param_groups"]
+    assert sorted({group["eps"] for group in groups}) == pytest.approx([1e-8 / 3])
+    with pytest.raises(SystemExit):
+        warm("d", scale_eps=True, parametrization="sp")
+    assert "--scale_eps has no meaning with --parametrization sp" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        warm("b", resume=True)
+    assert "--resume: scale_eps was True, now False" in capsys.readouterr().err
 
 
 def test_a_compiler_that_fails_is_one_line_with_the_remedy(scratch, monkeypatch, capsys):

@@ -53,7 +53,7 @@ def table_plan(base: str, target: str, tmp_path: Path, **changes) -> dict:
     """A plan for base -> target of Table 1, with the paper's settings; data that is not prepared."""
     header = Header(tmp_path, resolve_config(base), None)
     arguments = dict(mup_base=base, data=SlimPajama6B(tmp_path / "none"), precision="32-true") | changes
-    spec = resolve("warmstart", target, header, Growth(), "mup", tmp_path, RunArgs(**arguments), {})
+    spec = resolve("warmstart", target, header, Growth(), tmp_path, RunArgs(**arguments), {})
     return make_plan(spec, header, measured=False)[1]
 
 

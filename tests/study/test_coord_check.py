@@ -10,7 +10,7 @@ import torch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, Parametrization
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, Parametrization, Powers
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from litgpt_warmstart.study import coord_check
@@ -64,6 +64,25 @@ def test_blocks_and_logits_grow_under_sp_and_nothing_grows_under_mup_or_a_warmst
     )
 
 
+def test_over_depth_the_last_block_grows_under_sp_and_nothing_under_completep(check, batch):
+    configs = coord_check.deepened(check.configs[0], (2, 4, 8))
+    ways = coord_check.ways(None, [], based=False, over="depth")
+    assert [way.parametrization for way in ways] == ["sp", "completep"]
+    deep = replace(check, configs=configs, ways=ways, over="depth")
+    coordinates = coord_check.measure_coordinates(deep, batch[:, :-1], batch[:, 1:])
+    assert set(coordinates["depth"]) == {2, 4, 8} and set(coordinates["width"]) == {16}
+    layers = ["embedding", *(f"{block}{part}" for block in ("block 0", "last block") for part in (" attn", " mlp", ""))]
+    assert set(coordinates["module"].map(lambda name: layer_name(name, "activation"))) == {*layers, "ln_f", "lm_head"}
+    slopes = fit_slopes(coordinates).set_index(["parametrization", "module"])["slope"]
+    assert slopes["sp", "transformer.h.last"] > 0.8
+    completep = slopes["completep"]
+    assert completep.max() < 0.2
+    branches = [f"transformer.h.{block}.{part}" for block in ("0", "last") for part in ("attn", "mlp")]
+    assert completep[branches].tolist() == pytest.approx([-1] * 4, abs=0.4)  # each adds its share of one model's
+    with pytest.raises(UserError, match="--parametrizations mup carries nothing over --depths: choose from sp, comp"):
+        coord_check.ways(["mup"], [], based=False, over="depth")
+
+
 def test_a_warmstart_at_shrink_0_is_mup_bit_for_bit(check, batch, coordinates):
     narrow = replace(check, configs=check.configs[:2], ways=(ZERO,), seeds=(1,))
     zero = coord_check.measure_coordinates(narrow, batch[:, :-1], batch[:, 1:])
@@ -86,9 +105,9 @@ def test_every_way_width_step_seed_and_layer_is_measured_once(check, coordinates
 
 
 def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_rates(check, batch, monkeypatch):
-    monkeypatch.setitem(PARAMETRIZATIONS, "toy", Parametrization("Toy", matrix=(0.0, 2.0)))
+    monkeypatch.setitem(PARAMETRIZATIONS, "toy", Parametrization("Toy", matrix=Powers(0.0, 2.0)))
     ways = coord_check.ways(None, [], based=False)
-    assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "Toy"]
+    assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "CompleteP", "Toy"]
     rates = {}
 
     def measure(models, data, adam, **_: object) -> pandas.DataFrame:
@@ -97,7 +116,7 @@ def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_r
 
     monkeypatch.setattr(coord_check, "_get_coord_data", measure)
     coord_check.measure_coordinates(replace(check, ways=ways, seeds=(0,)), batch, batch)
-    assert list(rates.values()) == [[0.04], [0.02, 0.04], [0.01, 0.04]]
+    assert list(rates.values()) == [[0.04], [0.02, 0.04], [0.02, 0.04], [0.01, 0.04]]
 
 
 def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
