@@ -55,8 +55,9 @@ def setup(
             and as deep or deeper. Of the blocks the first and the last are told.
         scales: Instead of ``widths``, models by name or config file, narrowest first, such as ``5M,22M,70M``.
         parametrizations: What to measure: from scratch those of ``warmstart_scratch``, such as ``sp`` (standard, with
-            one learning rate for all sizes) and ``mup``, and ``warmstart``, grown from the base. Default: all, without
-            ``base`` all but the last, and over ``depths`` those alone that carry over depth, and ``sp``.
+            one learning rate for all sizes) and ``mup``, and ``warmstart``, grown from the base. Default:
+            ``sp``, ``mup`` and, with ``base``, ``warmstart``; over ``depths`` ``completep`` in the place of ``mup``,
+            which it is over width.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them

@@ -56,7 +56,8 @@ class MuGPT(GPT):
         super().__init__(config)
         self.lm_head = Readout(config.n_embd, Sizes.of(config).padded_vocab_size, config.lm_head_bias, width_mult)
         if branch_divisor != 1:
-            for block in self.transformer.h:
+            blocks: Any = self.transformer.h
+            for block in blocks:
                 for end in branch_ends(config):
                     block.get_submodule(end).register_forward_hook(partial(_divided, branch_divisor))
 

@@ -113,6 +113,8 @@ def ways(names: Sequence[str] | None, growths: Sequence[Growth], based: bool, ov
     for name in names or ():
         if name in PARAMETRIZATIONS and name not in kept:
             raise UserError(f"--parametrizations {name} carries nothing over --depths: choose from {', '.join(kept)}")
+    if over == "width":  # where those that carry over depth, too, are as those that do not
+        kept = [name for name in kept if PARAMETRIZATIONS[name].depth is None]
     names = names or [*kept, *([WARMSTART] if based else [])]
     for name in names:
         if name not in known:

@@ -62,13 +62,13 @@ def test_arms_rates_and_data_come_from_the_base_and_the_next_blocks_are_read(tol
     printed = told(base=base, shrink="0.2,1", out_dir=out_dir)
     frame = pandas.read_csv(out_dir / "coord_check.csv")
     arms = frame[["parametrization", "shrink"]].drop_duplicates().astype(object).fillna("").values.tolist()
-    assert arms == [["sp", ""], ["mup", ""], ["completep", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
+    assert arms == [["sp", ""], ["mup", ""], ["warmstart", 0.2], ["warmstart", 1.0]]
     assert set(frame["width"]) == {16, 32} and set(frame["t"]) == {1, 2}
     seen = read_header(base).record.data.stop_token
     assert (picked[0].token(0), picked[0].token(2)) == (seen, seen + 2 * 65)  # 16 of each block's 64 are taken
     assert "lr 0.02 at n_embd 16" in printed and "above 0.4" in printed
     (layers,) = (line for line in printed.splitlines() if line.startswith("layer"))
-    assert layers.split() == ["layer", "SP", "muP", "CompleteP", "shrink", "0.2", "shrink", "1"]
+    assert layers.split() == ["layer", "SP", "muP", "shrink", "0.2", "shrink", "1"]
     assert {p.name for p in out_dir.iterdir()} == {
         "coord_check.csv", "slopes.csv", "coord_check.png", "hyperparameters.yaml",
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_without_a_base_sp_and_mup_run_alone_and_a_line_says_so(told, tiny, stdl
     printed = told(target=tiny[16], lr=0.02, data=StdlibText(stdlib_path), out_dir=tmp_path / "out")
     assert "Without --base there is no warmstart" in printed
     frame = pandas.read_csv(tmp_path / "out/coord_check.csv")
-    assert list(frame["parametrization"].unique()) == ["sp", "mup", "completep"]
+    assert list(frame["parametrization"].unique()) == ["sp", "mup"]
 
 
 def test_over_depths_the_ways_are_those_that_carry_over_depth_and_the_report_shows_them(

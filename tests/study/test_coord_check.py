@@ -107,7 +107,7 @@ def test_every_way_width_step_seed_and_layer_is_measured_once(check, coordinates
 def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_rates(check, batch, monkeypatch):
     monkeypatch.setitem(PARAMETRIZATIONS, "toy", Parametrization("Toy", matrix=Powers(0.0, 2.0)))
     ways = coord_check.ways(None, [], based=False)
-    assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "CompleteP", "Toy"]
+    assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "Toy"]
     rates = {}
 
     def measure(models, data, adam, **_: object) -> pandas.DataFrame:
@@ -116,7 +116,7 @@ def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_r
 
     monkeypatch.setattr(coord_check, "_get_coord_data", measure)
     coord_check.measure_coordinates(replace(check, ways=ways, seeds=(0,)), batch, batch)
-    assert list(rates.values()) == [[0.04], [0.02, 0.04], [0.02, 0.04], [0.01, 0.04]]
+    assert list(rates.values()) == [[0.04], [0.02, 0.04], [0.01, 0.04]]
 
 
 def test_a_measurement_is_the_mean_absolute_output(check, batch, coordinates):
