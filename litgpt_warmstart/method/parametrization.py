@@ -22,6 +22,8 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.folding import READOUT, Folding, attention_scores_scalar
 from litgpt_warmstart.method.growth import Growth, is_gain
 from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.muon import MATCH_ADAMW
+from litgpt_warmstart.method.muon import lr_divisor as muon_lr_divisor
 
 DRAWING_THREADS = 4
 
@@ -122,7 +124,7 @@ def mup_config(config: Config, mup_base: Config, parametrization: str = "mup") -
         UserError: The muP base differs from the model in more than the parametrization carries a learning rate over.
     """
     table = PARAMETRIZATIONS[parametrization]
-    if config.n_layer != mup_base.n_layer and table.depth is None:
+    if config.n_layer != mup_base.n_layer and table.depth is None and not table.is_own_base:
         raise UserError(
             f"the muP base {mup_base.name!r} has {mup_base.n_layer} layers and {config.name!r} {config.n_layer}:"
             f" {table.label} carries a learning rate over width only; pass --parametrization {DEFAULT_OVER_DEPTH}"
@@ -276,7 +278,7 @@ def build_optimizer(
     parametrization: str = "mup",
     scale_eps: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """An Adam-like optimizer of a MuGPT's parameters, grouped by learning rate as mup.MuAdam groups them.
+    """An Adam-like optimizer, or Muon, of a MuGPT's parameters, grouped by learning rate as mup.MuAdam groups them.
 
     Each group carries ``lr_scale`` beside ``lr``: the schedule writes ``base_lr * lr_scale * lr_multiplier``. What
     weight decay takes off in a step is the same in each.
@@ -293,18 +295,29 @@ def build_optimizer(
     if scale_eps is None:
         scale_eps = PARAMETRIZATIONS[parametrization].scales_eps
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    orthogonalizes = getattr(cls, "orthogonalizes", False)
+    adjust_lr_fn = arguments.get("adjust_lr_fn", MATCH_ADAMW)
     for name, parameter in model.named_parameters():
-        found = divisors(model, name, parametrization)
-        key = infshape_of(parameter).ninf() == 2, found.lr, found.gradient if scale_eps else 1.0
-        groups.setdefault(key, []).append(parameter)
+        found, infshape = divisors(model, name, parametrization), infshape_of(parameter)
+        is_matrix = infshape.ninf() == 2
+        lr_divisor, eps_divisor = found.lr, found.gradient if scale_eps else 1.0
+        if is_matrix and orthogonalizes:
+            outputs, inputs = infshape
+            now, base = (outputs.dim, inputs.dim), (outputs.base_dim, inputs.base_dim)
+            depth = PARAMETRIZATIONS[parametrization].depth
+            lr_divisor = muon_lr_divisor(now, base, adjust_lr_fn) * (model.depth_mult**depth.lr if depth else 1.0)
+            eps_divisor = 1.0
+        groups.setdefault((is_matrix, lr_divisor, eps_divisor), []).append(parameter)
     decay = arguments.get("weight_decay", 0.0)
     described = []
     for key in sorted(groups, key=lambda key: not key[0]):  # matrices first
-        _, lr_divisor, eps_divisor = key
+        is_matrix, lr_divisor, eps_divisor = key
         lr = base_lr / lr_divisor
         group = dict(params=groups[key], lr=lr, lr_scale=lr / base_lr, weight_decay=decay * lr_divisor)
         if eps_divisor != 1:
             group["eps"] = eps_of(cls, arguments) / eps_divisor
+        if is_matrix and orthogonalizes:
+            group["orthogonal"] = True
         described.append(group)
     return cls(described, **arguments, lr=base_lr)
 

@@ -11,10 +11,12 @@ import torch
 from litgpt.config import Config
 from torch import nn
 
+from litgpt_warmstart.edge import LARGEST_SEED
 from litgpt_warmstart.method import parametrization as mup
 from litgpt_warmstart.method.growth import Grown, Growth, grow
 from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.scales import Sizes
 from litgpt_warmstart.run.checkpoint import Checkpoint
 from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.resume import State
@@ -50,7 +52,10 @@ def first_weights(
         source: The checkpoint to grow from.
         parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
     """
-    initial = mup.initial_weights(model, mup_base, seed, growth or Growth(), parametrization)
+    drawn_by = seed
+    if growth and growth.shrink != 0 and source and is_deepened_alone(source.config, model.config):
+        drawn_by += model.config.n_layer * (LARGEST_SEED + 1)  # its blocks' names and widths are the source's own
+    initial = mup.initial_weights(model, mup_base, drawn_by, growth or Growth(), parametrization)
     if growth is None or source is None:
         return initial
     foldings = (
@@ -58,6 +63,11 @@ def first_weights(
         mup.folding(model.config, mup_base, parametrization),
     )
     return grow(source.weights_under(foldings[0]), initial, source.config, model.config, growth, foldings, seed)
+
+
+def is_deepened_alone(source: Config, target: Config) -> bool:
+    """Whether a model has its source's widths, and more blocks."""
+    return source.n_layer < target.n_layer and Sizes.of(source) == Sizes.of(target)
 
 
 def build_model(

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.method.muon import Muon
 
 DEFAULT = "AdamW"
 OURS = {"betas": [0.9, 0.95], "weight_decay": 0.0}
@@ -58,7 +59,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
 
     Raises:
         UserError: No such class, an argument that it does not take, or one that does not normalize the gradient entry
-            by entry as Adam does: muP's learning rates hold for no other.
+            by entry as Adam does, and is not Muon: muP's learning rates hold for no other.
     """
     path, init_args = named(optimizer)
     cls: Any = _imported(path)
@@ -68,7 +69,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
     if not adam_like or issubclass(cls, torch.optim.SparseAdam):
         raise UserError(
             f"--optimizer {path}: muP's learning rates hold for optimizers that normalize the gradient entry by entry:"
-            " choose AdamW, Adam, NAdam, RAdam, Adamax, Adagrad or RMSprop"
+            " choose AdamW, Adam, NAdam, RAdam, Adamax, Adagrad or RMSprop, or Muon"
         )
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name, value in init_args.items():
@@ -83,10 +84,16 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
     chosen = _chosen(path, cls, init_args, lr)
     make: Any = cls  # whose arguments are nobody's to know here
     try:
-        make([torch.nn.Parameter(torch.zeros(1))], lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
+        make(_trial_groups(), lr=1e-3 if lr is None else lr, **chosen.arguments(fused=True))
     except Exception as error:  # a ValueError of torch's; of another's class anything
         raise UserError(f"--optimizer {path}: {one_line(error)}: change that argument") from error
     return chosen
+
+
+def _trial_groups() -> list[dict[str, Any]]:
+    """A matrix and a vector, as :func:`~litgpt_warmstart.method.parametrization.build_optimizer` groups them."""
+    matrix, vector = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((1, 1), (1,)))
+    return [dict(params=[matrix], orthogonal=True), dict(params=[vector])]
 
 
 def recorded_optimizer(content: Any) -> ChosenOptimizer:
@@ -99,7 +106,7 @@ def recorded_optimizer(content: Any) -> ChosenOptimizer:
     init_args = dict(init_args) if isinstance(init_args, Mapping) else {}
     init_args.pop("lr", None)
     module_name, _, name = path.rpartition(".")
-    cls: Any = getattr(sys.modules.get(module_name or "torch.optim"), name, None)
+    cls: Any = _with_adamw(getattr(sys.modules.get(module_name or "torch.optim"), name, None))
     known = inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer)
     return _chosen(path, cls, init_args) if known else ChosenOptimizer(path, init_args)
 
@@ -124,7 +131,7 @@ def named(optimizer: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _imported(path: str) -> Any:
     module_name, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name or "torch.optim"), name)
+        return _with_adamw(getattr(importlib.import_module(module_name or "torch.optim"), name))
     except Exception as error:  # what a user's module does when it is imported
         raise UserError(
             f"no optimizer {path!r} ({one_line(error, 100)}): give a class of torch.optim such as AdamW, or a full"
@@ -132,9 +139,14 @@ def _imported(path: str) -> Any:
         ) from error
 
 
+def _with_adamw(cls: Any) -> Any:
+    """A class that was named; for torch's Muon, which takes matrices alone, the one that has AdamW beside it."""
+    return Muon if cls is not None and cls is getattr(torch.optim, "Muon", None) else cls
+
+
 def _chosen(path: str, cls: type, init_args: Mapping[str, Any], lr: float | None = None) -> ChosenOptimizer:
     """One path for each class, however it was named; ours and the user's arguments, without the class's defaults."""
-    if getattr(torch.optim, cls.__name__, None) is cls:
+    if _with_adamw(getattr(torch.optim, cls.__name__, None)) is cls:
         path = f"torch.optim.{cls.__name__}"
     defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
     told = {name: value for name, value in OURS.items() if name in defaults}

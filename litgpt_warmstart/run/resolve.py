@@ -345,8 +345,8 @@ def check_seed(start: Header, target: Config, growth: Growth, seed: int) -> None
 
 def used_seed(start: Header, target: Config) -> int | None:
     """The seed that a base of the target's size was initialized with; None where it is not known, or another size."""
-    widths = [(config.n_embd, config.intermediate_size) for config in (start.config, target)]
-    if start.record is None or widths[0] != widths[1]:
+    sizes = [(config.n_embd, config.intermediate_size, config.n_layer) for config in (start.config, target)]
+    if start.record is None or sizes[0] != sizes[1]:
         return None
     return start.record.growth.seed if start.record.growth else start.record.training.get("seed")
 

@@ -139,7 +139,8 @@ class RunArgs(ScheduleChoice):
     log: LogArgs = field(default_factory=LogArgs)
     """Logging-related arguments, for wandb and litlogger"""
     optimizer: str | dict = "AdamW"
-    """An Adam-like optimizer's name (such as "AdamW") or config. ``lr`` goes before its own"""
+    """An Adam-like optimizer's name (such as "AdamW") or config, or ``Muon``, which has AdamW for all but the blocks'
+    matrices. ``lr`` goes before its own"""
     devices: int | str = 1
     """How many devices to use; one for now"""
     num_nodes: int = 1

@@ -21,7 +21,7 @@ from litgpt_warmstart.run.build import bare_model, uses_cuda_graphs
 from litgpt_warmstart.run.checkpoint import read_checkpoint, read_header
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, TrainArgs
-from tests.conftest import TRAIN, losses
+from tests.conftest import TRAIN, losses, neox
 
 
 def test_a_warmstart_is_trained_under_what_carries_its_bases_learning_rate(base, tiny, tmp_path, monkeypatch):
@@ -59,9 +59,14 @@ def test_a_model_deeper_than_its_mup_base_is_trained_under_completep_into_a_plai
     stock.load_state_dict(torch.load(deep / "lit_model.pth"))
     tokens = torch.arange(64).view(1, 64)
     torch.testing.assert_close(stock(tokens), ours(tokens), rtol=0, atol=1e-5)
-    wide = warm("wide", base=deep, target=paths[32]) / "final"  # its learning rate is carried as before
+    stacked = warm("stacked", target=paths[16], operator="stack") / "final"
+    record = read_header(stacked).record
+    assert (record.parametrization, record.branch_divisor, record.base_lr) == ("completep", 2.0, 0.02)
+    assert read_header(warm("sp", target=paths[16], operator="stack", parametrization="sp") / "final").record
+    wide = warm("wide", base=stacked, target=paths[32]) / "final"  # its learning rate is carried as before
     record = read_header(wide).record
     assert (record.parametrization, record.branch_divisor, record.width_mult) == ("completep", 2.0, 2.0)
+    assert [ancestor.name for ancestor in record.lineage] == ["neox-16", "neox-16"]
     with pytest.raises(SystemExit):
         warm("mup", base=deep, target=paths[32], parametrization="mup")
     assert "tuned under completep: pass --parametrization completep" in capsys.readouterr().err
