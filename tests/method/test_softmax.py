@@ -1,5 +1,9 @@
 """The softmax that writes gradients over logits: eager, by Inductor, and by Triton."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch._inductor.utils import run_and_get_code
@@ -45,6 +49,22 @@ def test_chunks_of_many_sizes_are_compiled_for_twice_at_most():
         torch.testing.assert_close(losses, softmax_(*eager, False)[0])
         torch.testing.assert_close(compiled[0], eager[0])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_in_tritons_interpreter_its_kernel_does_the_same():
+    pytest.importorskip("triton")
+    code = """
+import torch
+from litgpt_warmstart.method import softmax, softmax_triton
+from tests.method.test_softmax import rows
+softmax_triton.BLOCK = 64
+for dtype in (torch.float32, torch.float16):  # it knows no bf16
+    kernel, eager = rows(5, 300, dtype, 30.0), rows(5, 300, dtype, 30.0)
+    for found, expected in zip(softmax_triton.softmax_(*kernel, False), softmax.softmax_(*eager, False)):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(kernel[0], eager[0])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
 
 
 @pytest.mark.gpu
