@@ -102,9 +102,12 @@ def choose(asked: LossChoice, config: Config, precision: str, before: str | None
     return "chunked", "as fast as full or faster, in less memory"
 
 
-def chunk_size(tokens: int, classes: int, device: str) -> int:
-    """Tokens of a chunk: as many as :data:`CHUNK_LOGITS` allows, in chunks of about one size."""
-    allowed = max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // classes)
+def chunk_size(tokens: int, classes: int, n_embd: int, device: str) -> int:
+    """Tokens of a chunk, in chunks of about one size: as many as :data:`CHUNK_LOGITS` allows, or twice n_embd.
+
+    Below that, adding up the gradient of the weight, once a chunk, takes longer than making it.
+    """
+    allowed = max(2 * n_embd, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cuda"]) // classes)
     chunks = math.ceil(tokens / allowed)
     return math.ceil(tokens / chunks / 32) * 32
 
@@ -127,7 +130,7 @@ def chunked_cross_entropy(
         compiled: Whether the softmax is.
         chunk_tokens: Tokens of a chunk. Default: :func:`chunk_size`.
     """
-    chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), x.device.type)
+    chunk_tokens = chunk_tokens or chunk_size(len(x), *weight.shape, x.device.type)
     loss, *_ = _loss_and_gradients(
         x, weight, bias, targets, head_dtype(weight), chunk_tokens, compiled, torch.is_grad_enabled()
     )

@@ -31,7 +31,7 @@ from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 REPEATS = 4
 """Micro-batches that are timed, after one that compiles and one that warms up."""
-TOLERANCE = 0.05
+TOLERANCE = 0.03
 """Among sizes that are this close to the fastest the smallest is taken: it needs the least memory."""
 WORTH = 20
 """A run is tried for as long as it takes so many times what the trials take."""
@@ -147,24 +147,25 @@ def find(
 
     What is tried runs as the run will, compiled where that is, on random tokens, with room for Adam's moments: first
     smaller micro-batches, as long as they are as fast, else larger ones, as long as they are faster; then the other
-    loss. Trials end where they would take too much of the run, by :data:`WORTH`.
+    loss. Where each is compiled, they end where they would take too much of the run, by :data:`WORTH`.
     """
     if len(sizes) == 1 and len(impls) == 1:
         return first, f"no other size up to {LARGEST[fabric.device.type]} divides {spec.global_batch_size}"
-    flops = spec.flops(spec.max_tokens)["matmul_flops"]
-    if flops < WORTH * TRIAL_SECONDS * FLOPS_PER_SEC[fabric.device.type]:
-        return first, "the run is too short to try others"
+    if not _is_long_enough(spec, sizes, fabric.device):
+        return first, "the run is too short to measure"
     key, known = _key(fabric, spec), remembered(CACHE)
-    if (choice := _remembered(known.get(key), sizes, impls)) is not None:
-        return choice, f"tried before, {cache_file(CACHE)}"
-    fabric.print("Trying micro-batches; with --train.micro_batch_size and --loss_impl none are tried")
+    known_size, known_impl = known.get(key), known.get(f"{key} loss", impls[0])
+    if type(known_size) is int and known_size in sizes and known_impl in impls:  # the file is anybody's; true is no 1
+        return Choice(known_impl, known_size), f"measured before, {cache_file(CACHE)}"
+    fabric.print("Trying micro-batches; --train.micro_batch_size and --loss_impl leave this out")
     trials = Trials(fabric, spec)
     size = trials.search(first, sizes)
     for impl in impls:
         trials.worth(Choice(impl, size))
     choice = trials.best
     if trials.is_complete:
-        remember(CACHE, {**known, key: asdict(choice)})
+        told = {f"{key} loss": choice.loss_impl} if len(impls) > 1 else {}
+        remember(CACHE, {**known, key: choice.micro_batch_size, **told})
     return choice, trials.told
 
 
@@ -193,7 +194,7 @@ class Trials:
             for choice, seconds in sorted(self.seconds.items(), key=lambda trial: trial[0].micro_batch_size)
             if seconds < math.inf
         ]
-        return f"tokens/s tried: {', '.join(rates)}"
+        return f"tokens/s by size: {', '.join(rates)}"
 
     def search(self, first: Choice, sizes: list[int]) -> int:
         """The best micro-batch for a loss, from a first one on."""
@@ -219,7 +220,7 @@ class Trials:
             return True
         spec = self.spec
         run = spec.max_steps * spec.global_batch_size * min(self.seconds.values())
-        if run < WORTH * self.spent * (1 + 1 / len(self.seconds)):
+        if spec.compile and run < WORTH * self.spent * (1 + 1 / len(self.seconds)):
             self.is_complete = False
             return False
         self.measure(choice)
@@ -259,6 +260,14 @@ def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec) -> float:
     return taken / REPEATS / spec.micro_batch_size
 
 
+def _is_long_enough(spec: RunSpec, sizes: list[int], device: torch.device) -> bool:
+    """Whether anything may be tried for a run: all where nothing is compiled, else a first one, and then we know."""
+    if spec.compile:
+        seconds = spec.flops(spec.max_tokens)["matmul_flops"] / FLOPS_PER_SEC[device.type]
+        return seconds >= WORTH * TRIAL_SECONDS
+    return spec.max_steps * spec.global_batch_size >= WORTH * (2 + REPEATS) * sum(sizes)
+
+
 def _first(spec: RunSpec, sizes: list[int], device: torch.device) -> int:
     """The largest micro-batch that a device has a use for, whose activations fill no more than a quarter of a GPU."""
     tokens = TOKENS[device.type]
@@ -267,16 +276,6 @@ def _first(spec: RunSpec, sizes: list[int], device: torch.device) -> int:
         fit = torch.cuda.mem_get_info(device)[0] / 4 / per_token
         tokens = min(tokens, fit, BUSY_FLOPS / spec.flops(1)["matmul_flops"])
     return max([size for size in sizes if size * spec.block_size <= tokens], default=sizes[0])
-
-
-def _remembered(found: object, sizes: list[int], impls: Sequence[LossImpl]) -> Choice | None:
-    """What the cache has, if it is a choice that this run can make: the file is anybody's to change."""
-    if not isinstance(found, dict) or found.keys() != {"loss_impl", "micro_batch_size"}:
-        return None
-    size = found["micro_batch_size"]
-    if type(size) is not int or size not in sizes or found["loss_impl"] not in impls:  # true is no 1
-        return None
-    return Choice(**found)
 
 
 def device_failed(error: Exception, micro_batch_size: int) -> UserError | None:

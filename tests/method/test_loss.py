@@ -153,10 +153,19 @@ def test_large_logits_have_their_maximum_taken_off(scale):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6 * scale)
 
 
-@given(tokens=st.integers(1, 2**20), classes=st.integers(1, 2**18), device=st.sampled_from(["cpu", "cuda"]))
-def test_a_chunks_logits_stay_within_the_limit(tokens, classes, device):
-    size = chunk_size(tokens, classes, device)
-    assert size >= 1 and (size <= 32 or size * classes <= loss_module.CHUNK_LOGITS[device] + 32 * classes)
+@given(
+    tokens=st.integers(1, 2**20),
+    classes=st.integers(1, 2**18),
+    n_embd=st.integers(1, 8192),
+    device=st.sampled_from(["cpu", "cuda"]),
+)
+def test_a_chunks_logits_stay_within_the_limit_unless_it_has_twice_as_many_tokens_as_channels(
+    tokens, classes, n_embd, device
+):
+    size = chunk_size(tokens, classes, n_embd, device)
+    assert size >= 1
+    assert size <= 2 * n_embd + 32 or size * classes <= loss_module.CHUNK_LOGITS[device] + 32 * classes
+    assert size >= min(tokens, 2 * n_embd) // 2
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
