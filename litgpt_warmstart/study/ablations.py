@@ -23,9 +23,11 @@ from litgpt_warmstart.method.schedule import SCHEDULES, ScheduleName
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import curve
-from litgpt_warmstart.report.statistics import tokens_to_last_loss, tokens_to_reach
+from litgpt_warmstart.report.statistics import estimate, losses_at, tokens_to_last_loss, tokens_to_reach
+from litgpt_warmstart.run.checkpoint import RECORD
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.optimizer import named
+from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import check_results
@@ -163,6 +165,8 @@ def conclude(
     }
     write_whole(out_dir / f"{name}.png", dots("ablations", "", losses, shared).png)
     print(f"\n{shared}\n\n{as_text(table(rows, names))}")
+    if not (compared := comparison(rows, names)).empty:
+        print(f"\nLast val losses, seed by seed, with 95% intervals\n\n{as_text(compared)}")
     print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
 
 
@@ -256,7 +260,17 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
             (tokens_to_reach(curves[own], loss), tokens_to_last_loss(curves[beside])) if both else (loss, loss)
         )
     rows[["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss"]] = reached
-    return rows.assign(run=[own for own, _ in names])
+    at_compute = {run.name: loss_at_own_compute(run, curves[run.name]) for run in ended}
+    own_names = [own for own, _ in names]
+    return rows.assign(val_loss_at_scratch_flops=[at_compute.get(own, math.nan) for own in own_names], run=own_names)
+
+
+def loss_at_own_compute(run: StudyRun, losses: pandas.Series) -> float:
+    """A run's loss where its lineage has taken the Hoffmann FLOPs that its own whole budget would; NaN if never."""
+    lineage = Record.load(run.spec.out_dir / "final" / RECORD).lineage
+    before = sum(ancestor.hoffmann_flops or math.nan for ancestor in lineage)
+    left = 1 - before / run.spec.flops(run.spec.max_tokens)["hoffmann_flops"]
+    return float(losses_at(losses, [run.spec.max_tokens * left])[0])
 
 
 def from_scratch(rows: pandas.DataFrame) -> Any:
@@ -290,6 +304,24 @@ def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
         reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
         told.append((name, over_seeds(seeds["first_val_loss"]), over_seeds(finished["val_loss"]), reached))
     return pandas.DataFrame(told, columns=["", "first val loss", "last val loss", "tokens to scratch's last loss"])
+
+
+def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
+    """Each warmstart's last loss less that from scratch beside it, and less that of the first arm like it, as text."""
+    same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
+    grown = rows[(rows["status"] == "finished") & ~from_scratch(rows)]
+    first: Any = grown.groupby(same)[["val_loss"]].first().add_prefix("first_arms_")
+    pairs = {
+        "less scratch's, equal tokens": ("val_loss", "scratch_val_loss"),
+        "equal compute, base's counted": ("val_loss_at_scratch_flops", "scratch_val_loss"),
+        "less the first arm's": ("val_loss", "first_arms_val_loss"),
+    }
+    told = []
+    for name, seeds in by_arm(rows.join(first, on=same), names):
+        seeds = seeds[seeds.index.isin(grown.index)]
+        less = [estimate((seeds[own] - seeds[other]).dropna()).words(4, "+") for own, other in pairs.values()]
+        told += [(name, *less)] if len(seeds) else []
+    return pandas.DataFrame(told, columns=["", *pairs])
 
 
 def over_seeds(losses: pandas.Series) -> str:

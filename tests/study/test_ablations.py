@@ -152,6 +152,28 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     assert "-; 1 diverged; 1 skipped" in text
 
 
+def test_last_losses_are_compared_seed_by_seed_with_scratch_and_with_the_first_arm():
+    arms = expand([dict(shrink=[0.4, 1.0])], DEFAULTS)
+    scratch, paper, other = arms
+    found = [
+        arm.cells
+        | dict(seed=seed, status=status, val_loss=loss, scratch_val_loss=5.0 + seed, val_loss_at_scratch_flops=at)
+        for arm, seed, status, loss, at in [
+            (scratch, 1, "finished", 6.0, 6.0), (scratch, 2, "finished", 7.0, 7.0),
+            (paper, 1, "finished", 5.9, 5.95), (paper, 2, "finished", 6.7, 6.85),
+            (other, 1, "finished", 5.8, 5.90), (other, 2, "diverged", 9.9, math.nan),
+        ]
+    ]  # fmt: skip
+    told = ablations.comparison(pandas.DataFrame(found), labels(arms)[1])
+    assert told[""].tolist() == ["shrink 0.4", "shrink 1"]  # mean of -0.1 and -0.3, and 12.706 times 0.1 around it
+    assert told["less scratch's, equal tokens"].tolist() == [
+        "-0.2000 (-1.4706 to +1.0706)",
+        "-0.2000 (no interval: one seed)",
+    ]
+    assert told["equal compute, base's counted"][0].startswith("-0.1000 (")
+    assert told["less the first arm's"].tolist() == ["+0.0000 (+0.0000 to +0.0000)", "-0.1000 (no interval: one seed)"]
+
+
 ARMS = [dict(shrink=[0.4]), dict(weight_decay=0.1, schedule="wsd")]
 
 
@@ -184,6 +206,8 @@ def test_arms_train_on_after_one_base_and_are_counted_beside_their_scratch_runs(
     for row in found:
         beside = runs[0.0, row["schedule"], row["seed"]]
         assert row["scratch_val_loss"] == beside["val_loss"] and row["tokens"] == beside["tokens"]
+        at_compute, last = float(row["val_loss_at_scratch_flops"]), float(row["val_loss"])
+        assert (at_compute == last) == (row is beside)  # the base's compute is a warmstart's, too
     records = {key: record_of(study, row["run"]) for key, row in runs.items()}
     read = record_of(study, "base-neox-16").data.stop_token
     assert {record.data.start_token for record in records.values()} == {read}
