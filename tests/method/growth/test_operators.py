@@ -122,6 +122,14 @@ def test_blank_blocks_add_nothing_whatever_is_perturbed_in_them(family, perturb_
         assert block.attn.qkv.weight.all()  # or nothing would ever reach the projections
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blank_blocks_add_nothing_where_branches_are_divided_by_depth(family):
+    base = model_of(family)
+    source = trained(build(model_of(family, 2, 2, n_layer=3), base, parametrization="completep"))
+    target = model_of(family, 2, 2, n_layer=7)
+    assert gap(source, become(source, target, Growth(operator="blank", **EXACT), base, "completep")) < 1e-5
+
+
 def become_deeper(source: MuGPT, target: Config, how: Growth) -> MuGPT:
     """A deeper model, whose muP base is as deep."""
     return become(source, target, how, target, "sp")
@@ -254,11 +262,13 @@ def test_a_grown_model_has_the_multipliers_and_learning_rates_of_one_from_scratc
     deeper = dict(n_layer=4) if operator in DEEPER else {}
     if deeper and name == "mup":
         pytest.skip("it carries a learning rate over width only")
-    base, target = neox(16, 2, **deeper), neox(32, 4, **deeper)
+    over_depth = PARAMETRIZATIONS[name].depth is not None
+    base, target = neox(16, 2, **{} if over_depth else deeper), neox(32, 4, **deeper)
     model = become(trained(build(neox(16, 2))), target, Growth(operator=operator), base, name)
     scratch = build(target, target if PARAMETRIZATIONS[name].is_own_base else base, parametrization=name)
     assert model.lm_head.width_mult() == scratch.lm_head.width_mult() == (1 if name == "sp" else 2)
     assert model.config.attention_scores_scalar == scratch.config.attention_scores_scalar
+    assert model.depth_mult == scratch.depth_mult == (2 if deeper and over_depth else 1)
     groups = [
         [(group["lr"], len(group["params"])) for group in optimizer.param_groups]
         for optimizer in (
