@@ -67,9 +67,11 @@ class NextTokenLoss(nn.Module):
 
 def why_not(impl: LossImpl, config: Config, precision: str) -> str | None:
     """Why a way cannot be taken for a model in one of Fabric's precisions; None if it can."""
-    if impl != "full" and config.final_logit_softcapping is not None:
+    if impl == "full":
+        return None
+    if config.final_logit_softcapping is not None:
         return f"{config.name} caps its logits, which only full does"
-    if impl == "chunked" and precision.startswith("16"):
+    if precision.startswith("16"):
         return f"fp16's range does not hold its products before they are normalized (--precision {precision})"
     return None
 

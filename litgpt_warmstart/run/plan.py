@@ -1,6 +1,6 @@
 """What a warmstart takes, told before it is begun: tokens, Hoffmann FLOPs, memory, time, whether such growth pays.
 
-Nothing is downloaded, prepared or written.
+Nothing is downloaded, prepared or written; a micro-batch that was found is remembered for the run.
 """
 
 import itertools
@@ -241,7 +241,7 @@ def tokens_left_in_data(spec: RunSpec) -> tuple[str, int | None, list[str]]:
 
 
 def measure(spec: RunSpec) -> Measurement:
-    """Build the model as a run does, and time some of its optimizer steps on random tokens. Nothing is written.
+    """Build the model as a run does, and time some of its optimizer steps on random tokens.
 
     Raises:
         UserError: The base cannot be read, or the device's memory is too small.
@@ -251,9 +251,9 @@ def measure(spec: RunSpec) -> Measurement:
     fabric.launch()
     fabric.seed_everything(spec.seed, verbose=False)
     device = fabric.device
-    _forget_peak_memory(device)
     try:
         spec, choices = tuned(fabric, spec)
+        _forget_peak_memory(device)
         state = build_state(fabric, spec, read_checkpoint(spec.start_dir) if spec.start_dir else None)
         batch, accumulation = spec.micro_batch_size, spec.accumulation_iters
         tokens = torch.randint(spec.config.vocab_size, (batch, spec.block_size + 1)).to(device)  # (B, T + 1)

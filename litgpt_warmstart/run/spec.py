@@ -43,7 +43,8 @@ class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
     """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the fastest that fits,
-    found by trying where the run is long enough, else the largest up to 4. A resumed run stays with its own"""
+    found by trying where the run is long enough, else by the model's size, on a CPU 4 at most. A resumed run stays with
+    its own"""
     epochs: int | None = None
     """Not supported: a warmstart repeats no token"""
     max_tokens: int | None = None
@@ -156,8 +157,8 @@ class RunArgs(ScheduleChoice):
     """Whether to compile the model, or torch.compile's mode: ``reduce-overhead`` (CUDA graphs, for a GPU alone),
     ``max-autotune``, ``max-autotune-no-cudagraphs``. Without a compiler, training goes on without"""
     loss_impl: LossChoice = "auto"
-    """Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or ``auto``: full in bf16
-    on a GPU that has it, if they fit. A resumed run stays with its own"""
+    """Head and cross entropy: ``full`` (all logits at once), ``chunked`` (some at a time), or ``auto``: chunked
+    where it can be taken, and on a GPU full where that was tried and is faster. A resumed run stays with its own"""
     keep_memory: bool = True
     """Whether a run on a CPU keeps memory that is given back for its next buffers: faster, and up to a third more"""
     track: int | None = None

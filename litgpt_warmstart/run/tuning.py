@@ -26,6 +26,7 @@ from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import cache_file, remember, remembered
 from litgpt_warmstart.method.loss import LossImpl, choose, cpu_has_bf16
 from litgpt_warmstart.run.build import bare_loss, compiled
+from litgpt_warmstart.run.checkpoint import installed_versions
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
@@ -43,6 +44,8 @@ BUSY_FLOPS = 6e12
 """Matrix products that keep a GPU busy while what comes next is launched: the first micro-batch needs no more."""
 BYTES_PER_ACTIVATION = 40
 """What a token takes for each channel of each layer, measured with 70M in bf16-mixed."""
+BYTES_PER_LOGIT = 12
+"""What full takes for each, eagerly, measured with stock's 5M in bf16-mixed; chunked has those of a chunk alone."""
 FLOPS_PER_SEC, TRIAL_SECONDS = {"cpu": 1e11, "cuda": 1e14}, 15.0
 """About what a device makes of matrix products, and what a trial takes: is a run long enough to try anything for it?"""
 CACHE = "micro_batch"
@@ -83,7 +86,7 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
         sizes, found = [spec.micro_batch_size], "as asked"
     elif (size := past.get("micro_batch_size")) and batch % size == 0:
         sizes, found = [size], "as before"
-    first = Choice(impl, _first(spec, sizes, device))
+    first = Choice(impl, _first(spec, impl, sizes, device))
     # A CPU has no error to catch when the memory for all logits ends.
     is_open = spec.args.loss_impl == "auto" and not past.get("loss_impl") and device.type == "cuda"
     impls: list[LossImpl] = ["chunked", "full"] if is_open and impl == "chunked" else [impl]
@@ -165,7 +168,7 @@ def find(
     choice = trials.best
     if trials.is_complete:
         told = {f"{key} loss": choice.loss_impl} if len(impls) > 1 else {}
-        remember(CACHE, {**known, key: choice.micro_batch_size, **told})
+        remember(CACHE, {**remembered(CACHE), key: choice.micro_batch_size, **told})  # others have written, perhaps
     return choice, trials.told
 
 
@@ -201,7 +204,7 @@ class Trials:
         at = sizes.index(first.micro_batch_size)
         while self.measure(replace(first, micro_batch_size=sizes[at])) == math.inf:
             if at == 0:
-                raise out_of_memory(1)
+                raise out_of_memory(sizes[0])
             at -= 1
         for further in (reversed(sizes[:at]), sizes[at + 1 :]):
             for size in further:
@@ -220,7 +223,7 @@ class Trials:
             return True
         spec = self.spec
         run = spec.max_steps * spec.global_batch_size * min(self.seconds.values())
-        if spec.compile and run < WORTH * self.spent * (1 + 1 / len(self.seconds)):
+        if spec.compile and min(run, _max_seconds(spec)) < WORTH * self.spent * (1 + 1 / len(self.seconds)):
             self.is_complete = False
             return False
         self.measure(choice)
@@ -233,9 +236,13 @@ class Trials:
             self.seconds[choice] = _seconds_per_sequence(self.fabric, choice.of(self.spec))
         except torch.OutOfMemoryError:
             self.seconds[choice] = math.inf
+        except RuntimeError as error:
+            raise device_failed(error, choice.micro_batch_size) or error from error
         gc.collect()
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
+        else:
+            give_back_memory()
         self.spent += time.perf_counter() - start
         return self.seconds[choice]
 
@@ -264,15 +271,22 @@ def _is_long_enough(spec: RunSpec, sizes: list[int], device: torch.device) -> bo
     """Whether anything may be tried for a run: all where nothing is compiled, else a first one, and then we know."""
     if spec.compile:
         seconds = spec.flops(spec.max_tokens)["matmul_flops"] / FLOPS_PER_SEC[device.type]
-        return seconds >= WORTH * TRIAL_SECONDS
+        return min(seconds, _max_seconds(spec)) >= WORTH * TRIAL_SECONDS
     return spec.max_steps * spec.global_batch_size >= WORTH * (2 + REPEATS) * sum(sizes)
 
 
-def _first(spec: RunSpec, sizes: list[int], device: torch.device) -> int:
-    """The largest micro-batch that a device has a use for, whose activations fill no more than a quarter of a GPU."""
+def _max_seconds(spec: RunSpec) -> float:
+    """When ``--train.max_time`` ends the run."""
+    return spec.args.train.max_time or math.inf
+
+
+def _first(spec: RunSpec, impl: LossImpl, sizes: list[int], device: torch.device) -> int:
+    """The largest micro-batch that a device has a use for, and that fills no more than a quarter of a GPU."""
     tokens = TOKENS[device.type]
     if device.type == "cuda":
         per_token = BYTES_PER_ACTIVATION * spec.config.n_layer * spec.config.n_embd
+        if impl == "full":
+            per_token += BYTES_PER_LOGIT * spec.num_classes
         fit = torch.cuda.mem_get_info(device)[0] / 4 / per_token
         tokens = min(tokens, fit, BUSY_FLOPS / spec.flops(1)["matmul_flops"])
     return max([size for size in sizes if size * spec.block_size <= tokens], default=sizes[0])
@@ -310,5 +324,5 @@ def _key(fabric: L.Fabric, spec: RunSpec) -> str:
         device = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
     asked = (spec.args.loss_impl, spec.args.train.micro_batch_size)
     run = (asdict(spec.config), spec.block_size, spec.global_batch_size, spec.precision, spec.compile, asked)
-    digest = hashlib.sha256(json.dumps((torch.__version__, *run), default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps((installed_versions(), *run), default=str).encode()).hexdigest()
     return f"{device} {spec.config.name} {digest[:16]}"

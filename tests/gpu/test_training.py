@@ -17,7 +17,7 @@ from torch._inductor import config as inductor
 from torch.utils.data import DataLoader, IterableDataset
 
 from litgpt_warmstart.commands import warmstart
-from litgpt_warmstart.run import train
+from litgpt_warmstart.run import train, tuning
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from tests.conftest import TRAIN, assert_same_weights, cuda_only, losses, made_once
@@ -137,7 +137,7 @@ def test_memory_that_ends_is_one_line_with_the_remedy(words, stdlib_path, tmp_pa
 
 
 class RandomTokens(DataModule):
-    """Blocks of 257 random tokens without an end, so that a run may be as long as it likes to think it is."""
+    """Blocks of 257 random tokens without an end."""
 
     def connect(self, tokenizer=None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
         self.batch_size = batch_size
@@ -157,14 +157,15 @@ class RandomTokens(DataModule):
 
 @cuda_only
 @pytest.mark.slow
-def test_a_run_that_names_no_micro_batch_finds_one_says_so_trains_with_it_and_records_it(scratch, capsys):
+def test_a_run_that_names_no_micro_batch_finds_one_says_so_trains_with_it_and_records_it(scratch, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "WORTH", 0)  # long enough for any trial
     out_dir = scratch(
         target="22M",
         lr=0.003,
         data=RandomTokens(),
         precision="bf16-mixed",
         compile=True,
-        train=TrainArgs(global_batch_size=64, max_seq_length=256, max_tokens=10**10, max_time=25.0),
+        train=TrainArgs(global_batch_size=64, max_seq_length=256, max_steps=20),
         eval=EvalArgs(interval=10**6, max_iters=4),
     )
     said = capsys.readouterr().out

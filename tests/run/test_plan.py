@@ -23,6 +23,7 @@ from litgpt_warmstart.method.flops import matmul_flops_per_token
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import SCALES, resolve_config
 from litgpt_warmstart.run import plan as run_plan
+from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.checkpoint import Header, read_header
 from litgpt_warmstart.run.plan import base_figures, duration, make_plan, parameter_count, route
 from litgpt_warmstart.run.record import Record
@@ -254,6 +255,26 @@ def test_memory_that_was_let_go_before_is_not_in_the_peak(base, tiny, capsys, tm
         _, plan = planned(base, tiny[48], capsys, tmp_path, train=TrainArgs(max_steps=7), measure=True)
         peaks.append(plan["measurement"]["peak_bytes"])
         torch.ones(2**28)  # 1 GiB, gone at once
+    assert peaks[1] < peaks[0] + 2**29
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak can be forgotten here")
+def test_memory_of_trials_is_not_in_the_peak(base, tiny, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_plan, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(tuning, "WORTH", 0)
+    peaks = []
+    for gibibytes in (0, 1):
+
+        def measured(*_, gibibytes: int = gibibytes) -> float:
+            torch.ones(gibibytes * 2**28)
+            return 1.0
+
+        monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{gibibytes}"))
+        _, plan = planned(base, tiny[48], capsys, tmp_path, train=TrainArgs(max_steps=7), measure=True)
+        assert "tokens/s by size" in plan["measurement"]["choices"]
+        peaks.append(plan["measurement"]["peak_bytes"])
     assert peaks[1] < peaks[0] + 2**29
 
 

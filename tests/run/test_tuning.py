@@ -11,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.exc import InternalTorchDynamoError
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import cache_file
+from litgpt_warmstart.files import cache_file, remember, remembered
+from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import default_micro_batch, resolve
 from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs
-from litgpt_warmstart.run.tuning import Choice, candidates, find, tuned
+from litgpt_warmstart.run.tuning import Choice, _first, candidates, find, tuned
 from tests.conftest import weights
 
 SIZES = [1, 2, 4, 8]
@@ -105,17 +107,24 @@ def test_the_other_loss_is_tried_at_the_best_micro_batch_and_taken_where_it_is_f
 def test_trials_end_where_they_would_take_too_much_of_the_run_and_are_gone_on_with_in_a_longer_one(
     fabric, spec, device, monkeypatch
 ):
-    monkeypatch.setattr(tuning, "FLOPS_PER_SEC", {"cpu": 1e-9})
+    monkeypatch.setattr(tuning, "TRIAL_SECONDS", 0.0)
     spec = replace(spec, compile=True)
-    steps = math.ceil(tuning.WORTH * 0.1 * 2)  # one second each: long enough for a second trial, not for a third
-    short = replace(spec, max_steps=steps)
-    for run, number in ((short, 2), (short, 2), (spec, 3), (spec, 0)):
+    seconds = tuning.WORTH * 0.1 * 2  # long enough for a second trial, not for a third
+    short = replace(spec, max_steps=math.ceil(seconds))  # one second each
+    for run, number in ((short, 2), (short, 2), (lasting(spec, seconds), 2), (spec, 3), (spec, 0)):
         trials = device({4: 1 / 8, 2: 1 / 8, 1: 1 / 8})
         find(fabric, run, Choice("chunked", 4), [1, 2, 4], ["chunked"])
         assert len(trials) == number
 
 
-def test_a_second_run_of_the_same_model_tries_nothing_and_one_of_another_does(fabric, spec, device):
+def lasting(spec: RunSpec, max_time: float) -> RunSpec:
+    """The same run with a limit in seconds."""
+    return replace(spec, args=replace(spec.args, train=replace(spec.args.train, max_time=max_time)))
+
+
+def test_a_second_run_of_the_same_model_tries_nothing_and_one_of_another_or_under_other_versions_does(
+    fabric, spec, device, monkeypatch
+):
     device({1: 1.0, 2: 0.5, 4: 0.6})
     first = find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0]
     trials = device({1: 0.1, 2: 0.5, 4: 0.6})
@@ -125,6 +134,18 @@ def test_a_second_run_of_the_same_model_tries_nothing_and_one_of_another_does(fa
     )
     other = replace(spec, config=replace(spec.config, n_query_groups=1))
     assert find(fabric, other, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
+    monkeypatch.setattr(tuning, "installed_versions", lambda: {"litgpt": "another"})
+    assert find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
+
+
+def test_what_others_have_found_meanwhile_stays_in_the_cache(fabric, spec, monkeypatch):
+    def measured(fabric: L.Fabric, spec: RunSpec) -> float:
+        remember(tuning.CACHE, {"another device": 4})
+        return 1.0
+
+    monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
+    find(fabric, spec, Choice("chunked", 1), [1], ["chunked", "full"])
+    assert "another device" in remembered(tuning.CACHE) and len(remembered(tuning.CACHE)) == 3  # size and loss
 
 
 @pytest.mark.parametrize(
@@ -148,11 +169,58 @@ def test_where_not_even_one_sequence_fits_the_error_has_a_remedy(fabric, spec, d
         find(fabric, spec, Choice("chunked", 4), SIZES, ["chunked"])
 
 
+def test_where_the_one_asked_for_does_not_fit_the_error_names_it(fabric, spec, device):
+    device({1: 1.0})
+    with pytest.raises(UserError, match="too small for a micro-batch of 4: lower --train.micro_batch_size"):
+        find(fabric, spec, Choice("chunked", 4), [4], ["chunked", "full"])
+
+
+def test_a_compiler_that_fails_in_a_trial_is_one_line_and_a_bug_is_none(fabric, spec, monkeypatch):
+    for error, told in (
+        (InternalTorchDynamoError("no registers"), pytest.raises(UserError, match="no registers.*--compile false")),
+        (RuntimeError("a bug"), pytest.raises(RuntimeError, match="a bug")),
+    ):
+
+        def measured(fabric: L.Fabric, spec: RunSpec, error: RuntimeError = error) -> float:
+            raise error
+
+        monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
+        with told:
+            find(fabric, spec, Choice("chunked", 4), SIZES, ["chunked"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is not told")
+def test_a_trial_leaves_no_memory_behind(fabric, spec, monkeypatch):
+    def resident() -> int:
+        told = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        return 1024 * int(told["VmRSS"].split()[0])
+
+    def measured(fabric: L.Fabric, spec: RunSpec) -> float:
+        torch.ones(2**28)  # 1 GiB
+        return 1.0
+
+    monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
+    tuning.keep_memory()
+    before = resident()
+    find(fabric, spec, Choice("chunked", 1), [1, 2], ["chunked"])
+    assert resident() < before + 2**29
+
+
+def test_a_first_micro_batch_has_room_for_its_logits_on_a_gpu(spec, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (15 * 10**9, 16 * 10**9))
+    large = replace(spec, config=resolve_config("5M"), num_classes=50304, block_size=1024, global_batch_size=64)
+    gpu, sizes = torch.device("cuda"), candidates(64, 256)
+    assert _first(large, "chunked", sizes, gpu) == 64
+    assert _first(large, "full", sizes, gpu) == 4  # 2.5 GB of logits, in fp16 and fp32, and of their gradients
+
+
 def test_a_short_run_or_a_batch_that_nothing_divides_is_not_tried_for_and_that_is_told(fabric, spec, device):
     trials = device({})
     prime, short = replace(spec, global_batch_size=7, micro_batch_size=1), replace(spec, max_steps=10)
     assert tuned(fabric, prime)[1].endswith("micro-batch 1 (no other size up to 4 divides 7)")
     assert tuned(fabric, short)[1].endswith("micro-batch 4 (the run is too short to measure)")
+    ends_soon, first = lasting(replace(spec, compile=True), 60.0), Choice("chunked", 4)
+    assert find(fabric, ends_soon, first, SIZES, ["chunked"]) == (first, "the run is too short to measure")
     assert not trials
 
 
