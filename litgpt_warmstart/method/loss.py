@@ -132,7 +132,7 @@ def chunked_cross_entropy(
         compiled: Whether the softmax is.
         chunk_tokens: Tokens of a chunk. Default: :func:`chunk_size`.
     """
-    chunk_tokens = chunk_tokens or chunk_size(len(x), *weight.shape, x.device.type)
+    chunk_tokens = chunk_tokens or chunk_size(len(x), len(weight), weight.shape[1], x.device.type)
     loss, *_ = _loss_and_gradients(
         x, weight, bias, targets, head_dtype(weight), chunk_tokens, compiled, torch.is_grad_enabled()
     )
