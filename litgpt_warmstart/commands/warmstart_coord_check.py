@@ -17,7 +17,7 @@ MOST_SEEDS = 1000
 
 
 @command
-@options("growth")
+@options("growth", without=("moments",))
 def setup(
     base: Path | None = None,
     target: str | None = None,

@@ -13,7 +13,7 @@ from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models, 
 
 
 @command
-@options("growth")
+@options("growth", without=("moments",))
 def setup(
     base: Path | None = None,
     target: str | None = None,

@@ -200,7 +200,11 @@ def divisors(model: MuGPT, name: str, parametrization: str = "mup") -> Divisors:
     powers = table.matrix if infshape.ninf() == 2 else others.get(name, table.vector)
     width = infshape.width_mult()
     n_embd_mult = infshape_of(model.get_parameter("transformer.wte.weight")).width_mult()
-    gradient = n_embd_mult**table.gradients if infshape.ninf() else 1.0  # lm_head's bias comes after the multiplier
+    gradient = n_embd_mult**table.gradients
+    if not infshape.ninf():  # lm_head's bias comes after the multiplier
+        gradient = 1.0
+    elif ".attn.norm_" in name:  # of a gain that all heads share each of them adds a share
+        gradient = width**table.gradients
     lr = width**powers.lr
     if table.depth and name.startswith("transformer.h."):
         lr *= model.depth_mult**table.depth.lr

@@ -18,6 +18,7 @@ from litgpt_warmstart.method.loss import NextTokenLoss
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.scales import Sizes
 from litgpt_warmstart.run.checkpoint import Checkpoint
+from litgpt_warmstart.run.moments import load_moments
 from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.resume import State
 from litgpt_warmstart.run.spec import CompileMode, RunSpec
@@ -109,6 +110,10 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
     how = spec.base_lr, spec.parametrization, spec.scale_eps
     bare: Any = mup.build_optimizer(gpt, spec.optimizer.cls, arguments, *how)
+    if start and spec.growth and spec.growth.carries_moments and not resumed:
+        with torch.device("meta"):
+            source = bare_model(start.config, spec.mup_base_config, spec.parametrization)
+        load_moments(bare, gpt, spec, start, source)
     optimizer: Any = fabric.setup_optimizers(bare)
     return State(gpt, loss, optimizer, lineage, grown)
 

@@ -18,7 +18,7 @@ from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import Tuned, check_seed, read_base, resolve_models, resolve_parametrization
 
 
-@options("growth")
+@options("growth", without=("moments",))
 def grow(
     base: Path | None = None,
     target: str | None = None,

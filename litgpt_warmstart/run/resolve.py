@@ -29,6 +29,7 @@ from litgpt_warmstart.method.parametrization import (
 from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
+from litgpt_warmstart.run.moments import check_moments
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import Precision, RunArgs, RunSpec, TrainArgs
@@ -92,6 +93,8 @@ def resolve(
     config = mup_config(config, tuned.config, parametrization)
     if growth and start:
         check_seed(start, config, growth, args.seed)
+        if growth.carries_moments:
+            check_moments(start, optimizer)
 
     record = start.record if start and start.record else tuned.record
     data = args.data if args.data is not None else _recorded_data(record, start)

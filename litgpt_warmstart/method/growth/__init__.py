@@ -49,6 +49,7 @@ __all__ = [
     "grow_tensor", "grown_gain", "heads_reason", "is_gain", "resolve_alignment",
 ]  # fmt: skip
 
+Moments = Literal["fresh", "carried"]
 Gains = Literal["shrunk", "added", "copied", "reset"]
 Preset = Literal["paper", "quiet"]
 KINDS = get_args(Kind)
@@ -89,6 +90,9 @@ class Growth:
     growth: Preset = "paper"
     """A preset, which what is typed beside it goes before: ``paper`` perturbs every entry; ``quiet`` those alone that
     hold no base weight, and a single ``--shrink`` is not the embedding's, which stays as it is"""
+    moments: Moments = "fresh"
+    """The optimizer's moments at the first step: ``fresh``, or ``carried`` from the base, whose folder must have its
+    training state: placed as the weights are, scaled as muP scales gradients (arXiv 2602.10545), new entries 0"""
 
     def __post_init__(self) -> None:
         for option in fields(Growth):
@@ -143,13 +147,18 @@ class Growth:
     def without_source(self) -> "Growth":
         """The same where nothing is left of the source: nothing to place, to align or to spare, and no gain."""
         nothing = Growth(shrink=0.0)
-        of_source = ("shrink", "alignment", "gains", "operator", "perturb_where", "growth")
+        of_source = ("shrink", "alignment", "gains", "operator", "perturb_where", "growth", "moments")
         return Growth(**self.options | {name: getattr(nothing, name) for name in of_source})
 
     @property
     def from_scratch(self) -> bool:
         """Whether nothing of the source is left, and muP's own initialization is all there is."""
         return self.shrink == 0 and self.without_source == Growth(shrink=0.0)
+
+    @property
+    def carries_moments(self) -> bool:
+        """Whether the optimizer begins with the base's moments; there is nothing to carry where nothing is left."""
+        return self.moments == "carried" and self.shrink != 0
 
     @property
     def label(self) -> str:
