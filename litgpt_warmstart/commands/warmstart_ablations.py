@@ -39,9 +39,10 @@ def setup(
     Arguments:
         base: Scales to train as bases, or folders of trained checkpoints; with commas.
         target: Scales to grow them into; with commas.
-        arms: What is varied: a list of mappings with base, target, tokens_per_param, schedule, weight_decay and the
-            options of a growth, such as shrink and perturb, each a value or a list; all combinations of a mapping's
-            lists are run. E.g. ``[{shrink: [0.4, 1]}, {perturb: [0, 0.5]}]``. What a mapping leaves out is as for
+        arms: What is varied: a list of mappings with base, target, tokens_per_param, schedule, weight_decay, optimizer,
+            beta2, arguments of the optimizer such as ``optimizer.momentum``, and the options of a growth, such as
+            shrink and perturb, each a value or a list; all combinations of a mapping's lists are run. E.g.
+            ``[{shrink: [0.4, 1]}, {optimizer: Muon, beta2: [0.95, 0.99]}]``. What a mapping leaves out is as for
             warmstart.
         seeds: Of the initialization and the perturbation.
         base_tokens_per_param: Tokens to train bases on per parameter.

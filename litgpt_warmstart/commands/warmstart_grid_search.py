@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
@@ -17,6 +18,7 @@ def setup(
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",
     batch_sizes: str | int | list[int] = "64,128,256",
     seeds: str | int | list[int] = "42",
+    vary: dict[str, Any] | None = None,
     out_dir: Path = Path("out/warmstart_grid_search"),
     train: TrainArgs = TrainArgs(),
     study: StudyArgs = StudyArgs(),
@@ -33,6 +35,9 @@ def setup(
         lrs: Learning rates, e.g. ``0.003,0.01,0.03``.
         batch_sizes: Sequences per optimizer step, e.g. ``64,128``.
         seeds: Of the initialization; a cell's loss is the mean over them.
+        vary: More to vary, each a value or a list: ``optimizer``, ``beta2``, and arguments of the optimizer such as
+            ``optimizer.momentum``, e.g. ``{optimizer: [AdamW, Muon], beta2: [0.95, 0.99]}``. Each combination has a
+            grid, in OUT_DIR/COMBINATION where there are several.
         out_dir: Directory for the runs, grid_search.csv, grid_search.png and best/.
         train: Training-related arguments. The batch size is ``batch_sizes``'.
     """
@@ -52,4 +57,5 @@ def setup(
         raise UserError("--target is missing: give the scale to tune at, e.g. 5M")
     targets = as_list(target, str, "--target")
     make = from_scratch(run)
-    conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir), study)
+    optimizers = grid_search.varied(vary or {}, run.optimizer)
+    conduct(grid_search.plan(make, targets, lr_list, batch_list, seed_list, train, out_dir, optimizers), study)

@@ -6,7 +6,7 @@ Every arm has its run from scratch beside it: the same base and target, budget, 
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from litgpt_warmstart.report.runs import curve
 from litgpt_warmstart.report.statistics import estimate, losses_at, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.run.checkpoint import RECORD
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.run.optimizer import named
+from litgpt_warmstart.run.optimizer import OURS, named
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import read_base
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
@@ -47,8 +47,16 @@ class Arm:
     tokens_per_param: float = 20.0
     schedule: ScheduleName = "constant"
     weight_decay: float = 0.0
+    optimizer: str | dict[str, Any] | None = field(default=None, hash=False)
+    """Its name or config; None for the command's."""
+    beta2: float | None = None
+    """The second of its betas; None for its own."""
+    optimizer_args: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
+    """More of its arguments, names and values, which an arm has as ``optimizer.NAME``."""
 
     def __post_init__(self) -> None:
+        if self.beta2 is not None and not 0 < self.beta2 < 1:
+            raise UserError(f"--arms: beta2 {self.beta2:g} must lie between 0 and 1")
         if self.schedule not in SCHEDULES:
             raise UserError(f"--arms: schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
@@ -68,9 +76,12 @@ class Arm:
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Arm":
         """The arm with these options, as YAML has them; what is left out is as by default."""
-        typed: dict[str, Any] = {
-            name: value if isinstance(value, dict) else type(DEFAULTS[name])(value) for name, value in options.items()
-        }
+        own = {name.removeprefix(OF_OPTIMIZER): v for name, v in options.items() if name.startswith(OF_OPTIMIZER)}
+        typed: dict[str, Any] = {"optimizer_args": tuple(own.items())}
+        for name, value in options.items():
+            if not name.startswith(OF_OPTIMIZER):
+                kind = float if name == "beta2" else type(DEFAULTS[name])
+                typed[name] = value if isinstance(value, dict) or name == "optimizer" else kind(value)
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
         return cls(growth=growth if growth.shrink else growth.without_source, **typed)
 
@@ -84,16 +95,40 @@ class Arm:
         """What tells it from an arm with all defaults, short enough for a folder and an axis."""
         grown = "scratch" if self.growth.from_scratch else f"shrink-{self.growth.shrink_of('hidden'):g}"
         parts = [f"{short_name(self.base)}-{short_name(self.target)}", grown]
-        own = {field.name: getattr(self, field.name) for field in fields(self)[3:]}  # after base, target and growth
+        plain = ("tokens_per_param", "schedule", "weight_decay")
+        own = {name: getattr(self, name) for name in plain}
         told = self.growth.differences | {name: value for name, value in own.items() if value != DEFAULTS[name]}
         # perturb first, as the first landing had it, so that its folders are found
         for name, value in sorted(told.items(), key=lambda option: option[0] != "perturb"):
             parts.append(f"{name.replace(' ', '-')}-{value:g}" if isinstance(value, float) else f"{value}")
-        return "-".join(parts)
+        return "-".join([*parts, *(word.replace(" ", "-") for word in self.optimizer_words)])
+
+    @property
+    def optimizer_words(self) -> list[str]:
+        """What of its optimizer is not the command's, a few words each."""
+        path, init_args = named(self.optimizer) if self.optimizer is not None else ("", {})
+        told = init_args | ({"beta2": self.beta2} if self.beta2 is not None else {}) | dict(self.optimizer_args)
+        return [path.rpartition(".")[2]] * bool(path) + [f"{name} {value}" for name, value in told.items()]
+
+    def trained_with(self, optimizer: str | dict[str, Any]) -> str | dict[str, Any]:
+        """The optimizer, given the command's. A UserError if that has a weight decay of its own."""
+        path, init_args = named(optimizer if self.optimizer is None else self.optimizer)
+        if "weight_decay" in init_args:
+            raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")
+        more = dict(self.optimizer_args)
+        if self.beta2 is not None:
+            first = (more.get("betas") or init_args.get("betas") or OURS["betas"])[0]
+            more["betas"] = [first, self.beta2]
+        if self.weight_decay:
+            more["weight_decay"] = self.weight_decay
+        return {"class_path": path, "init_args": {**init_args, **more}} if more else self.optimizer or optimizer
 
 
+OF_OPTIMIZER = "optimizer."
 DEFAULTS = Arm("", "").options
 """What an arm has where nothing else is said."""
+OPTIONS = [name for name in DEFAULTS if name != "optimizer_args"]
+"""What an arm may vary, beside arguments of its optimizer."""
 COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "hoffmann_flops")
 """Of the table, what an outcome tells."""
 
@@ -107,7 +142,10 @@ def short_name(model: str) -> str:
 
 def as_cell(value: Any) -> Any:
     """A value, or a mapping's in words: ``embedding 1, hidden 0.4``."""
-    return ", ".join(f"{name} {share:g}" for name, share in value.items()) if isinstance(value, dict) else value
+    if isinstance(value, dict | tuple):
+        value = dict(value)
+        return ", ".join(f"{name} {v:g}" if isinstance(v, float) else f"{name} {v}" for name, v in value.items())
+    return "" if value is None else value
 
 
 def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Arm]:
@@ -119,8 +157,8 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
     for arm in arms:
         if not isinstance(arm, Mapping):
             raise UserError(f"--arms: {arm!r} is no mapping such as {{shrink: [0.2, 0.4]}}")
-        if unknown := sorted(set(arm) - set(DEFAULTS)):
-            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(DEFAULTS)}")
+        if unknown := sorted(name for name in arm if name not in OPTIONS and not str(name).startswith(OF_OPTIMIZER)):
+            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(OPTIONS)}, optimizer.ARGUMENT")
         values = {**defaults, **arm}
         lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
         for combination in itertools.product(*lists):
@@ -140,13 +178,19 @@ def labels(arms: Sequence[Arm]) -> tuple[str, list[str]]:
     words = dict(tokens_per_param="{:g} tokens per parameter", schedule="{}", weight_decay="weight decay {:g}")
     names = {"base", "target", *words}
     varied = {name for name in names if len({arm.options[name] for arm in arms}) > 1}
+    optimizers = {tuple(arm.optimizer_words) for arm in arms}
 
     def named(arm: Arm, names: set[str]) -> list[str]:
         models = [f"{short_name(arm.base)} -> {short_name(arm.target)}"] * bool(names & {"base", "target"})
         return models + [form.format(arm.options[n]) for n, form in words.items() if n in names and arm.options[n]]
 
-    own = [["from scratch" if arm.growth.from_scratch else arm.growth.label, *named(arm, varied)] for arm in arms]
-    return ", ".join(named(arms[0], names - varied)), [", ".join(parts) for parts in own]
+    own = [
+        ["from scratch" if arm.growth.from_scratch else arm.growth.label, *named(arm, varied)]
+        + arm.optimizer_words * (len(optimizers) > 1)
+        for arm in arms
+    ]
+    shared = named(arms[0], names - varied) + arms[0].optimizer_words * (len(optimizers) == 1)
+    return ", ".join(shared), [", ".join(parts) for parts in own]
 
 
 def conclude(
@@ -195,7 +239,7 @@ def plan(
             train=train.for_schedule(arm.schedule),
             tokens_per_param=arm.tokens_per_param,
             schedule=arm.schedule,
-            optimizer=with_weight_decay(optimizer, arm.weight_decay),
+            optimizer=arm.trained_with(optimizer),
         )
 
     runs: list[StudyRun] = []
@@ -232,16 +276,6 @@ def plan(
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
     )
     return Study(out_dir, runs, partial(conclude, runs, arms, out_dir, name))
-
-
-def with_weight_decay(optimizer: str | dict, weight_decay: float) -> str | dict:
-    """The optimizer with an arm's weight decay; as it is for 0, its default here. A UserError if it has its own."""
-    path, init_args = named(optimizer)
-    if "weight_decay" in init_args:
-        raise UserError("--optimizer has a weight_decay of its own: vary weight_decay in --arms instead")
-    if not weight_decay:
-        return optimizer
-    return {"class_path": path, "init_args": {**init_args, "weight_decay": weight_decay}}
 
 
 def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
@@ -282,7 +316,7 @@ def from_scratch(rows: pandas.DataFrame) -> Any:
 
 def by_arm(rows: pandas.DataFrame, names: Sequence[str]) -> list[tuple[str, Any]]:
     """Each arm's name and its rows, a seed each."""
-    groups = rows.groupby(list(DEFAULTS), sort=False)
+    groups = rows.groupby(list(DEFAULTS), sort=False, dropna=False)
     return [(name, seeds) for name, (_, seeds) in zip(names, groups, strict=True)]
 
 

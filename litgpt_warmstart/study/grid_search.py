@@ -22,6 +22,7 @@ from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
+from litgpt_warmstart.study.ablations import OF_OPTIMIZER, expand
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun
 from litgpt_warmstart.study.outcomes import results as outcomes_of
@@ -45,16 +46,24 @@ def plan(
     seeds: Sequence[int],
     train: TrainArgs,
     out_dir: Path,
+    optimizers: Mapping[str, str | dict[str, Any]],
 ) -> Study:
-    """A grid for each target, several of them in folders of their own, of runs that ``make`` resolves."""
+    """A grid for each target and optimizer, several of them in folders of their own, of runs that ``make`` resolves.
+
+    Optimizers are given by what tells each from the others, which its folder is called by.
+    """
     grids: list[Study] = []
-    for target in targets:
-        scale = f"{short_name(resolve_config(target).name)}/" if len(targets) > 1 else ""
+    for target, (words, optimizer) in itertools.product(targets, optimizers.items()):
+        names = [short_name(resolve_config(target).name)] * (len(targets) > 1) + [words] * (len(optimizers) > 1)
+        scale = "".join(f"{name}/" for name in names)
         folder = out_dir / scale
         check_results(folder / RESULTS, COLUMNS[:3], PICTURE, BEST)
+        settings = dict(target=target, optimizer=optimizer)
 
-        def cell(name: str, lr: float, seed: int, target: str = target, folder: Path = folder, **sized: int) -> RunSpec:
-            return make(target=target, out_dir=folder / CELLS / name, lr=lr, seed=seed, train=replace(train, **sized))
+        def cell(
+            name: str, lr: float, seed: int, settings: dict = settings, folder: Path = folder, **sized: int
+        ) -> RunSpec:
+            return make(out_dir=folder / CELLS / name, lr=lr, seed=seed, train=replace(train, **sized), **settings)
 
         single = cell("", lrs[0], seeds[0], global_batch_size=1, micro_batch_size=1)
         budget = equal_budget(single, batch_sizes)
@@ -65,8 +74,8 @@ def plan(
             runs.append(StudyRun(scale + name, spec, dict(lr=lr, batch_size=batch_size, seed=seed)))
         grids.append(Study(folder, runs, partial(conclude, folder, runs, budget)))
         print(
-            f"Grid search at {single.config.name}: {len(lrs)} learning rates x {len(batch_sizes)} batch sizes x"
-            f" {len(seeds)} seeds, {budget:,} tokens each"
+            f"Grid search at {single.config.name}{f' with {words}' * (len(optimizers) > 1)}:"
+            f" {len(lrs)} learning rates x {len(batch_sizes)} batch sizes x {len(seeds)} seeds, {budget:,} tokens each"
         )
 
     def conclude_all(outcomes: Mapping[str, Outcome]) -> None:
@@ -74,6 +83,19 @@ def plan(
             grid.conclude(outcomes)
 
     return Study(out_dir, [run for grid in grids for run in grid.runs], conclude_all)
+
+
+def varied(vary: Mapping[str, Any], optimizer: str | dict[str, Any]) -> dict[str, str | dict[str, Any]]:
+    """The optimizers of all combinations of what is varied, by what tells each from the others.
+
+    Raises:
+        UserError: Something is no ``optimizer``, ``beta2`` or argument of an optimizer.
+    """
+    for name in vary:
+        if name not in ("optimizer", "beta2") and not str(name).startswith(OF_OPTIMIZER):
+            raise UserError(f"--vary has no {name!r}: choose from optimizer, beta2, {OF_OPTIMIZER}ARGUMENT")
+    arms = expand([{"shrink": 0.0, **vary}], {"base": "", "target": ""})
+    return {"-".join(arm.optimizer_words).replace(" ", "-"): arm.trained_with(optimizer) for arm in arms}
 
 
 def equal_budget(single: RunSpec, batch_sizes: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.optimizer import resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study import ablations
@@ -61,6 +62,23 @@ def test_an_arms_folder_is_named_as_in_the_first_landing():
     scratch, arm = expand([options | dict(schedule="wsd")], DEFAULTS)
     assert arm.name == "5M-22M-shrink-0.2-perturb-0.5-blocks-reset-tokens_per_param-30-wsd-weight_decay-0.1"
     assert scratch.name == "5M-22M-scratch-tokens_per_param-30-wsd-weight_decay-0.1"
+
+
+def test_optimizer_beta2_and_the_optimizers_arguments_are_varied():
+    given_arms = [{"optimizer": ["Adam", {"class_path": "Muon", "momentum": 0.9}], "beta2": [0.9, 0.99]},
+                  {"optimizer.eps": [1e-6, 1e-4], "weight_decay": 0.1}]  # fmt: skip
+    arms = [arm for arm in expand(given_arms, DEFAULTS) if arm.growth.shrink]
+    found = [resolve_optimizer(arm.trained_with("AdamW")) for arm in arms]
+    assert [(one.class_path.rpartition(".")[2], one.init_args) for one in found] == [
+        ("Adam", {"betas": [0.9, 0.9], "weight_decay": 0.0}), ("Adam", {"betas": [0.9, 0.99], "weight_decay": 0.0}),
+        ("Muon", {"betas": [0.9, 0.9], "weight_decay": 0.0, "momentum": 0.9}),
+        ("Muon", {"betas": [0.9, 0.99], "weight_decay": 0.0, "momentum": 0.9}),
+        ("AdamW", {"betas": [0.9, 0.95], "weight_decay": 0.1, "eps": 1e-6}),
+        ("AdamW", {"betas": [0.9, 0.95], "weight_decay": 0.1, "eps": 1e-4}),
+    ]  # fmt: skip
+    assert arms[2].name == "5M-22M-shrink-0.4-Muon-momentum-0.9-beta2-0.9"
+    assert len({arm.name for arm in arms}) == len(set(labels(arms)[1])) == 6
+    assert arms[0].scratch.beta2 == 0.9 and expand([{}], DEFAULTS)[0].trained_with("NAdam") == "NAdam"
 
 
 def test_an_arm_may_have_a_preset_an_operator_and_shrink_by_class():
@@ -112,6 +130,8 @@ def test_arms_have_names_of_their_own_and_each_has_its_scratch_run_before_it(giv
         ([dict(shrink={"hidden": "much"})], "--arms: "),
         ([dict(operator="pat")], "--operator 'pat' is none of pad, tile"),
         ([dict(growth="quiet", operator="tile")], "--growth quiet would perturb nothing"),
+        ([dict(beta2=1.5)], "--arms: beta2 1.5 must lie between 0 and 1"),
+        ([dict(beta2="much")], "--arms: "),
         ([dict(gains="lost")], "gains 'lost' is none of shrunk, added, copied, reset"),
         ([dict(schedule="steep")], "schedule 'steep' is none of constant, "),
         ([dict(tokens_per_param=0)], "tokens_per_param must be above 0"),

@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from litgpt_warmstart.commands import warmstart, warmstart_grid_search
+from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
-from litgpt_warmstart.study.grid_search import at_the_edge, mean_losses, results, table, winner
+from litgpt_warmstart.study.grid_search import at_the_edge, mean_losses, results, table, varied, winner
 from litgpt_warmstart.study.outcomes import OUTCOME, Outcome, StudyRun
 from tests.study.conftest import rows
 
@@ -39,6 +40,22 @@ def test_a_winner_at_the_edge_is_told_and_one_inside_is_not():
     losses = pandas.DataFrame({4: [3.0, 2.0, 2.5]}, [1.0, 2.0, 3.0])
     assert at_the_edge(losses, winner(losses)) is None
     assert "1 is the smallest of --lrs" in at_the_edge(losses, (1.0, 4))
+
+
+def test_what_is_varied_beside_learning_rate_and_batch_has_a_grid_each():
+    found = varied({"optimizer": ["AdamW", "Muon"], "beta2": [0.9, 0.99]}, "NAdam")
+    assert list(found) == [f"{name}-beta2-{beta2}" for name in ("AdamW", "Muon") for beta2 in (0.9, 0.99)]
+    assert found["Muon-beta2-0.99"] == {"class_path": "Muon", "init_args": {"betas": [0.9, 0.99]}}
+    assert varied({}, "NAdam") == {"": "NAdam"}
+    assert varied({"optimizer.eps": 1e-6}, "NAdam")["eps-1e-06"]["init_args"] == {"eps": 1e-6}
+    with pytest.raises(UserError, match="--vary has no 'shrink': choose from optimizer, beta2, optimizer.ARGUMENT"):
+        varied({"shrink": 0.4}, "AdamW")
+
+
+def test_grids_of_several_optimizers_lie_in_their_folders(arguments, tmp_path, capsys):
+    small = dict(lrs="0.01", batch_sizes=2, vary={"beta2": [0.9, 0.99]}, plan="tokens", out_dir=tmp_path)
+    warmstart_grid_search.setup(**arguments | small)
+    assert "Grid search at neox-16 with beta2-0.99: 1 learning rates" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
