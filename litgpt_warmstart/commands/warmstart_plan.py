@@ -3,9 +3,11 @@
 from contextlib import suppress
 from json import dumps, loads
 from pathlib import Path
+from typing import Any
 
+from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.edge import command, options
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.resolve import read_base, resolve
@@ -18,6 +20,7 @@ def setup(
     base: Path | None = None,
     target: str | None = None,
     growth: Growth = Growth(),
+    max_flops: float | None = None,
     out_dir: Path = Path("out/warmstart"),
     measure: bool = True,
     json: Path | None = None,
@@ -33,17 +36,21 @@ def setup(
         base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
             takes the base's vocabulary.
+        max_flops: Instead of ``base`` and ``target``: a budget of Hoffmann FLOPs, the base's training included, for
+            which pairs of scales are proposed, how much each grows, when to grow, and what it can save.
         out_dir: A warmstart's; taken so that its arguments are a plan's, which writes nothing there.
         measure: Whether to build the target and time it; without, memory is that of weights, gradients and optimizer.
         json: Optional file to write the plan to, too.
     """
     from litgpt_warmstart.run.plan import make_plan
 
-    start = read_base(base)
-    spec = resolve("warmstart", target, start, growth, out_dir, run, {})
     if json is not None:
         _check_free(json)
-    told, figures = make_plan(spec, start, measure)
+    if max_flops is not None:
+        told, figures = _proposals(max_flops, base, target, growth, run)
+    else:
+        start = read_base(base)
+        told, figures = make_plan(resolve("warmstart", target, start, growth, out_dir, run, {}), start, measure)
     print(told)
     if json is not None:
         try:
@@ -53,11 +60,27 @@ def setup(
             raise UserError(f"cannot write --json {str(json)!r}: {error.strerror}: choose another file") from error
 
 
+def _proposals(
+    max_flops: float, base: Path | None, target: str | None, growth: Growth, run: RunArgs
+) -> tuple[str, dict[str, Any]]:
+    """What a budget is proposed to be spent on, in lines and as plain values."""
+    from litgpt_warmstart.run.budget import propose, told
+
+    check_above_zero(dict(max_flops=max_flops))
+    if base is not None or target is not None:
+        raise UserError("--max_flops proposes base and target: leave --base and --target out")
+    data = run.data
+    names = ("padded_vocab_size", "vocab_size")
+    vocabulary = {name: getattr(data, name) for name in names} if isinstance(data, PreparedText) else {}
+    return told(max_flops, propose(max_flops, growth, run.train.max_seq_length, **vocabulary))
+
+
 def _check_free(path: Path) -> None:
     """Raise a UserError for what a plan would replace and that is none."""
     if not path.exists():
         return
     with suppress(OSError, ValueError, TypeError):
-        if {"base", "target", "steps", "parameter_growth"} <= set(loads(path.read_text(encoding="utf-8"))):
+        held = set(loads(path.read_text(encoding="utf-8")))
+        if {"base", "target", "steps", "parameter_growth"} <= held or held == {"max_flops", "proposals"}:
             return
     raise UserError(f"--json {str(path)!r} is there and holds no plan: choose another file")

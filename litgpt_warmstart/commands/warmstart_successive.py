@@ -8,6 +8,7 @@ from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.run.resolve import read_base, resolve_models
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 from litgpt_warmstart.study import StudyArgs
@@ -22,6 +23,8 @@ def setup(
     operator: str | list[str] = Growth.operator,
     compute_split: str | list[float] | None = None,
     max_flops: float | None = None,
+    grow_at: str | float | list[float] | None = None,
+    schedule: ScheduleName | None = None,
     scratch: bool = True,
     mup_base: str | None = None,
     out_dir: Path = Path("out/warmstart_successive"),
@@ -39,8 +42,12 @@ def setup(
         base: Folder of a trained checkpoint that the first of ``scales`` grows from, instead of training it.
         compute_split: Each stage's share of the compute, e.g. ``0.1,0.3,0.6``. Default: each stage has its own
             ``tokens_per_param``.
-        max_flops: The compute of all stages, by Hoffmann et al.'s count, for ``compute_split``. Default: what the
-            stages come to at ``tokens_per_param``.
+        max_flops: The compute of all stages, by Hoffmann et al.'s count, for ``compute_split`` or ``grow_at``. Default:
+            what the stages, or the last one, come to at ``tokens_per_param``.
+        grow_at: When to grow: shares of all tokens that have been read by then, one for each growth, e.g. ``0.7``. All
+            stages are then one wsd run: warmup and full rate in the first, the cooldown in the last. The tokens are the
+            last scale's ``tokens_per_param``, or what ``max_flops`` is good for. ``warmstart_plan`` proposes shares.
+        schedule: Of each stage, as in ``warmstart``. Default: constant; with ``grow_at`` it is wsd over all stages.
         scratch: Whether to train the last scale from scratch beside the chain, with the compute of the whole
             lineage, the base's included.
         operator: What stands for Pad0 in eq. (1), of every growth, or one for each with commas, e.g. ``stack,pad``; see
@@ -67,12 +74,23 @@ def setup(
     shares = None
     if compute_split is not None:
         shares = as_list(compute_split, float, "--compute_split", once=False, words="numbers")
-    if max_flops is not None and shares is None:
-        raise UserError("--max_flops is divided by --compute_split: give that too")
+    if max_flops is not None and shares is None and grow_at is None:
+        raise UserError("--max_flops is divided by --compute_split or --grow_at: give one of them too")
+    places = None
+    if grow_at is not None:
+        places = as_list(grow_at, float, "--grow_at", once=False, words="numbers")
+        if shares is not None or start is not None:
+            other = "--compute_split divides the compute itself" if shares else "it trains the base itself"
+            raise UserError(f"--grow_at: {other}: leave {'--compute_split' if shares else '--base'} out")
+        if schedule not in (None, "wsd"):
+            raise UserError(
+                f"--grow_at trains one wsd schedule over all stages, which --schedule {schedule} is none of"
+            )
+    run = replace(run, schedule=schedule or ("wsd" if places else RunArgs.schedule))
     check_above_zero(dict(max_flops=max_flops))
     if start and (mup_base is None or resolve_models(None, start, None, mup_base, None)[1].header is start):
         mup_base = str(start.path)
     if start and start.record and start.record.data_uses and run.data is None:
         run = replace(run, data=recorded_data(start.record.data_uses[-1]))
     make = from_scratch(replace(run, mup_base=mup_base or names[0]))
-    conduct(successive.plan(make, names, start, growths, shares, max_flops, scratch, train, out_dir), study)
+    conduct(successive.plan(make, names, start, growths, shares, max_flops, places, scratch, train, out_dir), study)

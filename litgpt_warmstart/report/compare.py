@@ -14,6 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from litgpt_warmstart.method.limits import limits
+from litgpt_warmstart.method.limits import speed_up as share_as_speed_up
 from litgpt_warmstart.report.runs import Found, Run
 from litgpt_warmstart.report.statistics import (
     Estimate,
@@ -121,6 +123,23 @@ class Arm:
         flops = fmean(self.pairs["base_hoffmann_flops"] / self.pairs["scratch_hoffmann_flops"])
         return (1 / (1 - tokens), 1 / (1 - tokens + flops)) if tokens < 1 else (math.inf, math.inf)
 
+    @cached_property
+    def loss_limits(self) -> tuple[float, float]:
+        """The same if growth carries the base's loss alone, see :mod:`litgpt_warmstart.method.limits`; NaN where what
+        the base took is not known."""
+        rows = self.pairs
+        columns = [rows[[f"{of}_{what}" for of in ("base", "scratch")]].to_numpy()
+                   for what in ("parameters", "tokens", "hoffmann_flops")]  # fmt: skip
+        found = [limits(*row) for row in zip(*columns, strict=True)]
+        own, whole = fmean(each.loss for each in found), fmean(each.loss_with_base for each in found)
+        return share_as_speed_up(own), share_as_speed_up(whole)
+
+    @property
+    def is_beyond_growth(self) -> bool:
+        """Whether a speed-up is more than growth can give, so that something else is behind it."""
+        counted = (self.speed_up, self.limits[0]), (self.speed_up_with_base, self.limits[1])
+        return any(found.seeds > 0 and found.mean > limit for found, limit in counted)
+
 
 def _pair(warm: Run, scratch: Run) -> dict[str, Any]:
     """A row of pairs.csv, but for the shares."""
@@ -129,6 +148,7 @@ def _pair(warm: Run, scratch: Run) -> dict[str, Any]:
         "seed": warm.seed, "tokens_per_param": warm.tokens_per_param,
         "scratch_first_val_loss": scratch.val_losses.iloc[0], "first_val_loss": warm.val_losses.iloc[0],
         "scratch_val_loss": scratch.val_loss, "val_loss": warm.val_loss,
+        "base_parameters": warm.record.lineage[-1].parameters, "scratch_parameters": scratch.record.parameters,
         "scratch_tokens": scratch.tokens, "scratch_tokens_to_its_loss": scratch_tokens,
         "tokens_to_scratch_loss": tokens, "base_tokens": warm.base_tokens,
         "scratch_hoffmann_flops": scratch.own_flops,

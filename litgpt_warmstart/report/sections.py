@@ -17,6 +17,8 @@ PAPERS_BUDGET = 20
 """Tokens per parameter."""
 ROWS = 9
 """Of a table on the terminal."""
+DISTRUST = "distrust"
+"""Marks a speed-up that is more than growth can give."""
 MIN_VALIDATIONS = 4
 """Fewer points make an interpolated token count a guess."""
 
@@ -36,7 +38,9 @@ def answer(compared: Compared, found: Found) -> Section:
         shown = pd.DataFrame([_speed_up_shown(*one) for one in arms])
         caption = (
             "Speed-up in Hoffmann FLOPs, over the seeds that reached the scratch run's last validation loss (the mean"
-            " is that of the compute they took, inverted), and the most that growth can give."
+            " is that of the compute they took, inverted), and the most that growth can give: from what it gives if it"
+            " carries the base's loss (by Hoffmann et al.'s fit) to what it gives if it carries what the base's tokens"
+            f" taught. A speed-up beyond that is one to {DISTRUST}."
         )
         pairs = pd.concat([arm.pairs.assign(comparison=c.title, warmstart=arm.label) for c, arm in arms])
         section.tables = [Table("speed_up", caption, rows, shown), Table("pairs", "", pairs)]
@@ -79,16 +83,23 @@ def speed_up_row(comparison: Comparison, arm: Arm) -> dict[str, Any]:
     ):  # fmt: skip
         columns |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     columns |= {f"{kind}_runs": " ".join(arm.pairs[f"{kind}_run"]) for kind in ("warmstart", "scratch")}
-    return columns | dict(zip(("speed_up_limit", "speed_up_with_base_limit"), arm.limits, strict=True))
+    names = "speed_up_limit", "speed_up_with_base_limit"
+    columns |= dict(zip(names, arm.limits, strict=True))
+    columns |= dict(zip([f"{name}_if_loss" for name in names], arm.loss_limits, strict=True))
+    return columns | {"distrust": arm.is_beyond_growth}
 
 
 def _speed_up_shown(comparison: Comparison, arm: Arm) -> dict[str, str]:
-    limits = [f"{limit:.2f}" if math.isfinite(limit) else "-" for limit in arm.limits]
+    limits = [
+        " to ".join(f"{limit:.2f}" if math.isfinite(limit) else "-" for limit in pair)
+        for pair in zip(arm.loss_limits, arm.limits, strict=True)
+    ]
     told = [found.words() if arm.reached else "never" for found in (arm.speed_up, arm.speed_up_with_base)]
     return {
         "comparison": comparison.title, "warmstart": arm.label,
         "reached the loss": f"{arm.reached} of {_seeds(len(arm.pairs))}",
         "speed-up": told[0], "at most": limits[0], "with base": told[1], "at most, with base": limits[1],
+        "": DISTRUST if arm.is_beyond_growth else "",
     }  # fmt: skip
 
 
@@ -147,13 +158,15 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def beyond_growth(comparison: Comparison) -> str | None:
     """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth."""
-    limit = next((a.limits[0] for a in comparison.arms if a.speed_up.seeds and a.speed_up.mean > a.limits[0]), None)
-    if limit is None:
+    beyond = next((arm.limits for arm in comparison.arms if arm.is_beyond_growth), None)
+    if beyond is None:
         return None
+    limit, with_base = beyond
     return (
         f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
-        f" speed-up of {limit:.2f} at most. Look at the curves: small models have one sudden drop, and where the run"
-        " from scratch has not had it by its end, a speed-up tells when it came and not what growth saves."
+        f" speed-up of {limit:.2f} at most, {with_base:.2f} with the base counted: one to {DISTRUST}. Look at the"
+        " curves: small models have one sudden drop, and where the run from scratch has not had it by its end, a"
+        " speed-up tells when it came and not what growth saves."
     )
 
 

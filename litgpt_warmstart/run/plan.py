@@ -26,6 +26,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_flops_per_token
 from litgpt_warmstart.method.growth import check_growable
+from litgpt_warmstart.method.limits import Limits, limits
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.build import build_state, update_weights
@@ -116,6 +117,7 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
     stages = route(base.config, config) if factor > ABOUT * RELIABLE_GROWTH and at_least_many else ()
     if stages:
         warnings.append(growth_warning(factor, per_param, stages))
+    can_save = savings(source, target)
     state_bytes = 4 * parameters * (2 if spec.precision == "bf16-true" else 4)  # weights, gradients, Adam's moments
     memory = f"Memory: {state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments; "
     measurement = measure(spec) if measured else None
@@ -135,6 +137,7 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
         f" {spec.tokens_per_step:,}; the base's lineage has read {_count(source.tokens)}",
         f"Hoffmann FLOPs, with embedding and softmax: target {target.hoffmann_flops:.3g}, the base's lineage"
         f" {_count(source.hoffmann_flops)}",
+        *savings_lines(can_save),
         f"Data: {data}",
         memory,
         *(measurement.lines(spec.max_steps) if measurement else ()),
@@ -143,10 +146,34 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
     figures = dict(
         base=asdict(source), target=asdict(target), parameter_growth=factor, width_growth=widening,
         steps=spec.max_steps, tokens_per_step=spec.tokens_per_step, tokens_per_param=per_param,
-        state_bytes=state_bytes, measurement=measurement and asdict(measurement), data=data, tokens_left=tokens_left,
+        limits=can_save and asdict(can_save), state_bytes=state_bytes,
+        measurement=measurement and asdict(measurement), data=data, tokens_left=tokens_left,
         warnings=warnings, route=[short_name(stage.name) for stage in stages] if len(stages) > 2 else [],
     )  # fmt: skip
     return "\n".join(lines), figures
+
+
+COUNTED = ("parameters", "tokens", "hoffmann_flops")
+
+
+def savings(source: ModelFigures, target: ModelFigures) -> Limits | None:
+    """What the growth can save of the target's training; None where the base's record does not tell what it took."""
+    if None in (source.tokens, source.hoffmann_flops):
+        return None
+
+    return limits(*((getattr(source, name), getattr(target, name)) for name in COUNTED))
+
+
+def savings_lines(found: Limits | None) -> list[str]:
+    """The same in lines."""
+    if found is None:
+        return ["What growth can save is not known: the base's record does not tell what it took"]
+    beyond = found.speed_ups
+    return [
+        f"Growth can save {found.words}",
+        f"  A speed-up beyond {beyond['tokens']:.2f}, or {beyond['tokens_with_base']:.2f} with the base counted, is one"
+        " to distrust: the run from scratch is then not what it should be",
+    ]
 
 
 def _count(number: int | None) -> str:

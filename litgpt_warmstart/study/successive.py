@@ -19,6 +19,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import resolve_config, short_name
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.chains import NOT_KNOWN, Chain, lineage_figure, parent
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import Run, find
@@ -103,15 +104,20 @@ def plan(
     growths: Sequence[Growth],
     compute_split: Sequence[float] | None,
     max_flops: float | None,
+    grow_at: Sequence[float] | None,
     scratch: bool,
     train: TrainArgs,
     out_dir: Path,
 ) -> Study:
-    """The runs of a chain, which ``make`` resolves, each grown in its way, and of the last scale from scratch."""
+    """The runs of a chain, which ``make`` resolves, each grown in its way, and of the last scale from scratch.
+
+    With ``grow_at`` they share one wsd schedule, see :func:`stages_of`.
+    """
     check_results(out_dir / TABLE, COLUMNS[:2], PICTURE)
 
-    def from_scratch(target: str, folder: str, max_tokens: int | None = None) -> RunSpec:
-        return make(target=target, out_dir=out_dir / folder, train=replace(train, max_tokens=max_tokens))
+    def from_scratch(target: str, folder: str, max_tokens: int | None = None, **changes: Any) -> RunSpec:
+        budget = {"train": replace(train, max_tokens=max_tokens)} | changes
+        return make(target=target, out_dir=out_dir / folder, **budget)
 
     folders = [f"{number}-{short_name(resolve_config(name).name)}" for number, name in enumerate(scales, start=1)]
     specs = [from_scratch(*stage) for stage in zip(scales, folders, strict=True)]
@@ -119,6 +125,9 @@ def plan(
     if compute_split is not None:
         tokens = split_tokens(specs, compute_split, max_flops)
         specs = [from_scratch(*stage) for stage in zip(scales, folders, tokens, strict=True)]
+    if grow_at is not None:
+        stages = zip(scales, folders, stages_of(specs, grow_at, max_flops, train), strict=True)
+        specs = [from_scratch(name, folder, **changes) for name, folder, changes in stages]
     runs: list[StudyRun] = []
     source = start.path if start else None
     left = iter(growths)
@@ -163,3 +172,61 @@ def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: f
         raise UserError(f"--compute_split {listed}: give shares above 0 that add up to 1")
     whole = max_flops or sum(map(flops, specs))
     return [int(share * whole / flops(spec, 1)) for share, spec in zip(shares, specs, strict=True)]
+
+
+def stages_of(
+    specs: Sequence[RunSpec], grow_at: Sequence[float], max_flops: float | None, train: TrainArgs
+) -> list[dict[str, Any]]:
+    """What each stage is trained with, so that together they are one wsd run over the last scale's budget of tokens.
+
+    The first has the warmup, the last the cooldown, of so many steps as one run over all tokens would have; between
+    them the learning rate is the full one.
+
+    Args:
+        specs: The stages, each with a budget and wsd schedule of its own.
+        grow_at: The shares of all tokens after which it is grown.
+        max_flops: The compute of all stages; None for the last scale's own tokens.
+        train: Its warmup and cooldown are the whole run's.
+
+    Returns:
+        Options of each stage: budget and schedule.
+
+    Raises:
+        UserError: The shares are no order of growths, or leave no room for warmup or cooldown.
+    """
+    listed = ", ".join(f"{share:g}" for share in grow_at)
+    if len(grow_at) != len(specs) - 1:
+        raise UserError(f"--grow_at {listed}: give one share for each of {len(specs) - 1} growths")
+    ends = (0.0, *grow_at, 1.0)
+    if not all(earlier < later for earlier, later in pairwise(ends)):  # NaN is neither
+        raise UserError(f"--grow_at {listed}: give shares of all tokens between 0 and 1, each above the one before")
+    per_step = specs[-1].tokens_per_step
+    if any(spec.tokens_per_step != per_step for spec in specs):
+        raise UserError("--grow_at: scales have batches of their own: give --train.global_batch_size, the same for all")
+    shares = [later - earlier for earlier, later in pairwise(ends)]
+    tokens = specs[-1].max_tokens
+    if max_flops is not None:
+        tokens = max_flops / sum(share * flops(spec, 1) for share, spec in zip(shares, specs, strict=True))
+    whole = Schedule.of("wsd", train.for_schedule("wsd"), max(1, int(tokens / per_step)))
+    ((first, end),) = whole.cooldowns
+    places = [round(share * end) for share in ends]
+    steps = [later - earlier for earlier, later in pairwise(places)]
+    if not all(steps):
+        told = f"{end:,} steps of {per_step:,} tokens" if tokens >= per_step else f"less than a step of {per_step:,}"
+        raise UserError(f"--grow_at {listed} leaves a stage without a step, of {told}: raise the budget")
+    if places[1] < whole.warmup_steps or places[-2] > first:
+        raise UserError(
+            f"--grow_at {listed}: a growth at step {places[1] if places[1] < whole.warmup_steps else places[-2]:,} of"
+            f" {end:,} falls into the warmup of {whole.warmup_steps:,} steps or the cooldown from step {first:,} on:"
+            " move it, or shorten that"
+        )
+    found = []
+    for number, count in enumerate(steps):
+        is_last, begins = number == len(steps) - 1, number == 0 and whole.warmup_steps > 0
+        name = "wsd" if is_last else "warmup" if begins else "constant"
+        lengths = dict(
+            lr_warmup_steps=whole.warmup_steps if begins else None, lr_warmup_fraction=None, cooldown_fraction=None,
+            cooldown_steps=end - first if is_last else None, max_tokens=count * per_step,
+        )  # fmt: skip
+        found.append({"train": replace(train, **lengths).for_schedule(name), "schedule": name})
+    return found

@@ -44,6 +44,8 @@ def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study
     assert arm.loss_difference("val_loss").mean == pytest.approx(-0.9)
     # The base had a quarter of the target's tokens: 1 / (1 - 1/4) is all that they can save, less with its compute.
     assert arm.limits == pytest.approx((4 / 3, 1 / (0.75 + base / whole)))
+    assert 1 < arm.loss_limits[0] < arm.limits[0] and arm.loss_limits[1] < arm.loss_limits[0]
+    assert arm.is_beyond_growth  # 2.4 times
 
 
 def test_a_seed_that_never_reaches_the_loss_is_counted_as_such(study):
@@ -58,6 +60,7 @@ def test_a_run_from_scratch_that_left_its_last_loss_again_is_counted_to_where_it
     make_run.pair([8.0, 5.0, 4.0, 4.6, 4.5], [8.0, 5.0, 4.0, 4.6, 4.5])
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.pairs["tokens_to_scratch_loss"].item() == 15 * PER_STEP and arm.speed_up.mean == 1.0
+    assert not arm.is_beyond_growth
 
 
 def test_a_warmstart_that_starts_below_the_loss_needs_no_compute_of_its_own(make_run):

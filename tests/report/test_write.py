@@ -116,6 +116,8 @@ def test_answers_and_tables_have_the_numbers(whole):
     assert (
         short["speed_up_low"] == "" and short["warmstart"] == "shrink 0.6, from neox-16 (0.001M) at 6.14 tokens/param"
     )
+    assert arm["distrust"] == "True" and 1 < float(arm["speed_up_limit_if_loss"]) < 4 / 3
+    assert "with the base counted: one to distrust" in told
     pairs = whole.rows("pairs")
     assert len(pairs) == 4 and {row["seed"] for row in pairs} == {"1", "2", "3"}
     curve = [row for row in whole.rows("validation_losses") if row["run"] == pairs[0]["warmstart_run"]]

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from litgpt.config import Config
 from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_successive
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import TrainArgs
 from tests.conftest import losses, neox
@@ -51,6 +53,54 @@ def test_a_chain_keeps_its_mup_base_reads_no_token_twice_and_has_one_lineage(cha
     assert records[2].lineage[:1] == records[1].lineage
     assert [a.growth and a.growth.shrink for a in records[2].lineage] == [None, 0.4]
     assert records[2].growth.shrink == 0.4
+
+
+def test_grow_at_is_one_wsd_schedule_over_the_whole_lineage(scales, settings, tmp_path):
+    train = TrainArgs(global_batch_size=4, lr_warmup_steps=3, max_norm=1.0)
+    own = settings | dict(scales=scales[:2], lr=0.02, tokens_per_param=0.04, train=train, scratch=False)
+    warmstart_successive.setup(out_dir=tmp_path, grow_at=0.6, **own)
+    folders = [tmp_path / "1-neox-16", tmp_path / "2-neox-32"]
+    records = [read_header(folder / "final").record for folder in folders]
+    steps = [record.step_count for record in records]
+    whole = sum(steps)
+    assert whole == int(0.04 * records[1].parameters) // (4 * 64) and steps[0] == round(0.6 * whole)
+    assert [record.training["schedule"]["name"] for record in records] == ["warmup", "wsd"]
+    schedule = Schedule.of("wsd", train, whole)
+    rates = [rate for folder in folders for rate in losses(folder, "learning_rate")]
+    assert rates == pytest.approx([0.02 * schedule(step) for step in range(whole)])
+    assert records[1].data.start_token == records[0].data.stop_token
+
+
+def test_grow_at_takes_what_a_budget_of_flops_is_good_for(scales, settings, tmp_path, capsys):
+    flops = [hoffmann_flops_per_token(Config.from_file(path), 64) for path in scales[:2]]
+    own = settings | dict(scales=scales[:2], lr=0.02, train=TrainArgs(global_batch_size=4), plan="tokens")
+    budget = 20_000 * (0.7 * flops[0] + 0.3 * flops[1])
+    warmstart_successive.setup(out_dir=tmp_path, grow_at="0.7", max_flops=budget, **own)
+    told = capsys.readouterr().out
+    assert "14,080" in told and "5,888" in told  # 78 steps of 256 tokens: 55 and 23
+    own = own | dict(scales=scales)
+    warmstart_successive.setup(out_dir=tmp_path, grow_at=[0.5, 0.75], max_flops=1e12, **own)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (dict(schedule="cosine"), "--grow_at trains one wsd schedule over all stages, which --schedule cosine is none"),
+        (dict(schedule="constant"), "--schedule constant is none of"),
+        (dict(grow_at="0.5,0.7"), "--grow_at 0.5, 0.7: give one share for each of 1 growths"),
+        (dict(grow_at=1.0), "--grow_at 1: give shares of all tokens between 0 and 1"),
+        (dict(grow_at="soon"), "--grow_at soon: give numbers with commas"),
+        (dict(grow_at=0.9), "falls into the warmup of 0 steps or the cooldown"),
+        (dict(compute_split="0.5,0.5"), "leave --compute_split out"),
+        (dict(tokens_per_param=0.001), "leaves a stage without a step"),
+        (dict(grow_at=None, max_flops=1e12), "--max_flops is divided by --compute_split or --grow_at"),
+    ],
+)
+def test_what_grow_at_cannot_follow_is_refused(refused, scales, settings, tmp_path, changes, line):
+    train = TrainArgs(global_batch_size=2)
+    own = settings | dict(scales=scales[:2], lr=0.02, tokens_per_param=0.04, train=train, grow_at=0.6)
+    assert line in refused(warmstart_successive.setup, **own | dict(out_dir=tmp_path / "out") | changes)
+    assert not (tmp_path / "out").exists()
 
 
 def test_its_table_counts_tokens_and_flops_over_the_lineage(chain):
