@@ -127,8 +127,6 @@ class Arm:
 OF_OPTIMIZER = "optimizer."
 DEFAULTS = Arm("", "").options
 """What an arm has where nothing else is said."""
-OPTIONS = [name for name in DEFAULTS if name != "optimizer_args"]
-"""What an arm may vary, beside arguments of its optimizer."""
 COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "hoffmann_flops")
 """Of the table, what an outcome tells."""
 
@@ -157,8 +155,8 @@ def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> li
     for arm in arms:
         if not isinstance(arm, Mapping):
             raise UserError(f"--arms: {arm!r} is no mapping such as {{shrink: [0.2, 0.4]}}")
-        if unknown := sorted(name for name in arm if name not in OPTIONS and not str(name).startswith(OF_OPTIMIZER)):
-            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(OPTIONS)}, optimizer.ARGUMENT")
+        if unknown := sorted(name for name in arm if name not in DEFAULTS and not str(name).startswith(OF_OPTIMIZER)):
+            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(DEFAULTS)}")
         values = {**defaults, **arm}
         lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
         for combination in itertools.product(*lists):
