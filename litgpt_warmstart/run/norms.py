@@ -122,7 +122,7 @@ def _logit_norms(x: torch.Tensor, head: nn.Linear) -> torch.Tensor:
     """:func:`_row_norms` of the logits of x (B, T, n_embd), a few tokens' at a time: all may not fit."""
     x, dtype = x.flatten(0, 1), head_dtype(head.weight)
     weight, bias = head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
-    chunks = x.to(dtype).split(chunk_size(len(x), *weight.shape, x.device.type))
+    chunks = x.to(dtype).split(chunk_size(len(x), len(weight), weight.shape[1], x.device.type))
     logits = weight.new_empty(len(chunks[0]), len(weight))  # one after the other: fresh memory takes as long as they do
     norms = []
     with torch.autocast(x.device.type, enabled=False):
