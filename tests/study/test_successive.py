@@ -175,6 +175,24 @@ def test_the_run_from_scratch_has_the_bases_compute_too(chain, scales, arguments
     assert float(first["lineage_flops"]) == pytest.approx(spent)
 
 
+def test_a_chain_may_grow_in_depth_and_then_in_width_and_stays_one_lineage(scales, arguments, tmp_path):
+    deep = []
+    for n_embd in WIDTHS[:2]:
+        sizes = dict(vocab_size=4096, padded_vocab_size=4096, n_layer=6, name=f"deep-{n_embd}")
+        (tmp_path / str(n_embd)).mkdir()
+        save_config(neox(n_embd, n_embd // 8, **sizes), tmp_path / str(n_embd))
+        deep.append(str(tmp_path / str(n_embd) / "model_config.yaml"))
+    chain = [scales[0], *deep]
+    warmstart_successive.setup(
+        **arguments | dict(scales=chain, out_dir=tmp_path / "chain", scratch=False, operator="stack,pad")
+    )
+    last = read_header(tmp_path / "chain/3-deep-32/final").record
+    assert [ancestor.name for ancestor in last.lineage] == ["neox-16", "deep-16"]
+    assert (last.mup_base_config["n_layer"], last.width_mult, last.branch_divisor) == (2, 2, 3)
+    ends = [use.stop_token for use in last.data_uses]
+    assert [use.start_token for use in last.data_uses] == [0, *ends[:-1]]
+
+
 def test_each_growth_of_a_chain_may_have_an_operator_of_its_own(scales, arguments, tmp_path):
     warmstart_successive.setup(**arguments | dict(scales=scales, out_dir=tmp_path, scratch=False, operator="tile,pad"))
     records = [read_header(tmp_path / name / "final").record for name in ("2-neox-32", "3-neox-64")]
