@@ -426,7 +426,10 @@ def main() -> None:
         refuse("torch finds no CUDA device here; --rehearse takes the same way with toys, to find mistakes")
 
     out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"cannot write --out {str(args.out)!r}: {error.strerror}: choose another")
     text = args.text.resolve() if args.text else None
     session = Session(out, text, sizes, args.rehearse, time.monotonic() + 60 * args.minutes * sizes.patience)
     chosen = [step for step in every if step.name in asked]

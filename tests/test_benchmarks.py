@@ -85,7 +85,8 @@ PASSED tests/a.py::test_x[1 2]"""
 @pytest.mark.parametrize(
     ("words", "told"),
     [([], "torch finds no CUDA device"), (["--text", "/no/folder"], "no text in '/no/folder'"),
-     (["--steps", "trian"], "there is no step 'trian': choose from versions, train, text")],
+     (["--steps", "trian"], "there is no step 'trian': choose from versions, train, text"),
+     (["--rehearse", "--out", __file__], f"cannot write --out {__file__!r}: File exists: choose another")],
 )  # fmt: skip
 def test_make_gpu_refuses_in_one_line_and_writes_nothing(words, told, tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path / "out", *words]

@@ -269,10 +269,14 @@ def _seconds_per_sequence(fabric: L.Fabric, spec: RunSpec) -> float:
 
 def _is_long_enough(spec: RunSpec, sizes: list[int], device: torch.device) -> bool:
     """Whether anything may be tried for a run: all where nothing is compiled, else a first one, and then we know."""
+
+    def seconds(sequences: int) -> float:
+        return spec.flops(sequences * spec.block_size)["matmul_flops"] / FLOPS_PER_SEC[device.type]
+
+    run, trials = spec.max_steps * spec.global_batch_size, (2 + REPEATS) * sum(sizes)
     if spec.compile:
-        seconds = spec.flops(spec.max_tokens)["matmul_flops"] / FLOPS_PER_SEC[device.type]
-        return min(seconds, _max_seconds(spec)) >= WORTH * TRIAL_SECONDS
-    return spec.max_steps * spec.global_batch_size >= WORTH * (2 + REPEATS) * sum(sizes)
+        return min(seconds(run), _max_seconds(spec)) >= WORTH * TRIAL_SECONDS
+    return run >= WORTH * trials and _max_seconds(spec) >= WORTH * seconds(trials)
 
 
 def _max_seconds(spec: RunSpec) -> float:

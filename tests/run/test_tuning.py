@@ -117,6 +117,14 @@ def test_trials_end_where_they_would_take_too_much_of_the_run_and_are_gone_on_wi
         assert len(trials) == number
 
 
+def test_eager_runs_are_not_tried_for_where_max_time_is_short_for_their_model(fabric, spec, device):
+    wide = replace(spec, config=resolve_config("70M"))  # 42 sequences of 64 tokens: 7e11 FLOPs, 7 s at 1e11 a second
+    for run, number in ((lasting(wide, 60.0), 0), (lasting(wide, 600.0), 3), (lasting(spec, 60.0), 3)):
+        trials = device({4: 1.0, 2: 1.0, 1: 1.0})
+        find(fabric, run, Choice("chunked", 4), [1, 2, 4], ["chunked"])
+        assert len(trials) == number
+
+
 def lasting(spec: RunSpec, max_time: float) -> RunSpec:
     """The same run with a limit in seconds."""
     return replace(spec, args=replace(spec.args, train=replace(spec.args.train, max_time=max_time)))
