@@ -80,7 +80,7 @@ test: $(DEVELOPED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 drill: $(DEVELOPED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards -m "drill or not drill" -n $(WORKERS) -rA
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards tests/run/test_team.py tests/run/test_sharding.py tests/study/test_runner.py -m "drill or not drill" -n $(WORKERS) -rA
 
 fuzz: $(DEVELOPED)
 	$(BIN)/python -m tests.guards.fuzz --seconds 600

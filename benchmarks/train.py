@@ -37,6 +37,8 @@ from measuring import (
 )
 
 LEARNING_RATE = 1e-3
+STEPS = 8
+"""Of a run whose devices are compared."""
 MAX_TOKENS = 5 * 10**7
 """Of our run, which never comes to its end: with more, a longer time would go into trying micro-batches."""
 DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
@@ -55,6 +57,8 @@ class Work:
     """Sequences."""
     block_size: int
     """Tokens of a sequence."""
+    devices: int = 1
+    """Processes of one thread each, where they are what is compared."""
 
     @property
     def tokens(self) -> int:
@@ -63,7 +67,7 @@ class Work:
     @property
     def options(self) -> list[str]:
         return ["--scales", self.scale, "--precisions", self.precision, "--global_batch_size", str(self.batch),
-                "--block_size", str(self.block_size)]  # fmt: skip
+                "--block_size", str(self.block_size), "--devices", str(self.devices)]  # fmt: skip
 
     @property
     def config(self) -> Config:
@@ -167,6 +171,59 @@ def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
         eval=EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
         logger_name="csv",
     )  # fmt: skip
+
+
+def run_devices(work: Work, micro: int | None, out_dir: Path) -> dict[str, float]:
+    """The median tokens/s of ``warmstart_scratch`` on so many devices, after two steps that compile and warm up."""
+    from random_tokens import RandomTokens
+
+    from litgpt_warmstart.commands import warmstart_scratch
+    from litgpt_warmstart.run.metrics import read_metrics
+    from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
+
+    torch.set_float32_matmul_precision("high")  # as our script does
+    warmstart_scratch.setup(
+        target=work.scale,
+        mup_base="5M",
+        lr=LEARNING_RATE,
+        out_dir=out_dir,
+        precision=work.precision,
+        devices=work.devices,
+        data=RandomTokens(STEPS * work.batch, work.block_size),
+        train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=work.batch, micro_batch_size=micro,
+                        max_steps=STEPS, max_tokens=10**9, max_seq_length=work.block_size),
+        eval=EvalArgs(max_iters=2, initial_validation=False, final_validation=False, interval=10**9),
+        logger_name="csv",
+    )  # fmt: skip
+    rates = [row["tokens_per_sec"] for row in read_metrics(out_dir / "metrics.csv") if "tokens_per_sec" in row]
+    return {"tokens_per_sec": statistics.median(rates[2:])}
+
+
+def compare_devices(work: Work, pairs: int, folder: Path) -> dict[str, object]:
+    """Several processes of one thread each with one of them, in turn."""
+    folder.mkdir(parents=True)
+    numbers = (1, work.devices)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    environment |= {"JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+    rates: dict[int, list[float]] = {number: [] for number in numbers}
+    for pair in range(pairs):
+        for number in numbers if pair % 2 == 0 else reversed(numbers):
+            command = [sys.executable, __file__, "--worker", "devices", *replace(work, devices=number).options]
+            command += ["--work", str(folder), "--micro_batch_size", "1", "--name", f"{number}-{pair}"]
+            with (folder / f"{number}-{pair}.log").open("w") as log:
+                told = subprocess.run(
+                    command, stdout=subprocess.PIPE, stderr=log, check=True, text=True, env=environment
+                )
+            rates[number].append(json.loads(told.stdout.splitlines()[-1])["tokens_per_sec"])
+    ratios = [many / one for one, many in zip(*rates.values(), strict=True)]
+    found = {f"tokens_per_sec_{number}": spread(of) for number, of in rates.items()}
+    print(f"{work.scale}, {work.precision}, batch {work.batch} x {work.block_size}, micro-batch 1")
+    for number, of in rates.items():
+        print(f"  {number} devices: {statistics.median(of):,.0f} tokens/s ({min(of):,.0f} to {max(of):,.0f})")
+    ratio = spread(ratios)
+    print(f"  ratio {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})", flush=True)
+    return {"scale": work.scale, "precision": work.precision, "global_batch_size": work.batch,
+            "block_size": work.block_size, "devices": work.devices, "ratio": ratio, **found}  # fmt: skip
 
 
 def run_body(work: Work, micro: int | None, out_dir: Path) -> None:
@@ -413,7 +470,13 @@ def show(figures: dict[str, object]) -> None:
         )
 
 
-WORKERS = {"stock": run_stock, "ours": run_ours, "body": run_body, "machine": measure_machine}
+WORKERS = {
+    "stock": run_stock,
+    "ours": run_ours,
+    "body": run_body,
+    "devices": run_devices,
+    "machine": measure_machine,
+}
 CHANNEL = sys.stdout
 
 
@@ -435,6 +498,9 @@ def main() -> None:
         action="store_true",
         help="start a scale's trainers at once: sooner done on many cores, but first steps wait for each other",
     )
+    parser.add_argument(
+        "--devices", type=positive, default=1, help="compare so many processes of one thread with one, and no stock"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--micro_batch_size", type=int, help=argparse.SUPPRESS)
@@ -446,7 +512,7 @@ def main() -> None:
         CHANNEL = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what the trainers print goes to the log
         sys.stdout.reconfigure(line_buffering=True)
-        work = Work(args.scales[0], args.precisions[0], args.global_batch_size, args.block_size)
+        work = Work(args.scales[0], args.precisions[0], args.global_batch_size, args.block_size, args.devices)
         folder = args.work / (args.name or args.worker)
         result = WORKERS[args.worker](work, args.micro_batch_size, folder)
         if result:
@@ -460,8 +526,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for scale in args.scales:
             for precision in args.precisions:
-                work = Work(scale, precision, args.global_batch_size, args.block_size)
+                work = Work(scale, precision, args.global_batch_size, args.block_size, args.devices)
                 own = Path(folder) / f"{scale}-{precision}"
+                if args.devices > 1:
+                    results.append(compare_devices(work, args.pairs, own))
+                    write_result(args.out, command_line(), {"results": results})
+                    continue
                 sizes = args.stock_micro_batch_sizes
                 results.append(compare(work, sizes, args.pairs, args.round_steps, own, args.together))
                 show(results[-1])

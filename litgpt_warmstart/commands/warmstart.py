@@ -4,6 +4,7 @@ from pathlib import Path
 
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.run.devices import check_here
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
@@ -30,6 +31,7 @@ def setup(
     """
     from litgpt_warmstart.run.train import setup as train
 
+    check_here(run)
     start = read_base(base)
     own = dict(base=str(start.path), target=target) | growth.options
     return train(resolve("warmstart", target, start, growth, out_dir, run, own))

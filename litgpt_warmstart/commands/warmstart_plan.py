@@ -23,6 +23,8 @@ def setup(
     max_flops: float | None = None,
     out_dir: Path = Path("out/warmstart"),
     measure: bool = True,
+    device_memory_gb: float | None = None,
+    interconnect_gb_per_sec: float | None = None,
     json: Path | None = None,
     run: RunArgs = RunArgs(),
 ) -> None:
@@ -39,6 +41,8 @@ def setup(
         max_flops: Instead of ``base`` and ``target``: a budget of Hoffmann FLOPs, the base's training included, for
             which pairs of scales are proposed, how much each grows, when to grow, and what it can save.
         out_dir: A warmstart's; taken so that its arguments are a plan's, which writes nothing there.
+        device_memory_gb: Memory of a device, in GB, by which several share the model. Default: of this machine's.
+        interconnect_gb_per_sec: What a device can send to others, in GB/s, for the time that sending takes.
         measure: Whether to build the target and time it; without, memory is that of weights, gradients and optimizer.
         json: Optional file to write the plan to, too.
     """
@@ -46,11 +50,15 @@ def setup(
 
     if json is not None:
         _check_free(json)
+    check_above_zero(dict(device_memory_gb=device_memory_gb, interconnect_gb_per_sec=interconnect_gb_per_sec))
+    memory = None if device_memory_gb is None else int(device_memory_gb * 1e9)
+    rate = None if interconnect_gb_per_sec is None else interconnect_gb_per_sec * 1e9
     if max_flops is not None:
         told, figures = _proposals(max_flops, base, target, growth, run)
     else:
         start = read_base(base)
-        told, figures = make_plan(resolve("warmstart", target, start, growth, out_dir, run, {}), start, measure)
+        spec = resolve("warmstart", target, start, growth, out_dir, run, {})
+        told, figures = make_plan(spec, start, measure, memory, rate)
     print(told)
     if json is not None:
         try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from litgpt_warmstart.edge import command, options
+from litgpt_warmstart.run.devices import check_here
 from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
@@ -29,6 +30,7 @@ def setup(
     """
     from litgpt_warmstart.run.train import setup as train
 
+    check_here(run)
     start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
     own = dict(target=target, initial_checkpoint_dir=str(start.path) if start else None)
     return train(resolve("warmstart_scratch", target, start, None, out_dir, run, own))

@@ -83,17 +83,27 @@ class TrainLoader:
     def __init__(
         self, reading: Reading, blocks: BlockRange | None = None, rank: int = 0, num_processes: int = 1
     ) -> None:
-        self.reading, self.blocks = reading, blocks
+        self.reading, self.blocks, self._rank, self._num_processes = reading, blocks, rank, num_processes
         self._randomness = Randomness(reading.seed)
         with self._randomness:
             if blocks is not None and isinstance(reading.data, PreparedText):
                 self._loader: Any = reading.data.train_batches(blocks, reading.micro_batch_size, rank, num_processes)
             else:
                 self._loader = reading.data.train_dataloader()
+                _read_alone(self._loader)
         prepare_workers(self._loader)
         self._skip = 0
 
     def __iter__(self) -> Iterator[torch.Tensor]:
+        """The batches of this process; of a DataModule without numbered blocks each process reads those of all."""
+        if self.blocks is not None or self._num_processes == 1:
+            yield from self._whole()
+            return
+        batches = self._whole()
+        while len(of_all := list(itertools.islice(batches, self._num_processes))) == self._num_processes:
+            yield of_all[self._rank]
+
+    def _whole(self) -> Iterator[torch.Tensor]:
         wanted, left = self.reading.micro_batch_size, self._skip
         for stored in _drawn(self._loader, self._randomness, self.reading):
             if len(stored) > wanted:
@@ -147,6 +157,14 @@ class TrainLoader:
         if isinstance(getattr(self._loader, "dataset", None), IterableDataset):
             return {"micro_batch_size": self.reading.micro_batch_size, "num_workers": self._loader.num_workers}
         return {}
+
+
+def _read_alone(loader: Iterable[Any]) -> None:
+    """Have litdata's datasets give all that they hold, in the order of one process, where there are several."""
+    dataset = getattr(loader, "dataset", None)
+    for each in getattr(dataset, "_datasets", [dataset]):
+        if hasattr(each, "distributed_env"):
+            each.distributed_env = type(each.distributed_env)(world_size=1, global_rank=0, num_nodes=1)
 
 
 def _knows_its_place(loader: Iterable[Any]) -> bool:
@@ -235,28 +253,30 @@ def next_batches(
 
 
 def val_batches(
-    reading: Reading, max_blocks: int, device: torch.device
+    reading: Reading, max_blocks: int, device: torch.device, rank: int = 0, num_processes: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
     """Inputs and targets of the first validation blocks, shape (B, T) each, and how many of the B count.
 
     Every batch has the full micro-batch, so that nothing is compiled anew: the last one is filled with blocks whose
-    targets do not count.
+    targets do not count. Each of several processes has as many batches; of its last one perhaps nothing counts.
     """
     size, data, randomness = reading.micro_batch_size, reading.data, Randomness(reading.seed)
     with randomness:
         ours = isinstance(data, PreparedText)
         loader = data.val_batches(reading.block_size, size) if ours else _undropped(data.val_dataloader())
+    _read_alone(loader)
     prepare_workers(loader)
     rows = (row for stored in _drawn(loader, randomness, reading) for row in stored)
-    rows = itertools.islice(rows, max_blocks)  # the same at each call and each micro-batch
-    stored = map(torch.stack, iter(lambda: list(itertools.islice(rows, size)), []))
-    for input_ids, targets in next_batches(stored, device):
-        counted = len(input_ids)
-        if counted < size:
-            filling = size - counted
+    rows = itertools.islice(rows, max_blocks)  # the same at each call, each micro-batch and number of processes
+    of_all = iter(lambda: list(itertools.islice(rows, size * num_processes)), [])
+    own = ((each[rank * size : (rank + 1) * size], each[0]) for each in of_all)
+    counts, stored = itertools.tee(own)
+    batches = next_batches((torch.stack(mine or [other]) for mine, other in stored), device)
+    for (mine, _), (input_ids, targets) in zip(counts, batches, strict=True):
+        if filling := size - len(input_ids):
             input_ids = torch.cat((input_ids, input_ids[:1].expand(filling, -1)))
             targets = torch.cat((targets, torch.full_like(targets[:1], IGNORE_INDEX).expand(filling, -1)))
-        yield input_ids, targets, counted
+        yield input_ids, targets, len(mine)
 
 
 def first_val_block(reading: Reading, device: torch.device) -> torch.Tensor:

@@ -64,7 +64,7 @@ class DataPlan:
         if self.blocks is not None:
             left = replace(self.blocks, first=self.blocks.first + read)
             return TrainLoader(self.reading, left, rank, num_processes)
-        loader = TrainLoader(self.reading)
+        loader = TrainLoader(self.reading, None, rank, num_processes)
         if step_count:
             loader.go_on(read // self.reading.micro_batch_size, loader_state)
         return loader

@@ -213,7 +213,12 @@ def divisors(model: MuGPT, name: str, parametrization: str = "mup") -> Divisors:
 
 
 def initial_weights(
-    model: MuGPT, mup_base: Config, seed: int, growth: Growth = Growth(), parametrization: str = "mup"
+    model: MuGPT,
+    mup_base: Config,
+    seed: int,
+    growth: Growth = Growth(),
+    parametrization: str = "mup",
+    ahead: int = DRAWING_THREADS,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """muP's initialization, one parameter at a time, in the order of ``named_parameters``; a few are drawn ahead.
 
@@ -227,19 +232,21 @@ def initial_weights(
         seed: Seed of the draw.
         growth: Says how muP's noise is drawn, see :meth:`~litgpt_warmstart.method.growth.Growth.noise`.
         parametrization: A name in :data:`PARAMETRIZATIONS`.
+        ahead: How many are drawn ahead at most; with 0, and the one before let go of, no two stand in memory.
 
     Yields:
         Name and fp32 tensor on the CPU in the parameter's shape.
     """
-    threads = min(DRAWING_THREADS, torch.get_num_threads())
+    threads = min(ahead, torch.get_num_threads())
     drawn: deque[tuple[str, Future[torch.Tensor]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:  # a draw is serial and leaves Python's lock alone
+    with ThreadPoolExecutor(max(1, threads)) as pool:  # a draw is serial and leaves Python's lock alone
         for name, parameter in model.named_parameters():
             std = plain_std(model, name, mup_base) / divisors(model, name, parametrization).std
             drawn.append((name, pool.submit(_draw, model.config, name, parameter.shape, std, seed, growth)))
             if len(drawn) > threads:
                 name, tensor = drawn.popleft()
                 yield name, tensor.result()
+                del tensor
         while drawn:
             name, tensor = drawn.popleft()
             yield name, tensor.result()
@@ -270,6 +277,7 @@ def load_weights(model: GPT, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
             expected = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
             raise UserError(f"weight {name!r} of shape {tuple(weight.shape)} does not fit: the model has {expected}")
         parameter.copy_(weight)
+        del weight  # before the next one is made
     if parameters:
         raise UserError(f"the weights lack {sorted(parameters)[0]!r} of {model.config.name!r}")
 

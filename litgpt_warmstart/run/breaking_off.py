@@ -30,6 +30,8 @@ def end_early(error: Exception, run: OpenRun) -> Path:
     """
     if failed := device_failed(error, run.spec.micro_batch_size):
         raise failed from error
+    if not isinstance(error, UserError) and (lost := run.team.why()):
+        error = lost
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # told by a signal, wherever the run is
         error = BrokeOff(f"the data failed in mid-run: {one_line(error)}")
     if isinstance(error, UserError) and not isinstance(error, BrokeOff):
@@ -37,7 +39,7 @@ def end_early(error: Exception, run: OpenRun) -> Path:
     saved, note, out_dir = None, "", run.spec.out_dir
     try:
         with deaf_to_children():
-            if not run.state.whole:
+            if not run.state.whole or (run.team.size > 1 and not run.team.united):  # the others are elsewhere
                 saved, _ = newest_checkpoint(out_dir)
             elif run.state.step_count:
                 note = "" if out_dir.is_dir() else ", in a folder made anew"
@@ -62,8 +64,9 @@ def save_whole(run: OpenRun, folder: Path) -> Path:
         Diverged: A weight is not finite.
         BrokeOff: Something cannot be written.
     """
-    for file in filter(None, (run.rows, run.tracker.file)):
-        file.flush_to_disk()
+    with run.team.agreed():
+        for file in filter(None, (run.rows, run.tracker and run.tracker.file)):
+            file.flush_to_disk()
     try:
         return save(run, folder)
     except Diverged:

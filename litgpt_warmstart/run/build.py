@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from litgpt.config import Config
 from torch import nn
 
@@ -21,6 +22,7 @@ from litgpt_warmstart.run.checkpoint import Checkpoint
 from litgpt_warmstart.run.moments import load_moments
 from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.resume import State
+from litgpt_warmstart.run.sharding import parts
 from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 
@@ -42,6 +44,7 @@ def first_weights(
     growth: Growth | None = None,
     source: Checkpoint | None = None,
     parametrization: str = "mup",
+    ahead: int = mup.DRAWING_THREADS,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights that training starts from, tensor by tensor, fp32 on the CPU, with their names.
 
@@ -52,11 +55,12 @@ def first_weights(
         growth: How the source becomes the model; None for an initialization.
         source: The checkpoint to grow from.
         parametrization: A name in :data:`~litgpt_warmstart.method.parametrization.PARAMETRIZATIONS`.
+        ahead: How many tensors are drawn ahead at most.
     """
     drawn_by = seed
     if growth and growth.shrink != 0 and source and is_deepened_alone(source.config, model.config):
         drawn_by += model.config.n_layer * (LARGEST_SEED + 1)  # its blocks' names and widths are the source's own
-    initial = mup.initial_weights(model, mup_base, drawn_by, growth or Growth(), parametrization)
+    initial = mup.initial_weights(model, mup_base, drawn_by, growth or Growth(), parametrization, ahead)
     if growth is None or source is None:
         return initial
     foldings = (
@@ -101,11 +105,16 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
     """
     eager = bare_loss(fabric, spec, empty_init=True)
     gpt = eager.gpt
-    weights, lineage, grown = _origin(gpt, spec, start, resumed)
-    mup.load_weights(gpt, weights)
+    is_sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+    weights, lineage, grown = _origin(gpt, spec, start, resumed, 0 if is_sharded else mup.DRAWING_THREADS)
+    if not is_sharded:
+        mup.load_weights(gpt, weights)
     if spec.compile:
         fabric.print("Compiling at the first step, which takes a while; --compile false for short runs")
     loss = fabric.setup(compiled(eager, spec.compile) if spec.compile else eager)
+    if is_sharded:  # each device has room for its own part alone
+        mup.set_base_shapes(gpt, spec.mup_base_config)
+        mup.load_weights(gpt, parts(gpt, weights))
     # A fused step unscales gradients itself, too late for clipping.
     arguments = spec.optimizer.arguments(fused=spec.precision != "16-mixed")
     how = spec.base_lr, spec.parametrization, spec.scale_eps
@@ -115,7 +124,7 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
             source = bare_model(start.config, spec.mup_base_config, spec.parametrization)
         load_moments(bare, gpt, spec, start, source)
     optimizer: Any = fabric.setup_optimizers(bare)
-    return State(gpt, loss, optimizer, lineage, grown)
+    return State(gpt, loss, optimizer, lineage, grown, is_sharded)
 
 
 def update_weights(fabric: L.Fabric, spec: RunSpec, state: State) -> None:
@@ -128,7 +137,7 @@ def update_weights(fabric: L.Fabric, spec: RunSpec, state: State) -> None:
 
 
 def _origin(
-    gpt: MuGPT, spec: RunSpec, start: Checkpoint | None, resumed: Checkpoint | None
+    gpt: MuGPT, spec: RunSpec, start: Checkpoint | None, resumed: Checkpoint | None, ahead: int
 ) -> tuple[Iterable[tuple[str, torch.Tensor]], tuple[Ancestor, ...], Grown | None]:
     """The weights to train, the checkpoints that they come from, and how a run's first ones were grown."""
     if resumed and resumed.record:
@@ -137,7 +146,7 @@ def _origin(
         under = mup.folding(start.config, spec.mup_base_config, spec.parametrization)
         grown = start.record.growth if start.record and not start.record.tokens else None  # and not trained since
         return start.weights_under(under).items(), start.ancestors(), grown
-    weights = first_weights(gpt, spec.mup_base_config, spec.seed, spec.growth, start, spec.parametrization)
+    weights = first_weights(gpt, spec.mup_base_config, spec.seed, spec.growth, start, spec.parametrization, ahead)
     if start is None or spec.growth is None:
         return weights, (), None
     return weights, start.ancestors(), spec.growth.done(start.config, spec.config, start.path, spec.seed)

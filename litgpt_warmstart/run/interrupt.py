@@ -38,10 +38,14 @@ class StopRequest:
 
     A SIGHUP that is ignored, as under nohup, stays so. Processes forked meanwhile leave signals to this one, so that
     the step in hand still gets its data. Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Args:
+        tells: Whether a line is printed of it; of several processes the first one's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tells: bool = True) -> None:
         self.signal: signal.Signals | None = None
+        self._tells = tells
         self._previous: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
@@ -69,6 +73,8 @@ class StopRequest:
             return
         self.signal = signal.Signals(number)
         self._restore(AT_ONCE)
+        if not self._tells:
+            return
         with suppress(OSError):  # a closed terminal
             print(f"\n{self.signal.name}: stopping after this optimizer step; Ctrl-C to stop at once", file=sys.stderr)
 

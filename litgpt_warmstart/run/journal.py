@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -35,7 +36,7 @@ class Journal:
             unit_scale=True,
             desc=spec.config.name,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (run.team.is_first and sys.stderr.isatty()),
         )
 
     @property
@@ -44,7 +45,7 @@ class Journal:
         return self.run.rows.seconds + time.perf_counter() - self.started - self.validating_seconds
 
     def log(self, **values: float) -> None:
-        """Write a row of this step.
+        """Write a row of this step, in the first process.
 
         Raises:
             Diverged: The loss is not finite; the last checkpoint is left as it is.
@@ -55,22 +56,31 @@ class Journal:
                 raise Diverged(f"training diverged: the loss is {value} at step {step}. {remedy(spec)}")
         row = {"tokens": tokens, "seconds": self.seconds, **spec.flops(tokens), **values}
         self.run.rows.write(step=step, **row)
+        if not self.run.team.is_first:
+            return
         with blaming(f"the logger {spec.args.logger_name}"):
             self.run.fabric.log_dict(row, step=step)
 
-    def add_step(self, learning_rate: float) -> None:
-        """Count an optimizer step, and tell of it and those before it where that is due."""
+    def mean_loss(self) -> float | None:
+        """Of all devices and the steps since the last row, where one is due."""
+        step = self.run.state.step_count
+        if step % self.log_interval and step != self.run.spec.max_steps:
+            return None
+        summed: Any = self.run.fabric.all_reduce(self.running_loss, reduce_op="mean")
+        return summed.item() / (step - self.logged_step)  # waits for the device
+
+    def add_step(self, loss: float | None, learning_rate: float) -> None:
+        """Count an optimizer step, and tell of it and those before it where :meth:`mean_loss` is given."""
         spec, step = self.run.spec, self.run.state.step_count
         self.steady_from = self.steady_from or (step, time.perf_counter())
         self.bar.update(spec.tokens_per_step)
-        if step % self.log_interval and step != spec.max_steps:
+        if loss is None:
             return
-        loss = self.running_loss.item() / (step - self.logged_step)  # waits for the device
         now = self.seconds
         tokens_per_sec = (step - self.logged_step) * spec.tokens_per_step / (now - self.logged_at)
         self.log(loss=loss, learning_rate=learning_rate, tokens_per_sec=tokens_per_sec)
         self.bar.set_postfix_str(f"loss {loss:.3f}")
-        if self.bar.disable and step % self.tell_interval == 0:
+        if self.run.team.is_first and self.bar.disable and step % self.tell_interval == 0:
             left, (first_step, first_time) = "", self.steady_from
             if step > first_step:
                 rate = (time.perf_counter() - first_time) / (step - first_step)

@@ -146,20 +146,34 @@ class RowFile:
             self._file.close()
 
 
-class MetricsFile(RowFile):
-    """The metrics.csv in a run's folder; see :class:`RowFile`."""
+class Metrics:
+    """What a run goes by of its rows; of several processes only the first has a file of them."""
 
-    def __init__(self, out_dir: Path, resume_step: int | None = None) -> None:
-        super().__init__(out_dir / FILE_NAME, METRICS, resume_step)
-        self.seconds = max((row.get("seconds", 0.0) for row in self.kept), default=0.0)
-        """Training time up to ``resume_step``."""
-        self.val_losses = {row["step"]: row["val_loss"] for row in self.kept if "val_loss" in row}
+    def __init__(self, kept: Iterable[Row]) -> None:
+        self.seconds = max((row.get("seconds", 0.0) for row in kept), default=0.0)
+        """Training time up to the step that the run goes on from."""
+        self.val_losses = {row["step"]: row["val_loss"] for row in kept if "val_loss" in row}
         """All so far."""
 
     def write(self, **row: float) -> None:
-        """Append one row; see :meth:`append`."""
+        """Take in one row."""
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
+
+    def flush_to_disk(self) -> None:
+        """Nothing is written here."""
+
+
+class MetricsFile(RowFile, Metrics):
+    """The metrics.csv in a run's folder; see :class:`RowFile`."""
+
+    def __init__(self, out_dir: Path, resume_step: int | None = None) -> None:
+        RowFile.__init__(self, out_dir / FILE_NAME, METRICS, resume_step)
+        Metrics.__init__(self, self.kept)
+
+    def write(self, **row: float) -> None:
+        """Append one row; see :meth:`append`."""
+        Metrics.write(self, **row)
         self.append([row])
 
 

@@ -31,8 +31,9 @@ from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.build import build_state, update_weights
 from litgpt_warmstart.run.checkpoint import Header, read_checkpoint
+from litgpt_warmstart.run.devices import share
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tuning import device_failed, give_back_memory, now, tuned
+from litgpt_warmstart.run.tuning import device_failed, give_back_memory, keep_memory, now, tuned
 
 RELIABLE_GROWTH = 2.0
 """The growth in parameters that arXiv 2605.13405 finds the most reliable."""
@@ -99,8 +100,21 @@ class Measurement:
         ]
 
 
-def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, dict[str, Any]]:
-    """Plan a warmstart from a base; unless ``measured``, nothing is built and timed.
+def make_plan(
+    spec: RunSpec,
+    base: Header,
+    measured: bool = True,
+    device_memory: int | None = None,
+    bytes_per_sec: float | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Plan a warmstart from a base.
+
+    Args:
+        spec: The run; time and memory of several devices are measured on one, of its part.
+        base: The checkpoint that is grown.
+        measured: Unless true, nothing is built and timed; nor is a model that no device holds alone.
+        device_memory: Bytes of a device, by which a strategy is chosen. Default: of this machine's.
+        bytes_per_sec: What a device can send to others.
 
     Returns:
         The plan in lines, and as plain values.
@@ -117,10 +131,9 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
     stages = route(base.config, config) if factor > ABOUT * RELIABLE_GROWTH and at_least_many else ()
     if stages:
         warnings.append(growth_warning(factor, per_param, stages))
-    can_save = savings(source, target)
-    state_bytes = 4 * parameters * (2 if spec.precision == "bf16-true" else 4)  # weights, gradients, Adam's moments
-    memory = f"Memory: {state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments; "
-    measurement = measure(spec) if measured else None
+    can_save, sharing = savings(source, target), share(spec, device_memory, bytes_per_sec)
+    memory = f"Memory: {sharing.state_bytes / 1e9:.2f} GB for weights, gradients and Adam's moments; "
+    measurement = measure(spec) if measured and sharing.strategy == "ddp" else None
     if measurement is None:
         memory += "activations are not in it, and time was not measured"
     else:
@@ -139,6 +152,7 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
         f" {_count(source.hoffmann_flops)}",
         *savings_lines(can_save),
         f"Data: {data}",
+        *([sharing.line] if sharing.devices > 1 else ()),
         memory,
         *(measurement.lines(spec.max_steps) if measurement else ()),
         *(f"Warning: {warning}" for warning in warnings),
@@ -146,7 +160,7 @@ def make_plan(spec: RunSpec, base: Header, measured: bool = True) -> tuple[str, 
     figures = dict(
         base=asdict(source), target=asdict(target), parameter_growth=factor, width_growth=widening,
         steps=spec.max_steps, tokens_per_step=spec.tokens_per_step, tokens_per_param=per_param,
-        limits=can_save and asdict(can_save), state_bytes=state_bytes,
+        limits=can_save and asdict(can_save), state_bytes=sharing.state_bytes, devices=asdict(sharing),
         measurement=measurement and asdict(measurement), data=data, tokens_left=tokens_left,
         warnings=warnings, route=[short_name(stage.name) for stage in stages] if len(stages) > 2 else [],
     )  # fmt: skip
@@ -279,6 +293,8 @@ def measure(spec: RunSpec) -> Measurement:
     fabric.seed_everything(spec.seed, verbose=False)
     device = fabric.device
     try:
+        if spec.args.keep_memory:
+            keep_memory(device)
         spec, choices = tuned(fabric, spec)
         _forget_peak_memory(device)
         state = build_state(fabric, spec, read_checkpoint(spec.start_dir) if spec.start_dir else None)

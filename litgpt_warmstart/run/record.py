@@ -76,6 +76,7 @@ class Training(TypedDict, total=False):
     max_tokens: Count
     precision: str
     seed: int
+    devices: Size
     device: str
     grid_search: GridSearch
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.utils import extend_checkpoint_dir, init_out_dir, parse_devices
+from litgpt.utils import extend_checkpoint_dir, init_out_dir
 
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
@@ -29,6 +29,7 @@ from litgpt_warmstart.method.parametrization import (
 from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, resolve_config
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
+from litgpt_warmstart.run.devices import count_devices
 from litgpt_warmstart.run.moments import check_moments
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
@@ -84,8 +85,8 @@ def resolve(
     Raises:
         UserError: An argument is wrong, or something needed is known from nowhere.
     """
-    _check_devices(args.devices, args.num_nodes)
     args.check()
+    devices = count_devices(args.devices)
     optimizer = resolve_optimizer(args.optimizer)
     config, tuned = resolve_models(target, start, growth, args.mup_base, args.data)
     parametrization, tuned = resolve_parametrization(args.parametrization, config, tuned, args.mup_base)
@@ -99,7 +100,7 @@ def resolve(
     record = start.record if start and start.record else tuned.record
     data = args.data if args.data is not None else _recorded_data(record, start)
     base_lr = _resolve_lr(args.lr, optimizer, tuned)
-    global_batch_size, micro_batch_size = _resolve_batch(args.train, tuned)
+    global_batch_size, micro_batch_size = _resolve_batch(args.train, tuned, devices * args.num_nodes)
     block_size = args.train.max_seq_length or config.block_size
     if block_size > config.block_size:
         raise UserError(f"--train.max_seq_length {block_size} is above the model's {config.block_size}")
@@ -156,6 +157,7 @@ def resolve(
         start_dir=start.path if start else None,
         growth=growth,
         mup_base_dir=tuned.header.path if tuned.header else None,
+        devices=devices,
         seen=record.data_uses if record else (),
         tokenizer_dir=tokenizer_dir,
         tokens_per_param=args.tokens_per_param,
@@ -214,17 +216,22 @@ def _resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> f
     return base_lr
 
 
-def _resolve_batch(train: TrainArgs, tuned: Tuned) -> tuple[int, int]:
+def _resolve_batch(train: TrainArgs, tuned: Tuned, num_devices: int) -> tuple[int, int]:
     """Sequences of an optimizer step and of a micro-batch."""
     batch = train.global_batch_size or (tuned.settings.global_batch_size if tuned.settings else None)
     if batch is None:
         raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
-    return batch, train.micro_batch_size or default_micro_batch(batch)
+    if batch % num_devices:
+        raise UserError(
+            f"--train.global_batch_size {batch} cannot be split over {num_devices} devices: choose a multiple of"
+            f" {num_devices}, or other --devices"
+        )
+    return batch, train.micro_batch_size or default_micro_batch(batch // num_devices)
 
 
-def default_micro_batch(global_batch_size: int) -> int:
-    """Without a trial: the largest up to 4 that divides the batch."""
-    return next(size for size in (4, 3, 2, 1) if global_batch_size % size == 0)
+def default_micro_batch(device_batch_size: int) -> int:
+    """Without a trial: the largest up to 4 that divides a device's batch."""
+    return next(size for size in (4, 3, 2, 1) if device_batch_size % size == 0)
 
 
 def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_size: int) -> int:
@@ -239,15 +246,6 @@ def _resolve_steps(args: RunArgs, config: Config, global_batch_size: int, block_
             " --tokens_per_param or --train.max_tokens, or lower --train.global_batch_size"
         )
     return min(steps, args.train.max_steps or steps)
-
-
-def _check_devices(devices: int | str, num_nodes: int) -> None:
-    with suppress(ValueError):
-        if parse_devices(int(devices) if str(devices).isdecimal() else devices) == num_nodes == 1:
-            return
-    raise UserError(
-        f"--devices {devices} --num_nodes {num_nodes}: one device on one node is supported; pass --devices 1"
-    )
 
 
 def _default_precision() -> Precision:

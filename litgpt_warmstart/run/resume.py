@@ -2,7 +2,10 @@
 
 import os
 import shlex
+import signal
 import sys
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,11 @@ from litgpt_warmstart.run.checkpoint import Checkpoint
 from litgpt_warmstart.run.folder import is_checkpoint, newest_checkpoint, step_folders
 from litgpt_warmstart.run.identity import difference_in_words, recorded_identity
 from litgpt_warmstart.run.interrupt import StopRequest
-from litgpt_warmstart.run.metrics import MetricsFile
+from litgpt_warmstart.run.metrics import Metrics
 from litgpt_warmstart.run.record import Ancestor, Record
+from litgpt_warmstart.run.sharding import gathered, gathered_state, is_finite, load_state
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.team import Team
 
 
 @dataclass
@@ -38,6 +43,9 @@ class State:
     optimizer: torch.optim.Optimizer
     lineage: tuple[Ancestor, ...]
     growth: Grown | None
+    is_sharded: bool = False
+    """Whether each device has a part of every parameter. Its gradients are averaged, and so sharded, after each
+    micro-batch: the sum of several has no room elsewhere."""
     step_count: int = 0
     """Optimizer updates."""
     whole: bool = True
@@ -51,12 +59,21 @@ class OpenRun:
     """A run whose folder is its own: all that training, telling and saving need."""
 
     fabric: L.Fabric
+    team: Team
     spec: RunSpec
     plan: DataPlan
     state: State
-    rows: MetricsFile
-    tracker: norms.Tracker
+    rows: Metrics
+    tracker: norms.Tracker | None
+    """In the first process."""
     stop: StopRequest
+
+    def heard(self) -> StopRequest:
+        """The wish to stop, of whichever process a signal came to."""
+        number = self.team.largest(self.stop.signal or 0)
+        if number and not self.stop:
+            self.stop.signal = signal.Signals(int(number))
+        return self.stop
 
     @property
     def tokens(self) -> int:
@@ -76,13 +93,31 @@ def save(run: OpenRun, folder: Path) -> Path:
         Diverged: A weight is not finite; what was saved before is left as it is.
         UserError: The folder cannot be written; what was saved before is left as it is.
     """
+    spec, state, team = run.spec, run.state, run.team
+    bad = next((name for name, weight in state.gpt.named_parameters() if not is_finite(weight)), None)
+    if team.largest(bad is not None):
+        raise Diverged(
+            f"training diverged: {bad or 'a weight'} is not finite at step {state.step_count}; nothing was saved there."
+            f" {remedy(spec)}"
+        )
+    optimizer = gathered_state(state.optimizer)
+    weights = ((name, gathered(weight)) for name, weight in state.gpt.state_dict().items())
+    if not team.is_first:
+        deque(weights, maxlen=0)
+
+    def write() -> None:
+        try:
+            _write(run, folder, weights, optimizer)
+        finally:
+            deque(weights, maxlen=0)  # the others are gathering, whatever has failed here
+
+    team.first(write)
+    return folder
+
+
+def _write(run: OpenRun, folder: Path, weights: Iterable[tuple[str, torch.Tensor]], optimizer: dict[str, Any]) -> None:
+    """Write a checkpoint of whole weights, each taken when the one before is written, and optimizer state."""
     spec, state, device = run.spec, run.state, run.fabric.device
-    for name, weight in state.gpt.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise Diverged(
-                f"training diverged: {name} is not finite at step {state.step_count}; nothing was saved there."
-                f" {remedy(spec)}"
-            )
     if folder.name == "final":
         _keep_milestone(spec, state, folder)
     run.plan.check.raise_if_bad(wait=folder.name == "final")
@@ -114,23 +149,22 @@ def save(run: OpenRun, folder: Path) -> Path:
             "max_tokens": spec.max_tokens,
             "precision": spec.precision,
             "seed": spec.seed,
+            "devices": spec.num_devices,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
         identity=spec.identity(),
     )
     training_state = {
-        "optimizer": state.optimizer.state_dict(),
+        "optimizer": optimizer,
         "step_count": state.step_count,
         "micro_batch_size": spec.micro_batch_size,
         "precision": run.fabric.strategy.precision.state_dict(),
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         "train_dataloader": state.loader_state,
     }
-    weights = state.gpt.state_dict().items()
     checkpoint.save_checkpoint(
         folder, weights, spec.config, record, spec.hyperparameters, run.plan.tokenizer, training_state
     )
-    return folder
 
 
 def remedy(spec: RunSpec) -> str:
@@ -223,7 +257,7 @@ def read_resumed(path: Path, spec: RunSpec, plan: DataPlan) -> Checkpoint:
 def restore(folder: Path, fabric: L.Fabric, state: State) -> None:
     """Put optimizer, counters and random states of a checkpoint back; weights are loaded already."""
     saved = checkpoint.load_tensors(folder / checkpoint.STATE)
-    state.optimizer.load_state_dict(saved["optimizer"])
+    load_state(state.optimizer, saved["optimizer"])
     state.step_count = saved["step_count"]
     state.loader_state = saved["train_dataloader"]
     fabric.strategy.precision.load_state_dict(saved["precision"])

@@ -1,8 +1,9 @@
 """Arguments as dataclasses, with the checks that need no files, and the frozen specification of a run."""
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import litgpt.args
 from litgpt.args import LogArgs
@@ -26,6 +27,7 @@ from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+Strategy = Literal["auto", "ddp", "fsdp"]
 
 
 @inheriting_docs
@@ -42,9 +44,9 @@ class TrainArgs(ScheduleOptions, litgpt.args.TrainArgs):
     global_batch_size: int | None = None
     """Number of sequences per optimizer step. Default: what the base was tuned with, else the paper's for its scale"""
     micro_batch_size: int | None = None
-    """Number of sequences per forward and backward pass, a divisor of the global batch. Default: the fastest that fits,
-    found by trying where the run is long enough, else by the model's size, on a CPU 4 at most. A resumed run stays with
-    its own"""
+    """Number of sequences per forward and backward pass of a device, a divisor of its part of the global batch.
+    Default: the fastest that fits, found by trying where the run is long enough, else by the model's size, on a CPU 4
+    at most. A resumed run stays with its own"""
     epochs: int | None = None
     """Not supported: a warmstart repeats no token"""
     max_tokens: int | None = None
@@ -143,9 +145,12 @@ class RunArgs(ScheduleChoice):
     """An Adam-like optimizer's name (such as "AdamW") or config, or ``Muon``, which has AdamW for all but the blocks'
     matrices. ``lr`` goes before its own"""
     devices: int | str = 1
-    """How many devices to use; one for now"""
+    """How many devices of each node to use, "auto" for all. On a machine without CUDA, processes, a core each"""
     num_nodes: int = 1
-    """How many nodes the code is being run on; one for now"""
+    """How many nodes the code is being run on, each with as many devices"""
+    strategy: Strategy = "auto"
+    """How several devices share a run: ``ddp`` (each holds all of the model), ``fsdp`` (each a part of every weight,
+    gradient and moment), or ``auto``: ddp where a device holds all of them, else fsdp"""
     tokenizer_dir: Path | None = None
     """Optional path to the tokenizer dir that was used for preprocessing the dataset. Only some data modules require
     this. Default: the base's"""
@@ -171,7 +176,9 @@ class RunArgs(ScheduleChoice):
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        check_above_zero(dict(tokens_per_param=self.tokens_per_param, track=self.track))
+        check_above_zero(dict(tokens_per_param=self.tokens_per_param, track=self.track, num_nodes=self.num_nodes))
+        if self.strategy not in get_args(Strategy):
+            raise UserError(f"--strategy {self.strategy!r} is none of {', '.join(get_args(Strategy))}: choose one")
         if hasattr(self.data, "prompt_style"):
             raise UserError(
                 f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
@@ -219,18 +226,46 @@ class RunSpec(Reading):
     growth: Growth | None = None
     mup_base_dir: Path | None = None
     """Checkpoint folder that tells where the learning rate was tuned; None for a scale or a config."""
+    devices: int = 1
+    """Of each node; no part of what a run is: its losses do not depend on them."""
 
     def __post_init__(self) -> None:
-        if self.global_batch_size % self.micro_batch_size:  # or another batch would be trained than recorded
+        if self.global_batch_size % (self.micro_batch_size * self.num_devices):
+            on = f" on {self.num_devices} devices" if self.num_devices > 1 else ""  # another batch would be trained
             raise UserError(
                 f"--train.global_batch_size {self.global_batch_size} is no multiple of --train.micro_batch_size"
-                f" {self.micro_batch_size}: change one of them"
+                f" {self.micro_batch_size}{on}: change one of them"
             )
 
     @property
+    def num_devices(self) -> int:
+        """Of all nodes; each has a process of its own."""
+        return self.devices * self.args.num_nodes
+
+    @property
+    def device_batch_size(self) -> int:
+        """Sequences of an optimizer step that a device takes."""
+        return self.global_batch_size // self.num_devices
+
+    @property
+    def on_one_device(self) -> "RunSpec":
+        """A run that does what each device does of this one."""
+        return replace(self, global_batch_size=self.device_batch_size, **self._devices(1))
+
+    def on_devices(self, devices: int) -> "RunSpec":
+        """The same run on so many devices of one node."""
+        micro_batch_size = self.micro_batch_size
+        if self.args.train.micro_batch_size is None:
+            micro_batch_size = math.gcd(micro_batch_size, self.global_batch_size // devices)
+        return replace(self, micro_batch_size=micro_batch_size, **self._devices(devices))
+
+    def _devices(self, devices: int) -> dict[str, Any]:
+        return {"args": replace(self.args, devices=devices, num_nodes=1), "devices": devices}
+
+    @property
     def accumulation_iters(self) -> int:
-        """Micro-batches per optimizer step."""
-        return self.global_batch_size // self.micro_batch_size
+        """Micro-batches of a device per optimizer step."""
+        return self.device_batch_size // self.micro_batch_size
 
     @property
     def loss(self) -> LossImpl:

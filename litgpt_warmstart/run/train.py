@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -25,16 +26,20 @@ from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.run import checkpoint, metrics, norms
 from litgpt_warmstart.run.breaking_off import end_early, guarded, save_whole, tell
 from litgpt_warmstart.run.build import build_state, update_weights
+from litgpt_warmstart.run.devices import check_here, choose_strategy
 from litgpt_warmstart.run.folder import claim, find_resume_dir, newest_checkpoint, remove_left_overs, remove_run
 from litgpt_warmstart.run.interrupt import StopRequest
 from litgpt_warmstart.run.journal import Journal
+from litgpt_warmstart.run.launch import carry_out
 from litgpt_warmstart.run.resume import OpenRun, State, read_resumed, restore, resume_command
+from litgpt_warmstart.run.sharding import make_fabric
 from litgpt_warmstart.run.spec import RunSpec
-from litgpt_warmstart.run.tuning import tuned
+from litgpt_warmstart.run.team import Team
+from litgpt_warmstart.run.tuning import keep_memory, tuned
 
 
 def setup(spec: RunSpec) -> Path:
-    """Run a specification on one device: everything that can be refused is refused before anything is written.
+    """Run a specification on its devices: everything that can be refused is refused before anything is written.
 
     Returns:
         The folder of the last checkpoint.
@@ -44,9 +49,27 @@ def setup(spec: RunSpec) -> Path:
         Diverged: A loss is not finite, or the last one, of a run that is saved all the same, is above the first.
         SystemExit: A signal came, perhaps in the last step; all is saved, and the status is 128 plus its number.
     """
+    check_here(spec.args)
+    choose_strategy(spec)  # before other processes are started
     resume_dir = find_resume_dir(spec)
+    return carry_out(partial(begin, spec, resume_dir), spec.devices, spec.args.num_nodes)
+
+
+def begin(spec: RunSpec, resume_dir: Path | None, team: Team) -> Path:
+    """What each process does of :func:`setup`."""
+    strategy, why = choose_strategy(spec)
+    fabric = make_fabric(spec, strategy, team.environment, [_logger(spec, resume_dir)] if team.is_first else None)
+    fabric.launch()
+    team.connect()
+    if team.size > 1:
+        fabric.print(f"{team.size} devices, {strategy} ({why})")
+    return main(fabric, team, spec, resume_dir)
+
+
+def _logger(spec: RunSpec, resume_dir: Path | None) -> Any:
+    """The logger that the user has named, LitGPT's."""
     try:
-        logger = choose_logger(
+        return choose_logger(
             spec.args.logger_name,
             spec.out_dir,
             name=f"{spec.command}-{spec.config.name}",
@@ -56,10 +79,6 @@ def setup(spec: RunSpec) -> Path:
         )
     except Exception as error:  # it is not installed, its server does not answer, a login is missing
         raise _logger_failed(spec, error) from error
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = L.Fabric(accelerator=accelerator, devices=1, precision=spec.precision, loggers=[logger])
-    fabric.launch()
-    return main(fabric, spec, resume_dir)
 
 
 def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
@@ -68,14 +87,16 @@ def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
     return UserError(f"{failed}: {remedy} that, or choose csv")
 
 
-def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Path:
+def main(fabric: L.Fabric, team: Team, spec: RunSpec, resume_dir: Path | None = None) -> Path:
     """Build model, optimizer and data from the specification, train, and save; see :func:`setup`."""
     before = checkpoint.read_header(resume_dir, "--resume").record if resume_dir else None
-    spec, choices = tuned(fabric, spec, before)
+    if spec.args.keep_memory:
+        keep_memory(fabric.device)
+    spec, choices = team.first(partial(tuned, fabric, spec, before))
     fabric.seed_everything(spec.seed, verbose=False)
     what = "base" if spec.growth else "--initial_checkpoint_dir"
     start = checkpoint.read_checkpoint(spec.start_dir, what) if spec.start_dir and not resume_dir else None
-    plan = plan_data(spec)
+    plan = team.in_turn(partial(plan_data, spec))
     plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
@@ -85,21 +106,22 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
     if resume_dir and before:
         steps_left = spec.max_steps - before.step_count
         if steps_left < 0 or (steps_left == 0 and final.exists()):
-            return nothing_to_do(fabric, spec, resume_dir)
-    for folder, reason in newest_checkpoint(spec.out_dir)[1]:
+            return team.first(partial(nothing_to_do, fabric, spec, resume_dir))
+    for folder, reason in newest_checkpoint(spec.out_dir)[1] if team.is_first else ():
         fabric.print(f"Warning: passing over {str(folder)!r}: {reason}")
 
     state = build_state(fabric, spec, start, resumed)
     del start
     if resume_dir:
         restore(resume_dir, fabric, state)
-    loader = plan.train_loader(state.step_count, state.loader_state, fabric.global_rank, fabric.world_size)
-    plan.check.begin()
+    loader = plan.train_loader(state.step_count, state.loader_state, team.rank, team.size)
+    if team.is_first:
+        plan.check.begin()
     describe(fabric, spec, state, plan, choices)
 
-    stop = StopRequest()
+    stop = StopRequest(tells=team.is_first)
     try:
-        with opened(fabric, spec, plan, state, stop, resume_dir) as run:
+        with opened(fabric, team, spec, plan, state, stop, resume_dir) as run:
             try:
                 fit(run, loader)
                 ended = not stop or state.step_count == spec.max_steps
@@ -108,15 +130,17 @@ def main(fabric: L.Fabric, spec: RunSpec, resume_dir: Path | None = None) -> Pat
                 ended, folder = False, end_early(error, run)
         if ended:
             check_end(spec, run.rows.val_losses, folder)
+        if team.is_first and ended:
             tell(f"Saved {str(folder)!r} after {run.tokens:,} tokens")
-        else:
+        elif team.is_first:
             reached = f"step {state.step_count:,} of {spec.max_steps:,}"
             tell(f"Saved {str(folder)!r} at {reached}. Go on with:\n  {resume_command(spec)}")
     except UserError as error:
         if not stop:
             raise
         with suppress(OSError):  # a closed terminal
-            print(error, file=sys.stderr)
+            if team.is_first:
+                print(error, file=sys.stderr)
         raise SystemExit(stop.exit_status) from error  # else a study would go on with its next run
     if stop:  # perhaps in the last step, validation or save: the run is done, and what comes after it is not begun
         raise SystemExit(stop.exit_status)
@@ -147,40 +171,58 @@ def _busy(spec: RunSpec) -> str:
 
 @contextmanager
 def opened(
-    fabric: L.Fabric, spec: RunSpec, plan: DataPlan, state: State, stop: StopRequest, resume_dir: Path | None
-) -> Iterator[OpenRun]:
+    fabric: L.Fabric, team: Team, spec: RunSpec, plan: DataPlan, state: State, stop: StopRequest,
+    resume_dir: Path | None,
+) -> Iterator[OpenRun]:  # fmt: skip
     """The run with its folder locked, what it replaces removed, its files open, and signals taken as wishes.
+
+    The first process alone has them, and the others know of earlier rows what it has read.
 
     Raises:
         UserError: Another process has the folder, it cannot be written, or the logger fails.
     """
+    opened_files: list[tuple[metrics.MetricsFile, norms.Tracker]] = []
+    with ExitStack() as held:
+
+        def open_files() -> list[metrics.Row]:
+            opened_files.append(_open_files(held, fabric, spec, state, resume_dir))
+            return opened_files[0][0].kept
+
+        kept = team.first(open_files)
+        rows, tracker = opened_files[0] if opened_files else (metrics.Metrics(kept), None)
+        yield OpenRun(fabric, team, spec, plan, state, rows, tracker, held.enter_context(stop))
+
+
+def _open_files(
+    held: ExitStack, fabric: L.Fabric, spec: RunSpec, state: State, resume_dir: Path | None
+) -> tuple[metrics.MetricsFile, norms.Tracker]:
+    """Lock the folder, remove what is replaced, and open metrics.csv and, where norms are recorded, norms.csv."""
     out_dir, resume_step = repr(str(spec.out_dir)), state.step_count or None
     probe = first_val_block(spec, fabric.device) if spec.args.track else None
-    with ExitStack() as held:
+    try:
+        spec.out_dir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(spec.out_dir, _busy(spec)))
+        if find_resume_dir(spec) != resume_dir:
+            raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
+        if resume_dir:
+            put_back(spec.out_dir / "final")
+            remove_left_overs(spec.out_dir, "partial", "removed")
+        elif spec.args.overwrite:
+            remove_run(spec.out_dir)
+        claim(spec.out_dir, getattr(fabric.logger, "log_dir", None))
+        rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, resume_step)))
+        tracker = norms.Tracker(fabric, spec, state.gpt, probe, resume_step)
+        held.callback(lambda: tracker.file and tracker.file.close())
+    except BrokenPipeError:  # of standard output
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
+    if spec.args.logger_name in ("tensorboard", "wandb", "mlflow"):
         try:
-            spec.out_dir.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(spec.out_dir, _busy(spec)))
-            if find_resume_dir(spec) != resume_dir:
-                raise UserError(f"another process has gone on with the run in {out_dir}: give the command again")
-            if resume_dir:
-                put_back(spec.out_dir / "final")
-                remove_left_overs(spec.out_dir, "partial", "removed")
-            elif spec.args.overwrite:
-                remove_run(spec.out_dir)
-            claim(spec.out_dir, getattr(fabric.logger, "log_dir", None))
-            rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, resume_step)))
-            tracker = norms.Tracker(fabric, spec, state.gpt, probe, resume_step)
-            held.callback(lambda: tracker.file and tracker.file.close())
-        except BrokenPipeError:  # of standard output
-            raise
-        except OSError as error:
-            raise UserError(f"cannot write --out_dir {out_dir}: {error.strerror}: choose another") from error
-        if spec.args.logger_name in ("tensorboard", "wandb", "mlflow"):
-            try:
-                fabric.logger.log_hyperparams(spec.hyperparameters)
-            except Exception as error:
-                raise _logger_failed(spec, error) from error
-        yield OpenRun(fabric, spec, plan, state, rows, tracker, held.enter_context(stop))
+            fabric.logger.log_hyperparams(spec.hyperparameters)
+        except Exception as error:
+            raise _logger_failed(spec, error) from error
+    return rows, tracker
 
 
 def check_end(spec: RunSpec, val_losses: dict[float, float], folder: Path) -> None:
@@ -205,28 +247,38 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
     """Train until the budget, ``max_time`` or a stop request, validating and saving at their intervals."""
     spec, state, device = run.spec, run.state, run.fabric.device
     batches = guarded(next_batches(loader, device, ahead=run.plan.blocks is not None), "the data")
-    run.tracker.record_if_due(state.step_count)  # as of the validation: it may have broken off before
     journal, max_time = Journal(run), spec.args.train.max_time
     with journal.bar:
+        with run.team.agreed():
+            record_if_due(run)  # as of the validation: it may have broken off before
         validate_if_due(run, journal)
-        while state.step_count < spec.max_steps and not run.stop:
-            if max_time and time.perf_counter() - journal.started >= max_time:
-                tell(f"Stopping after --train.max_time {max_time:g} s")
+        while state.step_count < spec.max_steps and not run.heard():
+            if max_time and run.team.largest(time.perf_counter() - journal.started) >= max_time:
+                if run.team.is_first:
+                    tell(f"Stopping after --train.max_time {max_time:g} s")
                 break
-            run.plan.check.raise_if_bad(wait=False)
             lr_multiplier = spec.schedule(state.step_count)
             parametrization.set_learning_rate(state.optimizer, spec.base_lr, lr_multiplier)
             train_step(run, batches, journal.running_loss)
             state.loader_state = loader.state()
             state.whole = True
-            run.tracker.record_if_due(state.step_count)  # its time counts in this step's tokens/s
-            journal.add_step(spec.base_lr * lr_multiplier)
+            loss = journal.mean_loss()
+            with run.team.agreed():
+                run.plan.check.raise_if_bad(wait=False)
+                record_if_due(run)  # its time counts in this step's tokens/s
+                journal.add_step(loss, spec.base_lr * lr_multiplier)
             validate_if_due(run, journal)
             interval = spec.args.train.save_interval
             due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
             if due and state.step_count < spec.max_steps:
                 with journal.saving():
                     save_whole(run, run.step_folder)
+
+
+def record_if_due(run: OpenRun) -> None:
+    """Record norms after this step where that is asked for; the first process does."""
+    if run.tracker:
+        run.tracker.record_if_due(run.state.step_count)
 
 
 def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], running_loss: torch.Tensor) -> None:
@@ -241,7 +293,8 @@ def train_step(run: OpenRun, batches: Iterator[tuple[torch.Tensor, torch.Tensor]
     for micro in range(spec.accumulation_iters):
         if (batch := next(batches, None)) is None:
             data_ended(run)
-        with fabric.no_backward_sync(state.loss, enabled=micro + 1 < spec.accumulation_iters):
+        alone = micro + 1 < spec.accumulation_iters and not state.is_sharded
+        with fabric.no_backward_sync(state.loss, enabled=alone):
             loss = state.loss(*batch)
             fabric.backward(loss / spec.accumulation_iters)
         running_loss += loss.detach() / spec.accumulation_iters
@@ -259,30 +312,36 @@ def validate_if_due(run: OpenRun, journal: Journal) -> None:
     if not due or step in run.rows.val_losses:
         return
     with journal.validating():
-        blocks = guarded(val_batches(spec, spec.args.eval.max_iters, fabric.device), "the validation data")
-        val_loss = validate(fabric, run.state.loss, blocks)
-    journal.log(val_loss=val_loss)
-    tell(f"step {step:>7,} of {spec.max_steps:,} | {run.tokens:,} tokens | val loss {val_loss:.4f}")
+        rank, size = run.team.rank, run.team.size
+        blocks = val_batches(spec, spec.args.eval.max_iters, fabric.device, rank, size)
+        val_loss = validate(fabric, run.state.loss, guarded(blocks, "the validation data"))
+    with run.team.agreed():
+        journal.log(val_loss=val_loss)
+        if run.team.is_first:
+            tell(f"step {step:>7,} of {spec.max_steps:,} | {run.tokens:,} tokens | val loss {val_loss:.4f}")
 
 
 @torch.no_grad()
 def validate(fabric: L.Fabric, module: nn.Module, batches: Iterator[tuple[torch.Tensor, torch.Tensor, int]]) -> float:
-    """Mean loss over validation blocks.
+    """Mean loss over validation blocks, those of all devices.
 
     Args:
-        fabric: Tells the device.
+        fabric: Tells the device, and adds up over several.
         module: The wrapped :class:`NextTokenLoss`.
         batches: Inputs and targets, shape (B, T) each, and how many of the B blocks count.
     """
     module.eval()
-    total, blocks = torch.zeros((), device=fabric.device, dtype=torch.float64), 0
+    sums = torch.zeros(2, device=fabric.device, dtype=torch.float64)  # of losses, and of blocks
     for input_ids, targets, counted in batches:
-        total += module(input_ids, targets).double() * counted
-        blocks += counted
+        loss = module(input_ids, targets).double()
+        if counted:  # else another device has the last block
+            sums += torch.stack((loss * counted, torch.full_like(loss, counted)))
     module.train()
+    summed: Any = fabric.all_reduce(sums, reduce_op="sum")
+    total, blocks = summed.tolist()
     if blocks == 0:
         raise UserError("the data has no validation block: take more data")
-    return total.item() / blocks
+    return total / blocks
 
 
 def data_ended(run: OpenRun) -> NoReturn:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.files import cache_file, remember, remembered
@@ -28,6 +29,7 @@ from litgpt_warmstart.method.loss import LossImpl, choose, cpu_has_bf16
 from litgpt_warmstart.run.build import bare_loss, compiled
 from litgpt_warmstart.run.checkpoint import installed_versions
 from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.sharding import make_fabric
 from litgpt_warmstart.run.spec import CompileMode, RunSpec
 
 REPEATS = 4
@@ -70,14 +72,12 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
 
     What the checkpoint had that the run goes on from, whose record is ``before``, is kept.
     """
-    device = fabric.device
-    if spec.args.keep_memory and device.type == "cpu":
-        keep_memory()
+    device, is_sharded = fabric.device, isinstance(fabric.strategy, ModelParallelStrategy)
     check_mode(spec.compile, device)
     if spec.compile and (reason := why_not_compile(device)):
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
-    past, batch = before.training if before else {}, spec.global_batch_size
+    past, batch = before.training if before else {}, spec.device_batch_size
     impl, why = choose(spec.args.loss_impl, spec.config, spec.precision, past.get("loss_impl"))
     if impl == "chunked" and device.type == "cpu" and "bf16" in spec.precision and not cpu_has_bf16():
         why += ", in fp32 as this CPU only emulates bf16"
@@ -86,25 +86,29 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
         sizes, found = [spec.micro_batch_size], "as asked"
     elif (size := past.get("micro_batch_size")) and batch % size == 0:
         sizes, found = [size], "as before"
-    first = Choice(impl, _first(spec, impl, sizes, device))
+    first = Choice(impl, _first(spec.on_one_device, impl, sizes, device))
     # A CPU has no error to catch when the memory for all logits ends.
     is_open = spec.args.loss_impl == "auto" and not past.get("loss_impl") and device.type == "cuda"
     impls: list[LossImpl] = ["chunked", "full"] if is_open and impl == "chunked" else [impl]
-    choice, told = find(fabric, spec, first, sizes, impls)
+    if is_sharded:
+        choice, told = first, "no device holds the whole model to try others with"
+    else:
+        alone = make_fabric(spec.on_one_device) if spec.num_devices > 1 else fabric
+        choice, told = find(alone, spec.on_one_device, first, sizes, impls)
     why = why if choice.loss_impl == impl else "faster here"
     words = f"loss {choice.loss_impl} ({why}); micro-batch {choice.micro_batch_size} ({found or told})"
     return choice.of(spec), words
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is given back for the next buffer, whatever its size, instead of giving it to the kernel.
+def keep_memory(device: torch.device) -> None:
+    """On a CPU, have glibc keep what is given back for the next buffer of any size, not give it to the kernel.
 
     A step gives large buffers back and asks for them again; by default each is mapped anew, and its pages are faulted
     in and zeroed, for a third to a half of a small model's step (mallopt(3); other C libraries have no such function).
     """
     mmap_max, trim_threshold = -4, -1  # of glibc's malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    if mallopt is not None and device.type == "cpu":
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, -1)
 

@@ -26,4 +26,5 @@ class StudyArgs:
     cpus_per_run: int | None = None
     """Cores that Ray gives a run. Default: 1"""
     gpus_per_run: float | None = None
-    """GPUs, or a part of one, that Ray gives a run. Default: 1 where this machine has any"""
+    """GPUs, or a part of one, that Ray gives a run; a run of several has as many devices. Default: those of
+    ``devices`` where this machine has any"""

@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from litgpt_warmstart.data.plan import plan_blocks, prepare_data
 from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
@@ -72,9 +74,14 @@ def _carry_out_on_ray(
     runs: Sequence[StudyRun], ended: Mapping[str, Outcome], args: StudyArgs, say: Callable[[str], None]
 ) -> dict[str, Outcome]:
     """Carry out runs, beside those that have ended, as tasks of a Ray cluster; see :func:`carry_out`."""
-    cpus = 1 if args.cpus_per_run is None else args.cpus_per_run
-    if cpus < 1 or (args.gpus_per_run is not None and not 0 <= args.gpus_per_run <= 1):
-        raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1]: a run uses one device")
+    devices = max(run.spec.devices for run in runs)
+    cpus, gpus = devices if args.cpus_per_run is None else args.cpus_per_run, args.gpus_per_run
+    if cpus < 1 or (gpus is not None and not (0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus)))):
+        raise UserError("--cpus_per_run must be 1 or more, --gpus_per_run lie in [0, 1] or be a whole number")
+    if gpus is not None and gpus > 1:
+        runs = [replace(run, spec=run.spec.on_devices(int(gpus))) for run in runs]
+    elif gpus is None and devices > 1 and torch.cuda.is_available():
+        gpus = devices
     whole = len(ended) + len(runs)
     numbers = iter(range(len(ended) + 1, whole + 1))
 
@@ -87,7 +94,7 @@ def _carry_out_on_ray(
     def told(name: str, outcome: Outcome) -> None:
         say(f"[{next(numbers)}/{whole}] {name}: {outcome.in_words}")
 
-    return carry_out_on_ray(tasks(), told, ended, args.ray_address, cpus, args.gpus_per_run)
+    return carry_out_on_ray(tasks(), told, ended, args.ray_address, cpus, gpus)
 
 
 def check_data(runs: Sequence[StudyRun]) -> None:

@@ -112,9 +112,11 @@ def test_the_target_is_unknown_or_missing(refused, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (dict(devices=2), "--devices 2 --num_nodes 1: one device"),
-        (dict(devices="2"), "--devices 2 --num_nodes 1: one device"),
-        (dict(num_nodes=2), "one device on one node"),
+        (dict(devices=1000), "--devices 1000: "),
+        (dict(devices="1000"), "--devices 1000: "),
+        (dict(devices="two"), "--devices two is no number of devices"),
+        (dict(num_nodes=2), "--num_nodes 2: nothing says where the nodes meet"),
+        (dict(strategy="zero"), "--strategy 'zero' is none of auto, ddp, fsdp"),
         (dict(mup_base="71M"), "unknown scale '71M'"),
         (dict(data=Alpaca()), "Alpaca is for instruction tuning"),
         (dict(data=TinyLlama("no/such")), "no/such/slimpajama/train does not exist"),

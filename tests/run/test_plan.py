@@ -301,3 +301,24 @@ def test_the_peak_is_within_a_quarter_of_a_short_runs(stdlib_path, tmp_path):
 def test_durations_are_in_units_that_a_reader_takes_in():
     assert [duration(s) for s in (3.0, 119.0, 120.0, 7200.0, 5e5)] == ["3 s", "119 s", "2.0 minutes", "2.0 hours",
                                                                     "5.8 days"]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_plan_of_several_devices_says_what_each_has_and_sends(base, tiny, tiny_settings, capsys, tmp_path, strategy):
+    settings = {name: tiny_settings[name] for name in ("data", "precision")} | dict(strategy=strategy, devices=4)
+    train = TrainArgs(global_batch_size=32, micro_batch_size=2, max_steps=2)  # 2 micro-batches of a device
+    rate = dict(interconnect_gb_per_sec=0.001)
+    told, figures = planned(base, tiny[48], capsys, tmp_path, train=train, num_nodes=2, **rate, **settings)
+    parameters = 2 * 4096 * 48 + 2 * 48 + 2 * (12 * 48 * 48 + 13 * 48)
+    blocks = parameters - 2 * 4096 * 48 - 2 * 48
+    found = figures["devices"]
+    assert found["devices"] == 8 and found["strategy"] == strategy and figures["target"]["parameters"] == parameters
+    if strategy == "ddp":
+        assert found["state_bytes"] == 16 * parameters and found["gathered_bytes"] == 0
+        assert found["sent_bytes_per_step"] == round(2 * 7 / 8 * 4 * parameters)
+    else:
+        assert found["state_bytes"] == 2 * parameters
+        assert found["gathered_bytes"] == 4 * (2 * (parameters - blocks) + 3 * blocks // 2)
+        assert found["sent_bytes_per_step"] == round(2 * 7 / 8 * 4 * (2 * parameters + blocks))
+    assert found["sent_seconds_per_step"] == pytest.approx(found["sent_bytes_per_step"] / 1e6)
+    assert f"Devices: 8, {strategy} (as asked); each has" in told

@@ -163,3 +163,16 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
     lines.clear()
     assert carry_out(ours, StudyArgs(executor="ray"), say=lines.append) == there
     assert lines == ["3 of 3 runs have ended before"]
+
+
+@pytest.mark.drill
+def test_ray_runs_runs_of_two_devices(make_spec, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2, "GPU": 2}')  # two of the study's devices, here processes
+    one = StudyRun("one", make_spec("one"))
+    ended = carry_out([one])["one"]
+    for name, args in (("there", StudyArgs(executor="ray", gpus_per_run=2)), ("here", StudyArgs())):
+        run = StudyRun(name, make_spec(name).on_devices(2 if name == "here" else 1))
+        assert carry_out([run], args)[name].val_loss == pytest.approx(ended.val_loss, rel=1e-5)
+        assert read_header(run.spec.out_dir / "final").record.training["devices"] == 2
+        assert losses(run.spec.out_dir) == pytest.approx(losses(one.spec.out_dir), rel=1e-5)

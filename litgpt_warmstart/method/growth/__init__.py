@@ -229,6 +229,9 @@ class Grown(Growth):
         return ", ".join([first, *rest])
 
 
+ENTRIES = 2**18
+"""Of a tensor that grow at a time, about: an index takes eight bytes for each, beside a tensor that may be large."""
+
 # What source and target must share: vocabulary and everything that decides which tensors a block has and what they
 # compute. Rotary settings may differ; where they break rotary pairs, `heads` gives way to `blocks`.
 _SHARED_FIELDS = (
@@ -302,10 +305,11 @@ def grow_tensor(
         initial[index] = grown_gain(taken, initial[index], growth)
         return initial
     initial = operator.noise(name, initial, placement)
-    if growth.perturb_where == "new":
-        initial[index] = shrink * taken
-    else:
-        initial[index] += shrink * taken
+    count = max(1, ENTRIES // taken[0].numel())
+    for start in range(0, len(taken), count):
+        part = slice(start, start + count)
+        where, grown = (index[0][part], *index[1:]), shrink * taken[part]
+        initial[where] = grown if growth.perturb_where == "new" else initial[where] + grown
     return initial
 
 
@@ -370,3 +374,4 @@ def grow(
             weight = before.fold(origin, weight)
         folding = then if operator.plain else None
         yield name, grow_tensor(name, weight, tensor, source_config, target_config, growth, folding, seed)
+        del tensor  # before the next one is made: there may be no room for two

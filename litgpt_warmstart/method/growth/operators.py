@@ -36,7 +36,11 @@ class Placement:
 
     def taken(self, source: torch.Tensor) -> torch.Tensor:
         """What those entries hold, in the shape that ``held`` gives."""
-        found = source[_grid([origin[origin != NEW] for origin in self.origins])]
+        found = source
+        for axis, origin in enumerate(self.origins):
+            positions = origin[origin != NEW]
+            if not torch.equal(positions, torch.arange(found.shape[axis])):  # else all are, and nothing is copied
+                found = found.index_select(axis, positions)
         for place, (factor, origin) in enumerate(zip(self.factors, self.origins, strict=False)):
             factor = factor[origin != NEW].to(source.dtype)
             found = found * (factor[:, None] if place < found.dim() - 1 else factor)
