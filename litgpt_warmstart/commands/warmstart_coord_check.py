@@ -119,12 +119,13 @@ def setup(
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: runs from scratch alone")
     by_width = scale_list is None and depths is None
+    how = {name: value for name, value in growth.options.items() if name != "moments"}  # nothing carries them here
     arguments = dict(
         base=start and str(start.path), target=target,
         widths=[each.n_embd for each in configs] if by_width else None,
         depths=None if depths is None else [each.n_layer for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
-        **growth.options | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr, steps=steps,
+        **how | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr, steps=steps,
         num_seeds=num_seeds, seed=seed, data=spec.hyperparameters["data"], batch_size=batch_size,
         block_size=block_size, tokenizer_dir=spec.hyperparameters["tokenizer_dir"], out_dir=str(spec.out_dir),
     )  # fmt: skip

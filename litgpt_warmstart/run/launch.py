@@ -5,13 +5,14 @@ whole command again in each, which in a study, a worker of Ray or a notebook is 
 dies, it kills the first one, without a word.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +27,9 @@ from litgpt_warmstart.run.team import Team, open_store
 T = TypeVar("T")
 
 BEGIN = (
-    "import pickle, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); stdin = sys.stdin.buffer;"
-    " sys.path[:] = pickle.load(stdin); pickle.load(stdin)()"
+    "import json, signal, sys; from multiprocessing.reduction import ForkingPickler;"
+    " signal.signal(signal.SIGINT, signal.SIG_IGN); stdin = sys.stdin.buffer;"
+    " sys.path[:] = json.loads(stdin.readline()); ForkingPickler.loads(stdin.read())()"
 )
 """What a process that is started here runs. A terminal's Ctrl-C reaches it too, and is the first one's to answer."""
 
@@ -82,7 +84,7 @@ def carry_out(work: Callable[[Team], T], devices: int, num_nodes: int) -> T:
     team = Team(node * devices, size, Started(address, port, node, 0), store=store)
     for local in range(1, devices):
         place = team.rank + local, size, Started(address, port, node, local)
-        begin = pickle.dumps(partial(_begin, work, place, devices, torch.get_float32_matmul_precision()))
+        begin = bytes(ForkingPickler.dumps(partial(_begin, work, place, devices, torch.get_float32_matmul_precision())))
         if b"__main__" in begin:
             raise UserError(
                 f"--devices {devices}: the run has a DataModule that is defined in the script itself, which other"
@@ -92,7 +94,7 @@ def carry_out(work: Callable[[Team], T], devices: int, num_nodes: int) -> T:
         team.children.append(child)
         assert child.stdin
         with suppress(BrokenPipeError), child.stdin as stdin:  # of one that has ended, who waits for it will tell
-            stdin.write(pickle.dumps(sys.path) + begin)
+            stdin.write(json.dumps(sys.path).encode() + b"\n" + begin)
     return _take_part(work, team, devices)
 
 

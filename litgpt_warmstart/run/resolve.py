@@ -86,6 +86,10 @@ def resolve(
         UserError: An argument is wrong, or something needed is known from nowhere.
     """
     args.check()
+    if args.compile == "reduce-overhead" and not torch.cuda.is_available():  # it would be taken and do nothing
+        raise UserError(
+            "--compile reduce-overhead replays CUDA graphs, and there is no CUDA device: pass --compile true"
+        )
     devices = count_devices(args.devices)
     optimizer = resolve_optimizer(args.optimizer)
     config, tuned = resolve_models(target, start, growth, args.mup_base, args.data)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import shutil
 import sys
 import sysconfig
@@ -30,7 +29,7 @@ from litgpt_warmstart.run.build import bare_loss, compiled
 from litgpt_warmstart.run.checkpoint import installed_versions
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.sharding import make_fabric
-from litgpt_warmstart.run.spec import CompileMode, RunSpec
+from litgpt_warmstart.run.spec import RunSpec
 
 REPEATS = 4
 """Micro-batches that are timed, after one that compiles and one that warms up."""
@@ -73,7 +72,6 @@ def tuned(fabric: L.Fabric, spec: RunSpec, before: Record | None = None) -> tupl
     What the checkpoint had that the run goes on from, whose record is ``before``, is kept.
     """
     device, is_sharded = fabric.device, isinstance(fabric.strategy, ModelParallelStrategy)
-    check_mode(spec.compile, device)
     if spec.compile and (reason := why_not_compile(device)):
         fabric.print(f"Training without torch.compile: {reason}")
         spec = replace(spec, compile=False)
@@ -130,12 +128,6 @@ def why_not_compile(device: torch.device) -> str | None:
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return "Python's headers are missing; install them (python3-dev) for more speed"
     return None
-
-
-def check_mode(compile: bool | CompileMode, device: torch.device) -> None:
-    """Raise a UserError for a mode of torch.compile that the device has not: it would be taken and do nothing."""
-    if compile == "reduce-overhead" and device.type != "cuda":
-        raise UserError(f"--compile {compile} replays CUDA graphs, and there is no CUDA device: pass --compile true")
 
 
 def candidates(global_batch_size: int, largest: int) -> list[int]:
@@ -329,7 +321,8 @@ def _key(fabric: L.Fabric, spec: RunSpec) -> str:
     if fabric.device.type == "cuda":
         device = torch.cuda.get_device_name(fabric.device)
     else:
-        device = f"{platform.processor()} {torch.backends.cpu.get_cpu_capability()} x {torch.get_num_threads()}"
+        kind = torch.backends.cpu.get_cpu_capability() + (" bf16" if cpu_has_bf16() else "")
+        device = f"CPU {kind} x {torch.get_num_threads()}"
     asked = (spec.args.loss_impl, spec.args.train.micro_batch_size)
     run = (asdict(spec.config), spec.block_size, spec.global_batch_size, spec.precision, spec.compile, asked)
     digest = hashlib.sha256(json.dumps((installed_versions(), *run), default=str).encode()).hexdigest()

@@ -116,7 +116,6 @@ OPTIMIZERS: list[tuple[Sequence[str], str]] = [
     (("--optimizer", "SGD"), "normalize the gradient entry by entry"),
     (("--optimizer", "SparseAdam"), "normalize the gradient entry by entry"),
     (("--optimizer", "LBFGS"), "entry by entry"),
-    (("--optimizer", "Muon"), "entry by entry"),
     (("--optimizer", "Adafactor"), "entry by entry"),
     (("--optimizer", "NoSuch"), "no optimizer 'NoSuch'"),
     (("--optimizer", "no.such.Class"), "no optimizer 'no.such.Class'"),

@@ -208,7 +208,7 @@ def test_a_trial_leaves_no_memory_behind(fabric, spec, monkeypatch):
         return 1.0
 
     monkeypatch.setattr(tuning, "_seconds_per_sequence", measured)
-    tuning.keep_memory()
+    tuning.keep_memory(torch.device("cpu"))
     before = resident()
     find(fabric, spec, Choice("chunked", 1), [1, 2], ["chunked"])
     assert resident() < before + 2**29

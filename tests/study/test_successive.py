@@ -219,7 +219,7 @@ def test_compute_is_split_as_asked(scales, arguments, tmp_path):
         (dict(compute_split="0.5,0.6"), "give shares above 0 that add up to 1"),
         (dict(compute_split="1"), "has 1 shares for 2 stages"),
         (dict(compute_split="a,b"), "give numbers with commas"),
-        (dict(max_flops=1e12), "give that too"),
+        (dict(max_flops=1e12), "give one of them too"),
         (dict(train=TrainArgs(max_tokens=5)), "give --tokens_per_param"),
         (dict(shrink=2.0), "--shrink must lie in [0, 1]"),
         (dict(operator="pad,tile"), "--operator has 2 for 1 growths: give one, or one for each"),
