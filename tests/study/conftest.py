@@ -28,7 +28,8 @@ def make_spec(tiny, settings, tmp_path) -> Callable[..., RunSpec]:
     """Makes the specification of a run of 4 steps from scratch at width 16."""
 
     def make(folder: str, lr: float = 0.02, seed: int = 1, **changes: object) -> RunSpec:
-        train = TrainArgs(global_batch_size=4, micro_batch_size=4, max_steps=changes.pop("max_steps", 4),
+        train = TrainArgs(global_batch_size=4, micro_batch_size=changes.pop("micro_batch_size", 4),
+                          max_steps=changes.pop("max_steps", 4),
                           save_interval=changes.pop("save_interval", None))  # fmt: skip
         own = dict(target=tiny[16], initial_checkpoint_dir=None)
         args = RunArgs(lr=lr, seed=seed, train=train, resume="auto", **(settings | changes))

@@ -169,10 +169,11 @@ def test_a_local_ray_gives_the_results_of_this_process_also_when_a_worker_is_kil
 def test_ray_runs_runs_of_two_devices(make_spec, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2, "GPU": 2}')  # two of the study's devices, here processes
-    one = StudyRun("one", make_spec("one"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray counts what is in it
+    one = StudyRun("one", make_spec("one", micro_batch_size=2))
     ended = carry_out([one])["one"]
     for name, args in (("there", StudyArgs(executor="ray", gpus_per_run=2)), ("here", StudyArgs())):
-        run = StudyRun(name, make_spec(name).on_devices(2 if name == "here" else 1))
+        run = StudyRun(name, make_spec(name, micro_batch_size=2).on_devices(2 if name == "here" else 1))
         assert carry_out([run], args)[name].val_loss == pytest.approx(ended.val_loss, rel=1e-5)
         assert read_header(run.spec.out_dir / "final").record.training["devices"] == 2
         assert losses(run.spec.out_dir) == pytest.approx(losses(one.spec.out_dir), rel=1e-5)
