@@ -153,7 +153,7 @@ def run_stock(work: Work, micro: int | None, out_dir: Path) -> None:
     )  # fmt: skip
 
 
-def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
+def train_ours(work: Work, micro: int | None, out_dir: Path, data: DataModule, **budget: int) -> None:
     """``warmstart_scratch``, with what it chooses by itself."""
     from litgpt_warmstart.commands import warmstart_scratch
     from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
@@ -165,36 +165,28 @@ def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
         lr=LEARNING_RATE,
         out_dir=out_dir,
         precision=work.precision,
-        data=GatedTokens(work.batch, work.block_size),
+        devices=work.devices,
+        data=data,
         train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=work.batch, micro_batch_size=micro,
-                        max_tokens=MAX_TOKENS, max_seq_length=work.block_size),
-        eval=EvalArgs(interval=10**9, max_iters=2, initial_validation=False),
+                        max_seq_length=work.block_size, **budget),
+        eval=EvalArgs(interval=10**9, max_iters=2, initial_validation=False, final_validation=False),
         logger_name="csv",
     )  # fmt: skip
+
+
+def run_ours(work: Work, micro: int | None, out_dir: Path) -> None:
+    """Ours, beside stock."""
+    train_ours(work, micro, out_dir, GatedTokens(work.batch, work.block_size), max_tokens=MAX_TOKENS)
 
 
 def run_devices(work: Work, micro: int | None, out_dir: Path) -> dict[str, float]:
-    """The median tokens/s of ``warmstart_scratch`` on so many devices, after two steps that compile and warm up."""
+    """The median tokens/s of ours on so many devices, after two steps that compile and warm up."""
     from random_tokens import RandomTokens
 
-    from litgpt_warmstart.commands import warmstart_scratch
     from litgpt_warmstart.run.metrics import read_metrics
-    from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
-    torch.set_float32_matmul_precision("high")  # as our script does
-    warmstart_scratch.setup(
-        target=work.scale,
-        mup_base="5M",
-        lr=LEARNING_RATE,
-        out_dir=out_dir,
-        precision=work.precision,
-        devices=work.devices,
-        data=RandomTokens(STEPS * work.batch, work.block_size),
-        train=TrainArgs(save_interval=None, log_interval=1, global_batch_size=work.batch, micro_batch_size=micro,
-                        max_steps=STEPS, max_tokens=10**9, max_seq_length=work.block_size),
-        eval=EvalArgs(max_iters=2, initial_validation=False, final_validation=False, interval=10**9),
-        logger_name="csv",
-    )  # fmt: skip
+    data = RandomTokens(STEPS * work.batch, work.block_size)
+    train_ours(work, micro, out_dir, data, max_steps=STEPS, max_tokens=10**9)
     rates = [row["tokens_per_sec"] for row in read_metrics(out_dir / "metrics.csv") if "tokens_per_sec" in row]
     return {"tokens_per_sec": statistics.median(rates[2:])}
 

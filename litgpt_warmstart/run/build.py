@@ -23,7 +23,7 @@ from litgpt_warmstart.run.moments import load_moments
 from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.run.resume import State
 from litgpt_warmstart.run.sharding import parts
-from litgpt_warmstart.run.spec import CompileMode, RunSpec
+from litgpt_warmstart.run.spec import CUDA_GRAPHS, CompileMode, RunSpec
 
 
 def bare_model(config: Config, mup_base: Config, parametrization: str = "mup") -> MuGPT:
@@ -164,4 +164,4 @@ def compiled(loss: NextTokenLoss, compile: bool | CompileMode) -> nn.Module:
 
 def uses_cuda_graphs(compile: bool | CompileMode, device: torch.device) -> bool:
     """Whether a step is replayed from CUDA graphs; gradients must then keep their place, zeroed rather than dropped."""
-    return device.type == "cuda" and compile in ("reduce-overhead", "max-autotune")
+    return device.type == "cuda" and compile in CUDA_GRAPHS

@@ -14,11 +14,10 @@ from litgpt.utils import parse_devices
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.model import parameter_count
-from litgpt_warmstart.run.spec import RunArgs, RunSpec
+from litgpt_warmstart.run.spec import CUDA_GRAPHS, RunArgs, RunSpec
 
 ROOM = 0.75
 """The part of a device's memory that weights, gradients and moments may take; activations need the rest."""
-CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def count_devices(devices: int | str) -> int:

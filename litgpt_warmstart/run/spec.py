@@ -27,6 +27,8 @@ from litgpt_warmstart.run.optimizer import ChosenOptimizer
 
 Precision = Literal["bf16-true", "bf16-mixed", "32-true", "16-mixed"]
 CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of torch.compile that replay a step from CUDA graphs, where there is CUDA."""
 Strategy = Literal["auto", "ddp", "fsdp"]
 
 

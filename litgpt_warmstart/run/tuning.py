@@ -112,7 +112,9 @@ def keep_memory(device: torch.device) -> None:
 
 
 def give_back_memory() -> None:
-    """Have glibc give the kernel what it keeps of models that are gone, see :func:`keep_memory`."""
+    """Free what models that are gone have left, for one process that builds several, see :func:`keep_memory`."""
+    gc.collect()
+    torch.cuda.empty_cache()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(0)
@@ -234,11 +236,7 @@ class Trials:
             self.seconds[choice] = math.inf
         except RuntimeError as error:
             raise device_failed(error, choice.micro_batch_size) or error from error
-        gc.collect()
-        if self.fabric.device.type == "cuda":
-            torch.cuda.empty_cache()
-        else:
-            give_back_memory()
+        give_back_memory()
         self.spent += time.perf_counter() - start
         return self.seconds[choice]
 

@@ -1,6 +1,5 @@
 """What the runs of a study take, told before they begin: nothing is trained, prepared or written."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import torch
 
 from litgpt_warmstart.report.page import as_text
 from litgpt_warmstart.run.plan import Measurement, duration, measure, parameter_count
+from litgpt_warmstart.run.tuning import give_back_memory
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome
 
 COUNTS = ["runs", "finished", "tokens", "hoffmann_flops"]
@@ -45,9 +45,8 @@ def measured(run: StudyRun) -> Measurement:
 
 def start_afresh() -> None:
     """Forget the model before, for one process that builds several."""
-    torch._dynamo.reset()  # it compiles a code object for a few models only, then goes on eagerly
-    gc.collect()
-    torch.cuda.empty_cache()
+    torch.compiler.reset()  # it holds models
+    give_back_memory()
 
 
 def told_costs(found: pandas.DataFrame, time: bool = True) -> str:
