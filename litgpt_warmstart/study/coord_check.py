@@ -135,7 +135,7 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
         configs = [resolve_config(name, config.padded_vocab_size, config.vocab_size) for name in scales]
         option, given = "scales", [each.n_embd for each in configs]
     if len(given) < 2:
-        raise UserError(f"--{option} has {len(given)} of the two widths or more that a slope needs")
+        raise UserError(f"--{option} has {len(given)} of the two widths or more that are compared")
     if any(wider <= narrower for narrower, wider in pairwise(given)):
         raise UserError(f"--{option} must grow from each to the next, got n_embd {', '.join(map(str, given))}")
     if given[0] < config.n_embd:
@@ -146,6 +146,11 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
         raise UserError(f"--{option} ends with n_embd {given[-1]}: no model is that large")
     configs = configs or [widened(config, n_embd) for n_embd in given]
     for wider in configs:
+        if wider.n_layer != config.n_layer:
+            raise UserError(
+                f"--{option}: {config.name!r} has n_layer {config.n_layer}, {wider.name!r} has {wider.n_layer}: over"
+                " width all have the same"
+            )
         check_growable(config, wider)
     return tuple(configs)
 
