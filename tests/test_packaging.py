@@ -13,7 +13,8 @@ import litgpt_warmstart
 from litgpt_warmstart.errors import STUDY_PACKAGES, told_in_one_line
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 NAME = re.compile(r"[\w.-]+")
 
 
