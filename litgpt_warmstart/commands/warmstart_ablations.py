@@ -21,8 +21,11 @@ def setup(
     arms: list[dict[str, Any]] = ARMS,
     seeds: str | int | list[int] = "42,43,44",
     base_tokens_per_param: float = 20.0,
-    base_seed: int = 42,
+    base_seed: int | None = None,
+    mup_base: str | None = None,
+    lineages: bool = False,
     tokens_per_param: float = 20.0,
+    cooldown_at: str | float | list[float] | None = None,
     name: str = "ablations",
     out_dir: Path = Path("out/warmstart_ablations"),
     train: TrainArgs = TrainArgs(),
@@ -39,15 +42,22 @@ def setup(
     Arguments:
         base: Scales to train as bases, or folders of trained checkpoints; with commas.
         target: Scales to grow them into; with commas.
-        arms: What is varied: a list of mappings with base, target, tokens_per_param, schedule, weight_decay, optimizer,
-            beta2, arguments of the optimizer such as ``optimizer.momentum``, and the options of a growth, such as
-            shrink and perturb, each a value or a list; all combinations of a mapping's lists are run. E.g.
-            ``[{shrink: [0.4, 1]}, {optimizer: Muon, beta2: [0.95, 0.99]}]``. What a mapping leaves out is as for
-            warmstart.
+        arms: What is varied: a list of mappings with base, target, tokens_per_param, schedule, weight_decay, lr_factor
+            (times the learning rate that is carried to the target), optimizer, beta2, arguments of the optimizer such
+            as ``optimizer.momentum``, and the options of a growth, such as shrink and perturb, each a value or a list;
+            all combinations of a mapping's lists are run. E.g. ``[{shrink: [0.4, 1]}, {optimizer: Muon, beta2: [0.95,
+            0.99]}]``. What a mapping leaves out is as for warmstart.
         seeds: Of the initialization and the perturbation.
         base_tokens_per_param: Tokens to train bases on per parameter.
-        base_seed: Of the bases' initialization.
+        base_seed: Of the bases' initialization. Default: 42.
+        mup_base: Where the learning rate of bases that are trained was tuned: a scale, a model_config.yaml or a
+            checkpoint folder. Default: each one's own shapes.
+        lineages: Whether each seed is a lineage of its own, which begins with a base that is trained with it: base,
+            initialization, perturbation and the order of all data differ. Else all seeds share base and order.
         tokens_per_param: Tokens to train targets on per parameter, where an arm says nothing else.
+        cooldown_at: Tokens per parameter, with commas: up to each, every run, which must have a constant rate, is also
+            cooled down, from its checkpoint before, over a fifth of the steps or as ``train`` says, in a folder of its
+            own.
         name: Of the table and the picture, NAME.csv and NAME.png: studies that share ``out_dir``, and so their
             finished runs, need different ones.
         out_dir: Directory for the runs, the table and the picture.
@@ -57,6 +67,7 @@ def setup(
             for.
     """
     from litgpt_warmstart.study import ablations
+    from litgpt_warmstart.study.arms import expand
     from litgpt_warmstart.study.runner import conduct
 
     seed_list = as_list(seeds, int, "--seeds")
@@ -66,7 +77,14 @@ def setup(
     if Path(name).name != name:
         raise UserError(f"--name {name!r} is no file's name: the table and the picture lie in --out_dir")
     models = dict(base=as_list(base, str, "--base"), target=as_list(target, str, "--target"))
-    expanded = ablations.expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
-    bases = dict(seed=base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule)
+    expanded = expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
+    if lineages and base_seed is not None:
+        raise UserError("--base_seed has no meaning with --lineages true, where each seed has a base: leave one out")
+    horizons = as_list(cooldown_at, float, "--cooldown_at") if cooldown_at is not None else []
+    bases = dict(
+        seed=42 if base_seed is None else base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule,
+        mup_base=mup_base,
+    )  # fmt: skip
     make = from_scratch(run)
-    conduct(ablations.plan(make, expanded, seed_list, bases, train, optimizer, out_dir, name), study)
+    of_runs = (bases, train, optimizer, out_dir, name, lineages, horizons)
+    conduct(ablations.plan(make, expanded, seed_list, *of_runs), study)

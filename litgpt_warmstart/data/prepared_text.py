@@ -1,8 +1,10 @@
 """PreparedText and SlimPajama6B: text from the Hub or a folder, tokenized once, read by block."""
 
+from copy import copy
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -101,6 +103,12 @@ class PreparedText(request.TextSource, DataModule):
     def sha256(self) -> dict[Path, str]:
         """Of each chunk, as it was prepared."""
         return {path: chunk.sha256 for path, chunk in self.index.chunk_files(self.tokenizer_dir).items()}
+
+    def in_order(self, order_seed: int) -> Self:
+        """The same data, read in another order."""
+        data = copy(self)
+        data.order_seed = order_seed
+        return data
 
     def prepare_data(self) -> None:
         """Prepare the tokens, or check that those there are of what is asked for."""

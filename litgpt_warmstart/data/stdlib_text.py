@@ -28,12 +28,13 @@ class StdlibText(PreparedText):
     into training and validation by the hash of their names, cut into pieces, and the pieces shuffled.
     """
 
-    def __init__(self, data_path: Path = Path("data/stdlib_text")) -> None:
+    def __init__(self, data_path: Path = Path("data/stdlib_text"), order_seed: int | None = None) -> None:
         """
         Args:
             data_path: Where tokenizer and tokens are; prepared at first use.
+            order_seed: Of the order in which blocks are read. Default: what the base has read it in, else 0.
         """
-        super().__init__(data_path=data_path)
+        super().__init__(data_path=data_path, order_seed=order_seed)
 
     @property
     def vocab_size(self) -> int:

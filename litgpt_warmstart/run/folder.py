@@ -12,6 +12,7 @@ out_dir/
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -71,19 +72,21 @@ def trained(out_dir: Path) -> tuple[dict[Path, Record], list[tuple[Path, str]]]:
     return dict(sorted(found.items(), key=lambda item: item[1].step_count, reverse=True)), unread
 
 
-def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+def newest_checkpoint(out_dir: Path, most_steps: float = math.inf) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The checkpoint of a run with the most optimizer steps that training can go on from; None without one.
+
+    Those with more than ``most_steps`` are not looked at.
 
     Returns:
         The folder, and those that were passed over, with the reason: their record cannot be read or, of those with more
         steps, a file is missing or has changed since it was saved.
     """
     found, passed_over = trained(out_dir)
-    for folder, record in found.items():
+    for folder in (folder for folder, record in found.items() if record.step_count <= most_steps):
         try:
             if missing := [name for name in DECISIVE if not (folder / name).is_file()]:
                 raise UserError(f"{missing[0]} is missing")
-            check_files(folder, record)
+            check_files(folder, found[folder])
             return folder, passed_over
         except (UserError, OSError) as error:
             passed_over.append((folder, one_line(error)))

@@ -350,10 +350,14 @@ def check_seed(start: Header, target: Config, growth: Growth, seed: int) -> None
 
 def used_seed(start: Header, target: Config) -> int | None:
     """The seed that a base of the target's size was initialized with; None where it is not known, or another size."""
-    sizes = [(config.n_embd, config.intermediate_size, config.n_layer) for config in (start.config, target)]
-    if start.record is None or sizes[0] != sizes[1]:
+    if start.record is None or not draw_alike(start.config, target):
         return None
     return start.record.growth.seed if start.record.growth else start.record.training.get("seed")
+
+
+def draw_alike(one: Config, other: Config) -> bool:
+    """Whether two models of one seed are initialized, or perturbed, with the same numbers."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("n_embd", "intermediate_size", "n_layer"))
 
 
 def _vocabulary(told_by: Config | PreparedText | None) -> dict[str, int | None]:

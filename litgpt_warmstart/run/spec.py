@@ -228,6 +228,8 @@ class RunSpec(Reading):
     growth: Growth | None = None
     mup_base_dir: Path | None = None
     """Checkpoint folder that tells where the learning rate was tuned; None for a scale or a config."""
+    save_at: tuple[int, ...] = ()
+    """Optimizer steps after which a checkpoint is saved whatever the interval: other runs go on from there."""
     devices: int = 1
     """Of each node; no part of what a run is: its losses do not depend on them."""
 

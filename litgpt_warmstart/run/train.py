@@ -268,9 +268,9 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
                 record_if_due(run)  # its time counts in this step's tokens/s
                 journal.add_step(loss, spec.base_lr * lr_multiplier)
             validate_if_due(run, journal)
-            interval = spec.args.train.save_interval
-            due = interval and (state.step_count % interval == 0 or state.step_count in spec.schedule.milestones)
-            if due and state.step_count < spec.max_steps:
+            interval, step = spec.args.train.save_interval, state.step_count
+            due = interval and (step % interval == 0 or step in spec.schedule.milestones)
+            if (due or step in spec.save_at) and step < spec.max_steps:
                 with journal.saving():
                     save_whole(run, run.step_folder)
 

@@ -24,7 +24,7 @@ def costs(runs: Sequence[StudyRun]) -> pandas.DataFrame:
     rows = []
     for run in runs:
         spec, finished = run.spec, read_outcome(run) is not None
-        tokens = 0 if finished else spec.max_tokens
+        tokens = 0 if finished else run.tokens
         rows.append({
             # not by the whole config: muP's base, which is in it, makes no difference to what a model takes
             "parameters": parameter_count(spec.config), "batch": spec.global_batch_size, "model": spec.config.name,

@@ -22,7 +22,7 @@ from litgpt_warmstart.run.checkpoint import FILES, RECORD, foreign_entries
 from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.ablations import OF_OPTIMIZER, expand
+from litgpt_warmstart.study.arms import OF_OPTIMIZER, expand
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun
 from litgpt_warmstart.study.outcomes import results as outcomes_of

@@ -38,6 +38,18 @@ class StudyRun:
     """Names of the runs that must have ended before, such as the one whose checkpoint it grows."""
     data_after: Path | None = None
     """A checkpoint, perhaps not written yet, whose lineage's tokens this run does not read again."""
+    fork_of: Path | None = None
+    """Folder of a run at a constant rate, with which this one is the same up to its own cooldown: it begins there."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it trains on itself."""
+        return (self.spec.max_steps - self.forks_at) * self.spec.tokens_per_step
+
+    @property
+    def forks_at(self) -> int:
+        """The optimizer step at which it leaves the run that it forks: where its cooldown begins; 0 without one."""
+        return self.spec.schedule.cooldowns[0][0] if self.fork_of else 0
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
 from litgpt_warmstart.errors import Diverged, UserError
 from litgpt_warmstart.executors import Task, carry_out_on_ray
+from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.run import train
 from litgpt_warmstart.run.checkpoint import read_header
-from litgpt_warmstart.run.folder import check_free, check_writable
+from litgpt_warmstart.run.folder import FORMATS, check_free, check_writable, newest_checkpoint
+from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.study import StudyArgs
 from litgpt_warmstart.study.cost import costs, start_afresh, told_costs
 from litgpt_warmstart.study.folder import study_folder
@@ -116,6 +118,21 @@ def check_data(runs: Sequence[StudyRun]) -> None:
         used[spec.out_dir / "final"] = plan.use(spec.max_steps)
 
 
+def begun_by_fork(spec: RunSpec, fork_of: Path, forks_at: int) -> RunSpec:
+    """A run that goes on from another's last checkpoint up to a step, with that one's rows; from none, from its start.
+
+    So its metrics.csv is that of a run that was its own from the beginning.
+    """
+    folder, _ = newest_checkpoint(fork_of, forks_at)
+    if folder is None:
+        return spec
+    spec.out_dir.mkdir(parents=True, exist_ok=True)
+    for name in FORMATS:
+        if (fork_of / name).is_file():
+            write_whole(spec.out_dir / name, (fork_of / name).read_bytes())  # of later steps, the run drops the rows
+    return replace(spec, args=replace(spec.args, resume=folder))
+
+
 def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:
     """Carry out a run in this process, from its last checkpoint if it has one, and write its outcome.
 
@@ -130,6 +147,8 @@ def carry_out_one(run: StudyRun, *before: Outcome) -> Outcome:
         record = read_header(run.data_after).record
         spec = replace(spec, seen=record.data_uses if record else ())
     try:
+        if run.fork_of is not None and newest_checkpoint(spec.out_dir)[0] is None:
+            spec = begun_by_fork(spec, run.fork_of, run.forks_at)
         train.setup(spec)
         outcome = write_outcome(run, "finished")
     except Diverged as error:

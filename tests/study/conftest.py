@@ -30,7 +30,8 @@ def make_spec(tiny, settings, tmp_path) -> Callable[..., RunSpec]:
     def make(folder: str, lr: float = 0.02, seed: int = 1, **changes: object) -> RunSpec:
         train = TrainArgs(global_batch_size=4, micro_batch_size=changes.pop("micro_batch_size", 4),
                           max_steps=changes.pop("max_steps", 4),
-                          save_interval=changes.pop("save_interval", None))  # fmt: skip
+                          save_interval=changes.pop("save_interval", None),
+                          cooldown_steps=changes.pop("cooldown_steps", None))  # fmt: skip
         own = dict(target=tiny[16], initial_checkpoint_dir=None)
         args = RunArgs(lr=lr, seed=seed, train=train, resume="auto", **(settings | changes))
         return resolve("warmstart_scratch", tiny[16], None, None, tmp_path / "runs" / folder, args, own)

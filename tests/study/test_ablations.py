@@ -2,146 +2,26 @@
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from litgpt.data import TextFiles
 
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
-from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.method import growth
-from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.run.checkpoint import read_header
-from litgpt_warmstart.run.optimizer import resolve_optimizer
+from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 from litgpt_warmstart.study import ablations
-from litgpt_warmstart.study.ablations import expand, labels, table
+from litgpt_warmstart.study.ablations import table
+from litgpt_warmstart.study.arms import expand, labels
 from tests.conftest import assert_same_weights
 from tests.study.conftest import rows
 
 DEFAULTS = dict(base="5M", target="22M")
-
-
-def test_an_arm_is_every_combination_of_its_lists_beside_its_run_from_scratch_and_runs_once():
-    arms = expand([dict(shrink=[0.2, 0.4], perturb=[0, 1], schedule=["constant", "wsd"])], DEFAULTS)
-    assert len(arms) == 2 * 2 * 2 + 2
-    assert [(arm.schedule, arm.growth.perturb) for arm in arms if not arm.growth.shrink] == [
-        ("constant", 1),
-        ("wsd", 1),
-    ]
-    arms = expand([dict(shrink=[0.2, 0.4]), dict(gains=["shrunk", "reset"])], DEFAULTS)
-    growths = [(arm.growth.shrink, arm.growth.gains) for arm in arms]
-    assert growths == [(0, "shrunk"), (0.2, "shrunk"), (0.4, "shrunk"), (0.4, "reset")]
-
-
-def test_shrink_0_is_the_run_from_scratch_but_where_the_perturbation_is_scaled():
-    arms = expand([dict(shrink=[0, 0.4], perturb=[0.5, 1], gains=["reset", "copied"])], DEFAULTS)
-    none = [(arm.growth.perturb, arm.growth.gains, arm.growth.from_scratch) for arm in arms if not arm.growth.shrink]
-    assert none == [(1.0, "shrunk", True), (0.5, "shrunk", False)] and len(arms) == 2 + 4
-
-
-def test_a_new_option_of_growth_that_is_not_of_the_source_is_varied_at_shrink_0_too(monkeypatch):
-    @dataclass(frozen=True)
-    class Noisy(growth.Growth):
-        noise: str = "normal"
-
-    monkeypatch.setattr(growth, "Growth", Noisy)
-    monkeypatch.setattr(ablations, "Growth", Noisy)
-    monkeypatch.setitem(ablations.DEFAULTS, "noise", "normal")
-    arms = expand([dict(shrink=0, noise=["normal", "uniform"])], DEFAULTS)
-    assert [(arm.growth.noise, arm.growth.from_scratch) for arm in arms] == [("normal", True), ("uniform", False)]
-
-
-def test_an_arms_folder_is_named_as_in_the_first_landing():
-    options = dict(shrink=0.2, perturb=0.5, alignment="blocks", gains="reset", tokens_per_param=30, weight_decay=0.1)
-    scratch, arm = expand([options | dict(schedule="wsd")], DEFAULTS)
-    assert arm.name == "5M-22M-shrink-0.2-perturb-0.5-blocks-reset-tokens_per_param-30-wsd-weight_decay-0.1"
-    assert scratch.name == "5M-22M-scratch-tokens_per_param-30-wsd-weight_decay-0.1"
-
-
-def test_optimizer_beta2_and_the_optimizers_arguments_are_varied():
-    given_arms = [{"optimizer": ["Adam", {"class_path": "Muon", "momentum": 0.9}], "beta2": [0.9, 0.99]},
-                  {"optimizer.eps": [1e-6, 1e-4], "weight_decay": 0.1}]  # fmt: skip
-    arms = [arm for arm in expand(given_arms, DEFAULTS) if arm.growth.shrink]
-    found = [resolve_optimizer(arm.trained_with("AdamW")) for arm in arms]
-    assert [(one.class_path.rpartition(".")[2], one.init_args) for one in found] == [
-        ("Adam", {"betas": [0.9, 0.9], "weight_decay": 0.0}), ("Adam", {"betas": [0.9, 0.99], "weight_decay": 0.0}),
-        ("Muon", {"betas": [0.9, 0.9], "weight_decay": 0.0, "momentum": 0.9}),
-        ("Muon", {"betas": [0.9, 0.99], "weight_decay": 0.0, "momentum": 0.9}),
-        ("AdamW", {"betas": [0.9, 0.95], "weight_decay": 0.1, "eps": 1e-6}),
-        ("AdamW", {"betas": [0.9, 0.95], "weight_decay": 0.1, "eps": 1e-4}),
-    ]  # fmt: skip
-    assert arms[2].name == "5M-22M-shrink-0.4-Muon-momentum-0.9-beta2-0.9"
-    assert len({arm.name for arm in arms}) == len(set(labels(arms)[1])) == 6
-    assert arms[0].scratch.beta2 == 0.9 and expand([{}], DEFAULTS)[0].trained_with("NAdam") == "NAdam"
-
-
-def test_an_arm_may_have_a_preset_an_operator_and_shrink_by_class():
-    given_arms = [
-        dict(growth=["paper", "quiet"], shrink=[0.4, 0.7]), dict(operator="tile", shrink=1), dict(shrink={"gains": 1}),
-        dict(growth="quiet", shrink=0),
-    ]  # fmt: skip
-    arms = expand(given_arms, DEFAULTS)
-    assert [arm.name.removeprefix("5M-22M-") for arm in arms] == [
-        "scratch", "shrink-0.4", "shrink-0.7", "shrink-0.4-quiet", "shrink-0.7-quiet", "shrink-1-tile",
-        "shrink-0.4-shrink-of-gains-1",
-    ]  # fmt: skip
-    assert arms[0].growth == Growth(0.0) and arms[3].growth == Growth(growth="quiet")
-    assert labels(arms)[1][-1] == "shrink 0.4, shrink of gains 1"
-    frame = pandas.DataFrame([arm.cells for arm in arms])
-    assert ablations.from_scratch(frame).tolist() == [True] + [False] * 6
-    assert [name for name, _ in ablations.by_arm(frame, labels(arms)[1])] == labels(arms)[1]
-
-
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional=dict(
-                shrink=st.lists(st.sampled_from([0, 0.2, 1]), min_size=1), target=st.sampled_from(["22M", "70M"]),
-                tokens_per_param=st.sampled_from([20, 30]), alignment=st.sampled_from(["heads", "literal"]),
-                weight_decay=st.lists(st.sampled_from([0, 0.1]), min_size=1),
-            ),
-        ),
-        min_size=1, max_size=4,
-    )
-)  # fmt: skip
-def test_arms_have_names_of_their_own_and_each_has_its_scratch_run_before_it(given_arms):
-    arms = expand(given_arms, DEFAULTS)
-    assert len({arm.name for arm in arms}) == len(set(arms)) == len(arms)
-    for i, arm in enumerate(arms):
-        assert arm.scratch in arms[: i + 1]
-        assert all("/" not in part for part in arm.name)
-
-
-@pytest.mark.parametrize(
-    ("arms", "told"),
-    [
-        ([], "is empty"),
-        ([dict(shirnk=1)], "no 'shirnk' to vary: choose from base, target, shrink"),
-        ([dict(shrink=2)], "--shrink must lie in [0, 1]"),
-        ([dict(shrink="much")], "could not convert"),
-        ([dict(shrink={"heads": 1})], "--shrink has no class 'heads'"),
-        ([dict(shrink={"hidden": "much"})], "--arms: "),
-        ([dict(operator="pat")], "--operator 'pat' is none of pad, tile"),
-        ([dict(growth="quiet", operator="tile")], "--growth quiet would perturb nothing"),
-        ([dict(beta2=1.5)], "--arms: beta2 1.5 must lie between 0 and 1"),
-        ([dict(beta2="much")], "--arms: "),
-        ([dict(gains="lost")], "gains 'lost' is none of shrunk, added, copied, reset"),
-        ([dict(schedule="steep")], "schedule 'steep' is none of constant, "),
-        ([dict(tokens_per_param=0)], "tokens_per_param must be above 0"),
-        (["shrink"], "is no mapping"),
-    ],
-)
-def test_an_arm_that_cannot_be_is_refused_by_name(arms, told):
-    with pytest.raises(UserError) as error:
-        expand(arms, DEFAULTS)
-    assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def told(*seeds: tuple) -> str:
@@ -279,6 +159,77 @@ def test_schedules_with_options_stand_beside_constant(study, arguments):
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def lineages(arguments, stdlib_path, tmp_path_factory) -> Path:
+    """Two lineages at a constant rate that are cooled down at the end, too, and scratch at two rates."""
+    out_dir = tmp_path_factory.mktemp("lineages")
+    of_lineages = dict(
+        lineages=True, cooldown_at="0.01", arms=[dict(shrink=0.4), dict(shrink=0, lr_factor=[0.5, 1])],
+        out_dir=out_dir, train=TrainArgs(global_batch_size=4, micro_batch_size=4, save_interval=None),
+    )  # fmt: skip
+    warmstart_ablations.setup(**(arguments | of_lineages))
+    return out_dir
+
+
+def test_each_seed_is_a_lineage_with_a_base_an_order_and_numbers_of_its_own(lineages):
+    orders = set()
+    for seed in (1, 2):
+        base = record_of(lineages, f"base-neox-16-seed-{seed}")
+        scratch, grown = (record_of(lineages, f"neox-16-neox-48-{arm}-tokens_per_param-0.01-seed-{seed}")
+                          for arm in ("scratch", "shrink-0.4"))  # fmt: skip
+        assert base.training["seed"] == scratch.training["seed"] == grown.growth.seed == seed
+        assert {one.data.order_seed for one in (base, scratch, grown)} == {seed}
+        assert scratch.data.start_token == grown.data.start_token == base.data.stop_token > 0
+        assert grown.lineage[0].path.endswith(f"base-neox-16-seed-{seed}/final")
+        orders.add(grown.lineage[0].sha256)
+    assert len(orders) == 2
+
+
+def test_scratch_is_trained_at_shares_of_the_carried_learning_rate(lineages):
+    found = {(row["lr_factor"], row["seed"]): row for row in rows(lineages / "ablations.csv") if row["shrink"] == "0.0"}
+    rates = {key: record_of(lineages, row["run"]).base_lr for key, row in found.items()}
+    assert rates == {("1.0", "1"): 0.02, ("1.0", "2"): 0.02, ("0.5", "1"): 0.01, ("0.5", "2"): 0.01}
+    assert found["0.5", "1"]["run"] == "neox-16-neox-48-scratch-tokens_per_param-0.01-lr_factor-0.5-seed-1"
+    assert found["0.5", "1"]["val_loss"] != found["1.0", "1"]["val_loss"]
+
+
+def test_each_run_is_cooled_down_from_its_own_checkpoint_over_a_fifth_of_the_steps(lineages):
+    runs = lineages / "runs"
+    assert len(list(runs.glob("*-cooldown-at-*"))) == 3 * 2 and len(rows(lineages / "ablations.csv")) == 3 * 2
+    trunk = "neox-16-neox-48-shrink-0.4-tokens_per_param-0.01-seed-2"
+    before, cooled = (record_of(lineages, name) for name in (trunk, f"{trunk}-cooldown-at-0.01"))
+    ((first, end),) = cooled.training["schedule"]["cooldowns"]
+    assert (end, end - first) == (before.step_count, round(0.2 * end)) == (cooled.step_count, 3)
+    assert [folder.name for folder in (runs / trunk).glob("step-*")] == [f"step-{first:08d}"]
+    assert cooled.lineage == before.lineage and cooled.data == before.data
+    losses = [
+        {
+            row["step"]: (row["loss"], row["learning_rate"])
+            for row in read_metrics(runs / name / FILE_NAME)
+            if "loss" in row
+        }
+        for name in (trunk, f"{trunk}-cooldown-at-0.01")
+    ]
+    same = [step for step in range(1, end + 1) if losses[0][step] == losses[1][step]]
+    assert same == list(range(1, first + 2))[: len(same)] and first <= len(same) < end
+    assert losses[1][first][1] == 0.02 > losses[1][end][1] > 0
+
+
+def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no_checkpoint_is(
+    lineages, arguments, capsys
+):
+    again = dict(
+        lineages=True, cooldown_at=[0.005], arms=[dict(shrink=0.4)], out_dir=lineages, name="more", seeds=1,
+        train=TrainArgs(global_batch_size=4, micro_batch_size=4, save_interval=None),
+    )  # fmt: skip
+    warmstart_ablations.setup(**(arguments | again | dict(plan="tokens")))
+    told = capsys.readouterr().out
+    warmstart_ablations.setup(**(arguments | again))
+    forks = [record_of(lineages, folder.name) for folder in (lineages / "runs").glob("*-cooldown-at-0.005")]
+    assert [(one.step_count, one.training["schedule"]["cooldowns"]) for one in forks] == [(8, [[6, 8]])] * 2
+    assert f"{2 * 2 * 4 * 64:,}" in told
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -289,8 +240,29 @@ def test_schedules_with_options_stand_beside_constant(study, arguments):
         (dict(target="5M", base="22M"), "is wider than the target"),
         (dict(seeds="a"), "--seeds a: give int values"),
         (dict(train=TrainArgs(max_tokens=4)), "give --tokens_per_param"),
+        (dict(arms=[dict(lr_factor=0)]), "lr_factor 0 must be above 0"),
+        (dict(lineages=True, base_seed=3), "--base_seed has no meaning with --lineages true"),
+        (dict(lineages=True, data=TextFiles(Path("."))), "--data TextFiles has none"),
+        (dict(lineages=True, data=StdlibText(Path("."), order_seed=3)), "--data.order_seed has no meaning with --lin"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at="0.5,2"), "--cooldown_at 2 is beyond an arm's 1 tokens per"),
+        (dict(cooldown_at=1), "an arm has --schedule wsd: leave one"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at=0), "--cooldown_at 0 must be above 0"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at="nan"), "--cooldown_at nan must be above 0"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at="soon"), "--cooldown_at soon: give float values"),
     ],
 )
 def test_what_a_study_cannot_do_is_one_line(arguments, tmp_path, refused, changes, told):
     small = dict(out_dir=tmp_path, tokens_per_param=1.0, base_tokens_per_param=1.0)
     assert told in refused(warmstart_ablations.setup, **(arguments | small | changes))
+
+
+def test_a_checkpoint_is_no_base_of_lineages_and_no_perturbation_is_its_bases_initialization(
+    arguments, base, tiny, refused, tmp_path
+):
+    given = arguments | dict(out_dir=tmp_path, arms=[dict(shrink=0.4)])
+    told = refused(warmstart_ablations.setup, **(given | dict(base=str(base), lineages=True)))
+    assert f"--lineages true is for bases that are trained first, and --base {str(base)!r} is a checkpoint" in told
+    told = refused(warmstart_ablations.setup, **(given | dict(base=str(base), mup_base=tiny[16])))
+    assert "--mup_base is for bases that are trained first" in told
+    told = refused(warmstart_ablations.setup, **(given | dict(target=tiny[16], base_seed=2)))
+    assert "seed 2 is that of its base, too" in told

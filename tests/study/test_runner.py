@@ -1,6 +1,7 @@
 """Runs of an experiment: each once, also after a stop, a change or a divergence."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run import train as pretrain
 from litgpt_warmstart.run.checkpoint import read_header
+from litgpt_warmstart.run.folder import step_folders
 from litgpt_warmstart.run.identity import first_difference
 from litgpt_warmstart.study import StudyArgs, runner
 from litgpt_warmstart.study.outcomes import StudyRun, read_outcome, settings
@@ -56,6 +58,33 @@ def test_a_run_that_was_killed_goes_on_from_its_checkpoint_and_ends_the_same(mak
     ended = carry_out([whole, cut])
     assert ended["cut"].val_loss == ended["whole"].val_loss
     assert losses(cut.spec.out_dir) == losses(whole.spec.out_dir)
+
+
+def test_a_fork_ends_as_a_run_of_its_own_schedule_would_also_where_it_was_killed(make_spec, started):
+    trunk = StudyRun("trunk", replace(make_spec("trunk", max_steps=6), save_at=(3,)))
+    cooled = dict(schedule="wsd", cooldown_steps=2, max_steps=5)
+    fork = StudyRun("fork", make_spec("fork", **cooled), {}, ("trunk",), fork_of=trunk.spec.out_dir)
+    alone = StudyRun("alone", make_spec("alone", **cooled))
+    assert (fork.forks_at, fork.tokens, alone.tokens) == (3, 2 * 4 * 64, 5 * 4 * 64)
+    carry_out([trunk])
+    assert [f.name for f in step_folders(trunk.spec.out_dir)] == ["step-00000003"]
+    begun = runner.begun_by_fork(fork.spec, trunk.spec.out_dir, 3)
+    assert begun.args.resume == trunk.spec.out_dir / "step-00000003"
+    pretrain.setup(replace(begun, save_at=(4,)))
+    shutil.rmtree(fork.spec.out_dir / "final")  # as far as a killed fork got
+    ended = carry_out([trunk, fork, alone])
+    assert ended["fork"].val_loss == ended["alone"].val_loss and ended["fork"].tokens == ended["alone"].tokens
+    assert losses(fork.spec.out_dir) == losses(alone.spec.out_dir) != losses(trunk.spec.out_dir)
+    assert_same_weights(fork.spec.out_dir / "final", alone.spec.out_dir / "final")
+    assert started == ["trunk", "fork", "fork", "alone"]
+
+
+def test_a_fork_begins_at_the_nearest_checkpoint_before_or_at_its_start(make_spec):
+    trunk = StudyRun("trunk", make_spec("trunk", max_steps=6, save_interval=2))
+    carry_out([trunk])
+    resumed = {at: runner.begun_by_fork(make_spec("fork"), trunk.spec.out_dir, at).args.resume for at in (1, 3, 4)}
+    folders = {at: where.name if isinstance(where, Path) else where for at, where in resumed.items()}
+    assert folders == {1: "auto", 3: "step-00000002", 4: "step-00000004"}
 
 
 def test_a_diverged_run_is_a_result_and_what_needs_its_checkpoint_is_skipped(make_spec, started):
