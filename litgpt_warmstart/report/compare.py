@@ -19,6 +19,7 @@ from litgpt_warmstart.method.limits import speed_up as share_as_speed_up
 from litgpt_warmstart.report.runs import Found, Run
 from litgpt_warmstart.report.statistics import (
     Estimate,
+    drop_tokens,
     estimate,
     losses_at,
     placed,
@@ -155,6 +156,7 @@ def _pair(warm: Run, scratch: Run) -> dict[str, Any]:
         "scratch_hoffmann_flops_to_its_loss": scratch_tokens * scratch.flops_per_token,
         "hoffmann_flops_to_scratch_loss": tokens * warm.flops_per_token, "base_hoffmann_flops": warm.base_flops,
         "validations": min(len(warm.val_losses), len(scratch.val_losses)),
+        "scratch_drop_tokens": drop_tokens(scratch.induction), "drop_tokens": drop_tokens(warm.induction),
         "validated_at_start": warm.val_losses.index[0] == scratch.val_losses.index[0] == 0,
         "warmstart_run": warm.name, "scratch_run": scratch.name,
         "warmstart_dir": str(warm.folder), "scratch_dir": str(scratch.folder),

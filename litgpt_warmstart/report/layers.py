@@ -1,4 +1,4 @@
-"""Sizes of layers' outputs and of weights, where runs were tracked: at moments, and over training."""
+"""What tracked runs have recorded: sizes of outputs and of weights, at moments and over training, and copying."""
 
 import re
 from typing import Any
@@ -10,6 +10,7 @@ from litgpt_warmstart.report.chains import parent
 from litgpt_warmstart.report.compare import Compared
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Found, Run
+from litgpt_warmstart.report.statistics import placed
 
 LAST_BLOCK = "last"
 """In a module's name: what stands for the number of the last block where models of several depths are compared."""
@@ -124,6 +125,13 @@ def _add_norms(part: Section, title: str, ways: dict[str, Run], scratch: Run | N
             panel = f"{layer}, {'output' if kind == 'activation' else 'weight'}"
             series.setdefault(panel, {})[arm] = values.set_index("tokens_per_param")["rms"]
         caption = f"{title}: root mean squares over training, of outputs and of weights. One seed of each."
+        if scores := {label: scored for label, run in long.items() if len(scored := run.induction)}:
+            caption += " Induction score: loss on random tokens that come again less their loss before."
+            series["induction score, nats per token"] = {
+                label: placed(scored, 0.0, 1 / long[label].record.parameters) for label, scored in scores.items()
+            }
+            rows = pd.concat(scores, names=["arm"]).rename("score").reset_index()
+            part.tables.append(Table(f"induction_{n}", "", rows))
         name = f"norms-over-training-{n}"
         part.figures.append(figures.panels(name, caption, series, "root mean square", "tokens per parameter"))
         part.tables.append(Table(f"norms_over_training_{n}", "", table))

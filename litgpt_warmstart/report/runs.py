@@ -57,7 +57,9 @@ class Run:
     losses: pd.Series
     """Training losses by tokens trained on."""
     norms: pd.DataFrame
-    """The rows of norms.csv; none where nothing was tracked."""
+    """The rows of norms.csv with sizes; none where nothing was tracked."""
+    induction: pd.Series
+    """Induction scores by tokens, in nats per token."""
     settings: Mapping[str, Any]
     """What two runs must share to be compared, by name, the tellingest first; without the budget and the seed."""
     asked_schedule: Mapping[str, Any] | None
@@ -255,6 +257,7 @@ def _read(name: str, folder: Path) -> Run:
         if ended_diverged(at_start, last, config.padded_vocab_size or 1):
             began = "" if at_start is None else f", its first was {at_start:.4g}"
             status, told = "diverged", f"its last validation loss is {last:.4g}{began}"
+    tracked = NORMS.read(folder / NORMS_FILE)
     schedule = None
     if asked.schedule is not None and asked.train is not None:
         options = {option.name: asked.train.get(option.name) for option in fields(ScheduleOptions)}
@@ -280,7 +283,8 @@ def _read(name: str, folder: Path) -> Run:
         base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
         val_losses=val_losses,
         losses=curve(rows, "loss").dropna(),
-        norms=pd.DataFrame(NORMS.read(folder / NORMS_FILE)),
+        norms=pd.DataFrame([row for row in tracked if "l2" in row]),
+        induction=curve(tracked, "score").dropna(),
         settings=_settings(record, config, identity, asked),
         asked_schedule=schedule,
     )

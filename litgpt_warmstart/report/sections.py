@@ -11,7 +11,7 @@ from litgpt_warmstart.report import figures
 from litgpt_warmstart.report.compare import Arm, Compared, Comparison
 from litgpt_warmstart.report.page import Section, Table, readable
 from litgpt_warmstart.report.runs import Found, Run
-from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, estimate, placed, smoothed
+from litgpt_warmstart.report.statistics import SMOOTHING, Estimate, band, drop_tokens, estimate, placed, smoothed
 
 PAPERS_BUDGET = 20
 """Tokens per parameter."""
@@ -330,10 +330,13 @@ def all_runs(found: Found) -> Section:
             "run": run.name, "kind": kind, "seed": str(run.seed), "model": run.model,
             "learning_rate": run.record.base_lr, "batch_size": run.record.global_batch_size,
             "schedule": run.settings["schedule"]["name"], "tokens": run.tokens,
-            "tokens_per_param": run.tokens_per_param, "val_loss": run.val_loss, "status": run.status, "told": run.told,
+            "tokens_per_param": run.tokens_per_param, "val_loss": run.val_loss,
+            "drop_tokens_per_param": drop_tokens(run.induction) / run.record.parameters,
+            "status": run.status, "told": run.told,
         })  # fmt: skip
     whole = dict(tokens="", batch_size="")  # as a gap in them would make numbers with a point of all others
     rows += [{"run": name, "status": "left out", "told": why} | whole for name, why in found.left_out.items()]
     table = pd.DataFrame(rows)
     caption = f"All {len(table)} runs that were found. A run that is going on and one that broke off look alike."
-    return Section("Runs", tables=[Table("runs", caption, table, readable(table), folded=True)])
+    shown = readable(table.dropna(axis="columns", how="all"))
+    return Section("Runs", tables=[Table("runs", caption, table, shown, folded=True)])

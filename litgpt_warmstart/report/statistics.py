@@ -41,6 +41,20 @@ def tokens_to_last_loss(curve: pd.Series) -> float:
     return tokens_to_reach(curve, float(curve.iloc[-1])) or float(curve.index[-1])
 
 
+COPIES = -0.1
+"""Nats per token: a model whose induction score never is below does not copy. Before their sudden drop in loss models
+of width 48 and 96 with 2 layers scored within 0.03 of 0, after it -0.2 to -0.45 (docs/LOG.md)."""
+
+
+def drop_tokens(scores: pd.Series) -> float:
+    """Tokens at which an induction score has come half of the way from 0 to its lowest value: when copying was learned.
+
+    Linear between the scores; NaN where the lowest is not below :data:`COPIES`.
+    """
+    lowest = scores.min()  # NaN of none
+    return tokens_to_reach(scores, lowest / 2) if lowest < COPIES else math.nan
+
+
 def placed(curve: Any, before: float, per_token: float) -> Any:
     """A curve, or a band, over another axis than tokens: ``before`` + tokens * ``per_token``."""
     return curve.set_axis(before + curve.index * per_token, axis=0)

@@ -82,13 +82,14 @@ def whole_number(cell: str) -> int:
     return int(cell)
 
 
-def _number(cell: str) -> float | None:
+def number(cell: str) -> float | None:
+    """A number; None where the cell is empty."""
     return float(cell) if cell else None
 
 
 FILE_NAME = "metrics.csv"
 _NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops")
-METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, _number)}, optional=1)
+METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, number)}, optional=1)
 read_metrics = METRICS.read
 
 

@@ -1,4 +1,4 @@
-"""norms.csv: the size of every layer's output and of every weight while a model trains (``--track``).
+"""norms.csv (``--track``): the size of every layer's output and of every weight of a model in training; if it copies.
 
 For figures as 8 and 10 of arXiv 2411.07340. As ``mup.coord_check`` defines them, over all entries of a tensor x:
 
@@ -16,34 +16,40 @@ import lightning as L
 import torch
 from torch import nn
 
-from litgpt_warmstart.method.loss import chunk_size, head_dtype
+from litgpt_warmstart.method.loss import NextTokenLoss, chunk_size, head_dtype
 from litgpt_warmstart.method.model import MuGPT
-from litgpt_warmstart.run.metrics import RowFile, RowFormat, whole_number
+from litgpt_warmstart.run.induction import induction_score, repeated_tokens
+from litgpt_warmstart.run.metrics import RowFile, RowFormat, number, whole_number
 from litgpt_warmstart.run.spec import RunSpec
+
+FILE_NAME = "norms.csv"
+INDUCTION = "induction"
+"""The kind of a row with a score; see :mod:`litgpt_warmstart.run.induction`."""
 
 
 def _kind(cell: str) -> str:
-    if cell not in ("activation", "weight"):
+    if cell not in ("activation", "weight", INDUCTION):
         raise ValueError(f"{cell!r} is no kind")
     return cell
 
 
 def _name(cell: str) -> str:
-    """LitGPT's name of the module, or of the parameter."""
+    """LitGPT's name of the module, or of the parameter; ``loss`` of a score."""
     if not cell or not cell.isprintable():
         raise ValueError(f"{cell!r} is no name")
     return cell
 
 
-FILE_NAME = "norms.csv"
 NORMS = RowFormat(
-    {"step": whole_number, "tokens": whole_number, "kind": _kind, "name": _name, "l1": float, "l2": float}
-)
-"""Its rows tell optimizer steps and tokens trained on before."""
+    {"step": whole_number, "tokens": whole_number, "kind": _kind, "name": _name, "l1": number, "l2": number,
+     "score": number},
+    optional=1,
+)  # fmt: skip
+"""Its rows tell optimizer steps and tokens trained on before; a score stands alone, without l1 and l2."""
 
 
 class Tracker:
-    """Records norms at step 0, every ``--track`` steps and after the last one; nothing where that is None.
+    """Records norms and a score at step 0, every ``--track`` steps and after the last one; nothing where that is None.
 
     Args:
         fabric: Its precision is the outputs' own.
@@ -71,10 +77,14 @@ class Tracker:
             return
         if step_count % (self._spec.args.track or 1) and step_count != self._spec.max_steps:
             return
+        spec, loss = self._spec, NextTokenLoss(self._gpt, self._spec.loss)
+        repeated = repeated_tokens(self._gpt.config.vocab_size, spec.block_size, self._probe.device)
         with self._fabric.autocast():
-            norms = measure(self._gpt, self._probe)
-        row = {"step": step_count, "tokens": step_count * self._spec.tokens_per_step}
-        self.file.append(row | norm for norm in norms)
+            rows = measure(self._gpt, self._probe)
+            score = induction_score(loss, repeated, spec.micro_batch_size)
+        rows.append({"kind": INDUCTION, "name": "loss", "score": score})
+        at = {"step": step_count, "tokens": step_count * spec.tokens_per_step}
+        self.file.append(at | row for row in rows)
 
 
 @torch.no_grad()

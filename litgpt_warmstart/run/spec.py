@@ -30,6 +30,8 @@ CompileMode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagr
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes of torch.compile that replay a step from CUDA graphs, where there is CUDA."""
 Strategy = Literal["auto", "ddp", "fsdp"]
+MIN_TRACKED_BLOCK = 8
+"""Tokens; a model cannot show in fewer that it copies."""
 
 
 @inheriting_docs
@@ -169,8 +171,8 @@ class RunArgs(ScheduleChoice):
     keep_memory: bool = True
     """Whether a run on a CPU keeps memory that is given back for its next buffers: faster, and up to a third more"""
     track: int | None = None
-    """Number of optimizer steps between two recordings of the size of every layer's output and of every weight, in
-    norms.csv; also before the first step and after the last. Default: none"""
+    """Number of optimizer steps between two recordings of the size of every layer's output and of every weight, and of
+    how well tokens are copied, in norms.csv; also before the first step and after the last. Default: none"""
 
     def check(self) -> None:
         """Raise a UserError for what cannot be, whatever the model."""
@@ -239,6 +241,11 @@ class RunSpec(Reading):
             raise UserError(
                 f"--train.global_batch_size {self.global_batch_size} is no multiple of --train.micro_batch_size"
                 f" {self.micro_batch_size}{on}: change one of them"
+            )
+        if self.args.track and self.block_size < MIN_TRACKED_BLOCK:
+            raise UserError(
+                f"--track has an induction score, which needs sequences of {MIN_TRACKED_BLOCK} tokens, and these have"
+                f" {self.block_size}: raise --train.max_seq_length, or leave --track out"
             )
 
     @property

@@ -15,7 +15,7 @@ from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
 from litgpt_warmstart.run.metrics import MetricsFile, RowFile
-from litgpt_warmstart.run.norms import FILE_NAME, NORMS
+from litgpt_warmstart.run.norms import FILE_NAME, INDUCTION, NORMS
 from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import neox
 
@@ -35,13 +35,14 @@ class Maker:
         self, name: str, val_losses: list[float], *, width: int = 48, seed: int = 1, shrink: float | None = None,
         base: Path | None = None, steps: int = 40, planned: int | None = None, data: str = "corpus",
         start_token: int = 0, max_iters: int = 10, vocabulary: int = 96, checkpoint: str | None = "final",
-        norms: tuple[int, ...] = (), hoffmann: bool = True, **changes: object,
+        norms: tuple[int, ...] = (), scores: tuple[float, ...] = (), hoffmann: bool = True, **changes: object,
     ) -> Path:  # fmt: skip
         """A run whose validations are evenly spaced over its steps, the first before the first step.
 
         ``base`` is the folder of the run that it was grown from, ``planned`` the steps that it was to take, ``data`` a
         fingerprint, ``checkpoint`` the folder of its checkpoint, or None, ``norms`` the steps at which they were
-        recorded, ``hoffmann`` whether metrics.csv has that column's values, ``changes`` other fields of the record.
+        recorded, ``scores`` those of induction then, ``hoffmann`` whether metrics.csv has that column's values,
+        ``changes`` other fields of the record.
         """
         out_dir = self.folder / name
         final, tokens = out_dir / (checkpoint or "gone"), steps * PER_STEP
@@ -83,6 +84,8 @@ class Maker:
                                     ("weight", ("lm_head.weight", "transformer.h.0.attn.qkv.weight"))):  # fmt: skip
                     file.append({"step": step, "tokens": step * PER_STEP, "kind": kind, "name": n, "l1": 1.0,
                                  "l2": 2.0 + step} for n in names)  # fmt: skip
+            file.append({"step": step, "tokens": step * PER_STEP, "kind": INDUCTION, "name": "loss", "score": score}
+                        for step, score in zip(norms, scores, strict=bool(scores)))  # fmt: skip
             file.close()
         if checkpoint is None:
             shutil.rmtree(final)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from litgpt_warmstart.report.statistics import (
     T_975,
     band,
+    drop_tokens,
     estimate,
     losses_at,
     smoothed,
@@ -31,6 +32,20 @@ CURVE = series((0, 8.0), (100, 6.0), (200, 5.0), (300, 5.5), (400, 4.0))
 )
 def test_tokens_to_reach_interpolates_the_first_crossing(loss, tokens):
     assert tokens_to_reach(CURVE, loss) == pytest.approx(tokens, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "tokens"),
+    [
+        (((0, 0.01), (100, 0.0), (200, -0.1), (300, -0.4), (400, -0.3)), 200 + 100 * 0.1 / 0.3),
+        (((0, -0.3), (100, -0.5)), 0),  # it copied from the beginning
+        (((0, 0.02), (100, -0.1), (200, 0.0)), math.nan),
+        (((0, math.nan), (100, 0.0), (200, -1.0)), 150),
+        ((), math.nan),
+    ],
+)
+def test_the_drop_is_where_a_score_is_half_way_to_its_lowest_and_nowhere_of_a_model_that_does_not_copy(scores, tokens):
+    assert drop_tokens(series(*scores)) == pytest.approx(tokens, nan_ok=True)
 
 
 def test_a_curve_that_begins_below_a_loss_is_there_though_it_leaves_it_again_and_no_curve_is_nowhere():

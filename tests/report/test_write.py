@@ -169,6 +169,23 @@ def test_norms_over_training_are_drawn_for_one_seed_beside_scratch(make_run):
     assert {row["run"] for row in report.rows("norms_over_training_1")} == {"scratch-1", "warm-1"}
 
 
+def test_induction_scores_are_drawn_and_tabled_with_the_tokens_of_each_drop_and_are_no_layer(make_run):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    shared = dict(norms=(0, 20, 40))
+    make_run("scratch", [8.0, 6.0, 5.0, 4.0], scores=(0.0, -0.05, -0.08), **shared)
+    make_run("warm", [7.0, 5.0, 4.5, 4.1], shrink=0.4, base=base, scores=(0.0, -0.1, -0.4), **shared)
+    report = Report(make_run.folder)
+    (svg,) = re.findall(r"<figure data-name=\"norms-over-training-1\".*?</figure>", report.page, re.DOTALL)
+    assert "induction score, nats per token" in svg and "shrink 0.4: -0.1 at 1 tokens per parameter" in svg
+    assert [(row["arm"], float(row["score"])) for row in report.rows("induction_1")][-1] == ("shrink 0.4", -0.4)
+    assert {row["kind"] for row in report.rows("norms_over_training_1")} == {"activation", "weight"}
+    (pair,) = report.rows("pairs")
+    assert float(pair["drop_tokens"]) == pytest.approx(80 / 3 * PER_STEP) and pair["scratch_drop_tokens"] == ""
+    dates = {row["run"]: row["drop_tokens_per_param"] for row in report.rows("runs")}
+    assert dates["scratch"] == dates["base"] == "" and float(dates["warm"]) == pytest.approx(4 / 3)
+    assert "drop tokens per param" in report.page and "drop tokens per param" not in Report(base).page
+
+
 def test_where_along_the_budget_a_warmstart_is_ahead_is_told_in_a_table(make_run):
     """At 10 and 20 of 40 steps all three seeds are ahead, at 30 and 40 behind."""
     base = make_run("base", [9.0, 7.0], width=16, steps=10)
