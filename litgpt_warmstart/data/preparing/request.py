@@ -26,6 +26,7 @@ from litgpt_warmstart.data.blocks import HEADER_BYTES
 from litgpt_warmstart.data.checking import ChunkCheck
 from litgpt_warmstart.data.preparing import hub, read
 from litgpt_warmstart.data.preparing.encode import EncoderName, encoder_of
+from litgpt_warmstart.data.preparing.read import SourceFile, Split  # Python 3.14 takes `read.Split` for the method's
 from litgpt_warmstart.errors import UserError, check_above_zero, one_line
 from litgpt_warmstart.files import file_sha256, write_whole
 from litgpt_warmstart.parsing import FileName, Sha256, Unreadable, parse
@@ -136,7 +137,7 @@ class Plan:
 
     format_version: int = FORMAT_VERSION
     source: Source
-    files: tuple[read.SourceFile, ...]
+    files: tuple[SourceFile, ...]
     tokenizer: str
     """Name or folder of the tokenizer."""
     tokenizer_sha256: str
@@ -185,7 +186,7 @@ class PreparedIndex(Plan):
     fingerprint: Sha256
     """sha256 over the training chunks' sha256: identity of the training tokens."""
     documents: dict[str, int]
-    chunks: dict[read.Split, tuple[Chunk, ...]]
+    chunks: dict[Split, tuple[Chunk, ...]]
     """The chunks of each split, in order."""
 
     @property
@@ -226,7 +227,7 @@ def default_data_path(repo_id: str | None, text_dir: Path | None) -> Path:
 
 def source_files(
     source: TextSource | Source, say: Callable[[str], object] = lambda line: None
-) -> tuple[str | None, tuple[read.SourceFile, ...]]:
+) -> tuple[str | None, tuple[SourceFile, ...]]:
     """A source's commit, where it is on the Hub, and its files as they are now."""
     if source.repo_id:
         commit, found = hub.dataset_files(source.repo_id, source.revision or "main")
