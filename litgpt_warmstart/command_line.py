@@ -1,17 +1,23 @@
 """jsonargparse 4.41's parser, with one line for each error, and what it does not do with our commands' types."""
 
+import inspect
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
 
-from litgpt_warmstart.errors import DEBUG_VARIABLE, UserError, one_line
+from litgpt_warmstart import __version__
+from litgpt_warmstart.errors import DEBUG_VARIABLE, UserError, nearest, one_line, whole_number
 
 NO_PATH = "is empty: give a path, or leave it out"
+CONFIGS = Path(__file__).parent / "configs"
+"""The configs that are installed with the package."""
 
 
 def typed_path(text: str) -> Path:
@@ -21,26 +27,76 @@ def typed_path(text: str) -> Path:
     return Path(text)
 
 
+def find_config(command: str, typed: str) -> str:
+    """The file that ``--config`` says: a path, or else the name of one of the package's.
+
+    Args:
+        command: The command that it is for.
+        typed: ``quickstart`` is CONFIGS/COMMAND/quickstart.yaml, ``study/figure-01`` CONFIGS/study/figure-01.yaml.
+
+    Raises:
+        UserError: Neither is there.
+    """
+    if os.path.isfile(typed) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", typed):
+        return typed
+    for folder in (CONFIGS / command, CONFIGS):
+        if (folder / f"{typed}.yaml").is_file():
+            return str(folder / f"{typed}.yaml")
+    known = sorted(path.stem for path in (CONFIGS / command).glob("*.yaml"))
+    told = (
+        f"the package has {', '.join(known)}{nearest(typed, known)}" if known else f"the package has none of {command}"
+    )
+    raise UserError(f"--config {typed}: no such file, and no such config: {told}")
+
+
 class OneLineParser(ArgumentParser):
     """jsonargparse's parser without the usage, which for a command of ours is 50 lines, before each error.
 
     A positional argument that is a list takes all words (``warmstart_report out/a out/b``); jsonargparse takes one,
-    ``[out/a, out/b]``.
+    ``[out/a, out/b]``. What is not supported, by its docstring or the command's ``refused``, is not in --help.
     """
 
     config_file: Any = None
     """The file that is being read, for messages."""
 
-    def add_function_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
-        added = super().add_function_arguments(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        told = f"litgpt-warmstart {__version__}, litgpt {version('litgpt')}, torch {version('torch')}"
+        self.add_argument("--version", action="version", version=told, help="Print versions and exit.")
+
+    def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
+        added = super().add_function_arguments(function, *args, **kwargs)
+        refused = getattr(function, "refused", ())
+        for action in self._actions:
+            if isinstance(action, ActionConfigFile):
+                action.__class__ = _finding(function.__module__.rpartition(".")[2])
+            if action.dest in refused or (action.help or "").startswith("Not supported"):
+                action.help = SUPPRESS
+        self._take_our_types()
+        return added
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(*args, **kwargs)
+        self._take_our_types()
+        return added
+
+    def _dump_delete_default_entries(self, subcfg: dict[str, Any], subdefaults: dict[str, Any]) -> None:
+        """For ``--print_config=skip_default``, which jsonargparse ends on a class whose default is none."""
+        known = {
+            k: {} if isinstance(subcfg.get(k), dict) and not isinstance(v, dict) else v for k, v in subdefaults.items()
+        }
+        super()._dump_delete_default_entries(subcfg, known)
+
+    def _take_our_types(self) -> None:
         for action in self._actions:
             kind = getattr(action, "_typehint", None)
             if kind == str | dict:
                 action.__class__ = _keeping_the_name(type(action))
+            elif words := _in_plain_words(kind):
+                action.__class__ = _told_plainly(type(action), words)
             if not action.option_strings and get_origin(kind) is list:
                 action.nargs = "+"
                 (action._typehint,) = get_args(kind)  # pyright: ignore[reportAttributeAccessIssue]  # jsonargparse's
-        return added
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         self.config_file = cfg_path
@@ -66,22 +122,99 @@ class OneLineParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        if self.config_file is not None:
-            message = f"--config {self.config_file}: {message}"
         if NO_PATH in message:
             option = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
             message = f"--{option} {NO_PATH}"
-        # What jsonargparse says of a value outside a Literal of strings.
-        choices = {f'"{action.dest}"': f": {action.metavar[1:-1].replace(',', ', ')}" for action in self._actions
-                   if isinstance(action.metavar, str) and action.metavar.startswith("{")}  # fmt: skip
-        named = next((said for key, said in choices.items() if key in message), "")
-        message = message.replace("Cannot take a Union of no types.", f"not one of its choices{named}")
-        left_over = message.partition("Unrecognized arguments: ")[2].split()
-        if left_over and not any(word.startswith("-") for word in left_over):
-            message += "; lists are typed with commas: 1,2,3"
+        message = self._in_words(message)
+        if self.config_file is not None:
+            message = f"--config {self.config_file}: {message}"
         program = self.prog.replace(" [options]", "")  # which jsonargparse puts before a command
         print(f"{program}: error: {one_line(message)} (see --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _in_words(self, message: str) -> str:
+        """jsonargparse's message in a user's words, with the nearest of what can be typed."""
+        if self._subcommands_action and (found := re.search(r"subcommand: invalid choice: '([^']*)'", message)):
+            return f"there is no command {found[1]!r}{nearest(found[1], self._subcommands_action._name_parser_map)}"
+        flat = " ".join(message.split())
+        if found := re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: (\w+)', flat):
+            kinds = [kind for each in self._all_actions if each.dest == found[1] for kind in get_args(each._typehint)]
+            near = nearest(found[2], [each.__name__ for kind in kinds for each in _subclasses(kind)])
+            return f"--{found[1]} {found[2]}: there is no such class{near}"
+        if found := re.search(r"given class_path '([\w.]+)'.* Key '(\w+)' is not expected", flat):
+            path, _, name = found[1].rpartition(".")
+            known = inspect.signature(getattr(sys.modules[path], name)).parameters
+            return f"{name} has no argument {found[2]!r}: it has {', '.join(known)}{nearest(found[2], known)}"
+        if found := re.search(r"does not accept nested key '([\w.]+)'|Key '([\w.]+)' is not expected", message):
+            key = found[1] or found[2]
+            return f"there is no option {key!r}{nearest(key, [option[2:] for option in self._options])}"
+        _, is_left_over, left_over = message.partition("Unrecognized arguments: ")
+        if is_left_over:
+            unknown = [word.partition("=")[0] for word in left_over.split() if word.startswith("--")]
+            if not unknown:
+                return f"{message}; lists are typed with commas: 1,2,3"
+            message += nearest(unknown[0], self._options)
+        return message
+
+    @property
+    def _all_actions(self) -> list[Any]:
+        """This parser's, and those of the commands below it."""
+        below = self._subcommands_action._name_parser_map.values() if self._subcommands_action else ()
+        return [*self._actions, *(action for parser in below for action in parser._actions)]
+
+    @property
+    def _options(self) -> list[str]:
+        """What is in --help."""
+        return [option for each in self._all_actions if each.help != SUPPRESS for option in each.option_strings]
+
+
+def _subclasses(kind: type) -> list[type]:
+    """All that derive from a class, at any depth."""
+    return [each for child in kind.__subclasses__() for each in (child, *_subclasses(child))]
+
+
+def _in_plain_words(kind: Any) -> dict[str, Any]:
+    """What an option of numbers, truth values and given words takes, and as what type; nothing of other options."""
+    named = {int: "a whole number", float: "a number", bool: "true or false"}
+    kinds = [each for each in get_args(kind) or (kind,) if each is not type(None)]
+    if get_origin(kind) is Literal:
+        kinds = [kind]
+    if not all(each in named or get_origin(each) is Literal for each in kinds):
+        return {}
+    words = [[named[each]] if each in named else get_args(each) for each in kinds]
+    return {str(word): each for each, those in zip(kinds, words, strict=True) for word in those if word is not None}
+
+
+def _finding(command: str) -> type:
+    """The action of ``--config`` of a command; see :func:`find_config`."""
+
+    class Finding(ActionConfigFile):
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            super().__call__(parser, cfg, find_config(command, values), option_string)
+
+    return Finding
+
+
+def _told_plainly(action: type, words: dict[str, Any]) -> type:
+    """The action of an option whose value is a number or one of a few words; a whole number may be typed as 1e6.
+
+    Args:
+        action: jsonargparse's.
+        words: What is taken, in words, and their types.
+    """
+
+    class Plain(action):
+        def _check_type(self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
+            try:
+                return super()._check_type(value, append, cfg, mode)
+            except TypeError as error:
+                number = whole_number(value) if int in words.values() else None
+                if number is None:
+                    told = f"--{self.dest} {value}: give {' or '.join(words)}{nearest(str(value), words)}"
+                    raise TypeError(told) from error
+                return super()._check_type(number, append, cfg, mode)
+
+    return Plain
 
 
 def _keeping_the_name(action: type) -> type:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import docstring_parser
 from litgpt.data import DataModule
 
-from litgpt_warmstart.errors import UserError, told_in_one_line
+from litgpt_warmstart.errors import UserError, told_in_one_line, whole_number
 
 C = TypeVar("C")
 
@@ -34,13 +34,15 @@ def command(function: Callable[..., Any]) -> Any:
     return telling
 
 
-def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(
+    *groups: str, without: Collection[str] = (), refused: Collection[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Have :func:`checked_value` look at a function's arguments, and give it those of some dataclasses, bare.
 
     A parameter ``growth: Growth`` becomes ``--shrink``, ``--alignment`` and so on: signature and docstring, from which
     jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
     function itself has a parameter for, or says in its docstring, goes before a field's. Fields ``without`` which the
-    function decides are no options of it.
+    function decides are no options of it; those ``refused``, by their whole names, are not in --help.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,24 +68,28 @@ def options(*groups: str, without: Collection[str] = ()) -> Callable[[Callable[.
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-            given = {n: checked_value(n, _as_path(kinds[n], value)) for n, value in bound.arguments.items()}
+            given = {n: checked_value(n, _as_typed(n, kinds[n], value)) for n, value in bound.arguments.items()}
             for name, (kind, names) in members.items():
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
             return function(**given)
 
         decorated: Any = functools.wraps(function)(call)
         decorated.__signature__ = signature
-        decorated.__doc__ = told
+        decorated.__doc__, decorated.refused = told, frozenset(refused)
         return decorated
 
     return decorate
 
 
-def _as_path(kind: Any, value: Any) -> Any:
-    """Text that Python has given for a path as one; flags' values are paths already."""
+def _as_typed(option: str, kind: Any, value: Any) -> Any:
+    """Text that Python has given for a path as one, and 1e6 for a whole number; flags' values are these already."""
     kinds = get_args(kind)
     if isinstance(value, list) and kinds == (Path,):
-        return [_as_path(Path, each) for each in value]
+        return [_as_typed(option, Path, each) for each in value]
+    if isinstance(value, float) and int in (kind, *kinds) and float not in kinds:
+        if (number := whole_number(value)) is None:
+            raise UserError(f"--{option} {value}: give a whole number")
+        return number
     words = [word for each in kinds for word in get_args(each)]  # such as auto
     if not isinstance(value, str) or not value.strip() or value in words or str in kinds:
         return value
@@ -127,7 +133,11 @@ def checked_value(option: str, value: Any) -> Any:
     if isinstance(value, DataModule):
         return _checked_data(option, value)
     if is_dataclass(value) and not isinstance(value, type):
-        given = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
+        given = {
+            field.name: _as_typed(f"{option}.{field.name}", field.type, getattr(value, field.name))
+            for field in fields(value)
+            if field.init
+        }
         return replace(value, **checked_value(option, given))
     if isinstance(value, dict):
         return {key: checked_value(f"{option}.{key}", inner) for key, inner in value.items()}

@@ -1,9 +1,10 @@
 """What a user did wrong, told in one line."""
 
+import difflib
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
@@ -33,6 +34,22 @@ def check_above_zero(options: Mapping[str, float | None]) -> None:
     for option, value in options.items():
         if value is not None and not value > 0:  # nor NaN
             raise UserError(f"--{option} must be above 0, got {value}")
+
+
+def nearest(typed: str, known: Iterable[str]) -> str:
+    """The end of a message about a mistyped word: what is nearest to it, or nothing where nothing is near."""
+    lowered = {word.lower(): word for word in known}
+    found = difflib.get_close_matches(typed.lower(), lowered, 1)
+    return f"; did you mean {lowered[found[0]]}?" if found else ""
+
+
+def whole_number(value: object) -> int | None:
+    """A number without a fraction, or its text such as 1e6 or 1_000_000, as an integer; None for anything else."""
+    try:
+        number = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and not isinstance(value, bool) else None
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

@@ -31,7 +31,7 @@ def register(litgpt_main: Any) -> None:
         stock_main = litgpt_main.main
 
         def main() -> None:
-            if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+            if sys.argv[1:2] and sys.argv[1].startswith("warmstart"):  # mistyped ones, too
                 warmstart_main()
             else:
                 stock_main()

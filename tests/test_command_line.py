@@ -1,12 +1,189 @@
-"""The command line before a command runs: Ctrl-C while modules are imported."""
+"""The command line before a command runs: what is typed, mistyped, printed and completed."""
 
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+
+from litgpt_warmstart.__main__ import main
+from litgpt_warmstart.command_line import CONFIGS
+from litgpt_warmstart.commands import COMMANDS
+
+CONFIG_FILES = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Type a command in an empty folder: its status, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["litgpt-warmstart", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(typed) -> Callable[..., str]:
+    """Type a command and return its one line."""
+
+    def run(*words: object) -> str:
+        status, out, err = typed(*words)
+        assert status in (1, 2) and out == "" and len(err.splitlines()) == 1, err
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize("words", [(), ("warmstart",), ("warmstart_report",)])
+def test_the_version_is_told_with_those_that_matter(typed, words):
+    status, out, err = typed(*words, "--version")
+    assert status == 0 and not err
+    assert re.fullmatch(r"litgpt-warmstart \d\S+, litgpt 0\.5\S+, torch \d\S+\n", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("warmstart --shrnik 0.4", "--shrink"),
+        ("warmstart --shrnik=0.4", "--shrink"),
+        ("warmstart --max_tokens 5", "--train.max_tokens"),
+        ("warmstart_grid_search --lr_s 0.1", "--lrs"),
+        ("warmstrat", "warmstart"),
+        ("warmstart_plna --base x", "warmstart_plan"),
+        ("warmstart --schedule cosin", "cosine"),
+        ("warmstart --compile reduce-overhed", "reduce-overhead"),
+        ("warmstart --parametrization mpu", "mup"),
+        ("warmstart_export --format litgtp", "litgpt"),
+        ("warmstart --data PreparedTxt", "PreparedText"),
+        ("warmstart --data PreparedText --data.data_pth x", "data_path"),
+        ("warmstart --config quikstart", "quickstart"),
+        ("warmstart_scratch --target 7OM", "70M"),
+        ("warmstart_scratch --target pythia-14", "pythia-14m"),
+        ("warmstart_scratch --target 5M --mup_base 5OM", "5M"),
+    ],
+)
+def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words, meant):
+    assert f"; did you mean {meant}?" in refused(*words.split())
+
+
+def test_a_key_of_a_config_file_is_told_so_too_and_what_is_like_nothing_has_no_such_end(refused, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("shrnik: 0.4\n")
+    assert "there is no option 'shrnik'; did you mean shrink?" in refused("warmstart", "--config", "wrong.yaml")
+    assert "did you mean" not in refused("warmstart", "--zzzzzz", 1)
+
+
+NOT_SUPPORTED = {"train.epochs", "train.tie_embeddings", "eval.evaluate_example"}
+OF_A_STUDY = {"train.max_steps", "train.max_time", "eval.initial_validation", "eval.final_validation"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_a_command_refuses_is_not_in_its_help(typed, name):
+    _, out, _ = typed(name, "--help")
+    shown = set(re.findall(r"^  --([\w.]+)", out, re.M))
+    is_study = {"warmstart_ablations", "warmstart_successive", "warmstart_grid_search"}
+    assert {"version", "config", "print_config"} <= shown
+    assert not shown & (NOT_SUPPORTED | (OF_A_STUDY if name in is_study else set()))
+    assert not re.search("not supported", out, re.I)
+
+
+@pytest.mark.parametrize(("written", "number"), [("1e6", 10**6), ("1_000_000", 10**6), ("2.5e3", 2500), ("64", 64)])
+def test_a_whole_number_may_be_typed_as_it_is_said(typed, written, number):
+    words = ("--train.max_tokens", written, "--data", "PreparedText", "--data.order_seed", written)
+    _, out, _ = typed("warmstart_scratch", *words, "--print_config")
+    printed = yaml.safe_load(out)
+    assert printed["train"]["max_tokens"] == printed["data"]["init_args"]["order_seed"] == number
+
+
+def test_a_whole_number_may_be_so_in_a_config_file(typed, tmp_path):
+    (tmp_path / "numbers.yaml").write_text("seed: 1e3\ntrain:\n  max_steps: 2e1\n")
+    _, out, _ = typed("warmstart", "--config", "numbers.yaml", "--print_config")
+    printed = yaml.safe_load(out)
+    assert (printed["seed"], printed["train"]["max_steps"]) == (1000, 20)
+
+
+@pytest.mark.parametrize("written", ["1.5", "1e-3", "1e400", "nan", "many", ""])
+def test_a_number_with_a_fraction_is_none(refused, written):
+    assert f"--train.max_tokens {written}: give a whole number" in refused("warmstart", "--train.max_tokens", written)
+
+
+def test_a_whole_number_from_python_is_one_and_lists_take_it(tiny, capsys):
+    from litgpt_warmstart.commands.study import as_list
+    from litgpt_warmstart.edge import checked_value
+    from litgpt_warmstart.errors import UserError
+    from litgpt_warmstart.run.spec import TrainArgs
+
+    assert repr(checked_value("train", TrainArgs(max_tokens=1e6)).max_tokens) == "1000000"
+    with pytest.raises(UserError, match=r"--train.max_tokens 1.5: give a whole number"):
+        checked_value("train", TrainArgs(max_tokens=1.5))
+    assert as_list("1e2,64", int, "--batch_sizes") == [100, 64]
+    with pytest.raises(UserError, match="--batch_sizes"):
+        as_list("8.5", int, "--batch_sizes")
+
+
+PRINTED = [
+    ("warmstart", "--base x --target 70M --data PreparedText --data.tokenizer t --optimizer Muon"
+     " --optimizer.momentum 0.9 --train.max_tokens 1e6"),
+    ("warmstart_scratch", "--config quickstart"),
+    ("warmstart_plan", "--base x --target 70M --measure false"),
+    ("warmstart_grow", "--base x --target 70M --growth quiet"),
+    ("warmstart_export", "--checkpoint_dir x --out_dir y"),
+    ("warmstart_grid_search", "--config quickstart"),
+    ("warmstart_ablations", "--config quickstart"),
+    ("warmstart_successive", "--config quickstart"),
+    ("warmstart_coord_check", "--config quickstart"),
+    ("warmstart_prepare_data", "--text_dir x --tokenizer y"),
+    ("warmstart_report", "out/a out/b"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", ["", "=skip_default", "=skip_null"])
+@pytest.mark.parametrize(("name", "words"), PRINTED, ids=lambda part: part.split()[0])
+def test_print_config_prints_what_config_takes_back(typed, tmp_path, name, words, flags):
+    status, out, err = typed(name, *words.split(), f"--print_config{flags}")
+    assert status == 0, err
+    (tmp_path / "printed.yaml").write_text(out)
+    status, again, err = typed(name, "--config", "printed.yaml", f"--print_config{flags}")
+    assert status == 0 and again == out, err
+
+
+def test_a_config_is_found_by_its_name_and_a_file_of_that_name_goes_first(typed, refused, tmp_path):
+    _, out, _ = typed("warmstart", "--config", "quickstart", "--print_config")
+    assert yaml.safe_load(out)["base"] == "out/quickstart/base/final"
+    _, out, _ = typed("warmstart_ablations", "--config", "study/figure-01", "--print_config")
+    assert yaml.safe_load(out)["arms"]
+    (tmp_path / "quickstart").write_text("base: mine\n")
+    _, out, _ = typed("warmstart", "--config", "quickstart", "--print_config")
+    assert yaml.safe_load(out)["base"] == "mine"
+    told = refused("warmstart", "--config", "nothing_like_it")
+    assert "the package has 10M-22M, " in told and "quickstart" in told
+    assert "no such config" in refused("warmstart_report", "--config", "quickstar")
+
+
+def test_the_configs_are_in_the_package_and_name_models_that_are_found_from_anywhere(monkeypatch, tmp_path):
+    from litgpt_warmstart.method.scales import resolve_config
+
+    names = {path.relative_to(CONFIG_FILES) for path in CONFIG_FILES.rglob("*.yaml")}
+    assert all((CONFIGS / name).is_file() for name in names) and len(names) > 50
+    monkeypatch.chdir(tmp_path)
+    assert resolve_config("configs/study/cpu/models/width-48.yaml").n_embd == 48
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_completes_commands_and_options(typed, shell):
+    pytest.importorskip("shtab")
+    status, out, _ = typed("--print_shtab", shell)
+    assert status == 0 and all(word in out for word in ("warmstart_plan", "--train.max_tokens", "--shrink"))
+    assert "--train.epochs" not in out
 
 
 @pytest.mark.slow

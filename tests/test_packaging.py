@@ -3,11 +3,15 @@
 import importlib
 import re
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
+from hatchling.builders.sdist import SdistBuilder
+from hatchling.builders.wheel import WheelBuilder
 
 import litgpt_warmstart
 from litgpt_warmstart.errors import STUDY_PACKAGES, told_in_one_line
@@ -49,6 +53,16 @@ def test_the_version_to_cite_is_this_one_and_the_changelog_has_it():
 
 def test_types_are_handed_on():
     assert (ROOT / "litgpt_warmstart/py.typed").is_file() and "Typing :: Typed" in PROJECT["classifiers"]
+
+
+def test_wheel_and_source_archive_hold_the_configs_beside_the_code(tmp_path):
+    names = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    assert {f"litgpt_warmstart/{name}" for name in names} <= set(ZipFile(wheel).namelist())
+    archive = next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    with tarfile.open(archive) as held:
+        inside = {path.partition("/")[2] for path in held.getnames()}
+    assert {f"litgpt_warmstart/{name}" for name in names} <= inside
 
 
 @pytest.mark.parametrize("name", STUDY_PACKAGES)

@@ -7,12 +7,13 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import theirs_at
 from litgpt_warmstart.run.checkpoint import Header
 from litgpt_warmstart.run.folder import check_writable
+from litgpt_warmstart.run.resolve import missing
 
 
 def folder_to_write(out_dir: Path | None, foreign: Callable[[Path], list[str]], overwrite: bool) -> Path:
     """``--out_dir``; a UserError where it cannot be written, holds what is ``foreign``, or is not to be replaced."""
     if out_dir is None:
-        raise UserError("--out_dir is missing: give the folder to write")
+        raise missing("out_dir")
     check_writable(out_dir)
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         if theirs := theirs_at(out_dir, foreign):

@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import UserError, whole_number
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import EvalArgs, RunArgs, RunSpec, TrainArgs
 
 T = TypeVar("T")
+
+NOT_FOR_A_STUDY = ("train.max_tokens", "train.max_steps", "train.max_time", "eval.initial_validation",
+                   "eval.final_validation")  # fmt: skip
+"""Options of a single run that :func:`check_comparable` refuses; a grid search takes the first."""
 
 
 def as_list(
@@ -27,13 +31,18 @@ def as_list(
     else:
         parts = value if isinstance(value, list | tuple) else [value]
     try:
-        elements = [kind(part) for part in parts]
+        elements = [_element(kind, part) for part in parts]
     except (ValueError, TypeError):
         words = words or f"{kind.__name__} values"
         raise UserError(f"{option} {value}: give {words} with commas between them") from None
     if not elements:
         raise UserError(f"{option} is empty: give at least one value")
     return list(dict.fromkeys(elements)) if once else elements
+
+
+def _element(kind: Callable[[Any], T], part: Any) -> T:
+    """One of a list's; a whole number may be typed as 1e3."""
+    return kind(whole_number(part) if kind is int and isinstance(part, str) else part)
 
 
 def from_scratch(run: RunArgs) -> Callable[..., RunSpec]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.devices import check_here
-from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.resolve import check_given, read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 
@@ -31,6 +31,7 @@ def setup(
     """
     from litgpt_warmstart.run.train import setup as train
 
+    check_given(base=base, target=target)
     check_here(run)
     start = read_base(base)
     own = dict(base=str(start.path), target=target) | growth.options

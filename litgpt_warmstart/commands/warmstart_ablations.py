@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
+from litgpt_warmstart.commands.study import NOT_FOR_A_STUDY, as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.schedule import ScheduleName
@@ -14,7 +14,7 @@ ARMS = [{"shrink": [0.2, 0.4, 0.6, 0.8, 1.0]}]
 
 
 @command
-@options("study", "run", without=("mup_base", "seed", "resume", "overwrite"))
+@options("study", "run", without=("mup_base", "seed", "resume", "overwrite"), refused=NOT_FOR_A_STUDY)
 def setup(
     base: str | list[str] = "5M",
     target: str | list[str] = "22M",

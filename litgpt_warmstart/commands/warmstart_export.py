@@ -5,7 +5,7 @@ from pathlib import Path
 from litgpt_warmstart.commands.folders import check_apart, folder_to_write
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.run.export import Format
-from litgpt_warmstart.run.resolve import read_base
+from litgpt_warmstart.run.resolve import check_given, read_base
 
 
 @command
@@ -30,6 +30,7 @@ def setup(
     """
     from litgpt_warmstart.run.export import export, foreign_to_export
 
+    check_given(checkpoint_dir=checkpoint_dir, out_dir=out_dir)
     source = read_base(checkpoint_dir, "--checkpoint_dir")
     out_dir = folder_to_write(out_dir, foreign_to_export, overwrite)
     check_apart(out_dir, {"the checkpoint": source})

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
+from litgpt_warmstart.commands.study import NOT_FOR_A_STUDY, as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
@@ -12,7 +12,10 @@ from litgpt_warmstart.study import StudyArgs
 
 
 @command
-@options("study", "run", without=("lr", "seed", "mup_base", "resume", "overwrite"))
+@options(
+    "study", "run", without=("lr", "seed", "mup_base", "resume", "overwrite"),
+    refused=(*NOT_FOR_A_STUDY[1:], "train.global_batch_size"),
+)  # fmt: skip
 def setup(
     target: str | list[str] | None = None,
     lrs: str | float | list[float] = "0.001,0.003,0.01,0.03,0.1",

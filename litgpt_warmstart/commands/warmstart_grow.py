@@ -9,7 +9,7 @@ from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models, resolve_parametrization
+from litgpt_warmstart.run.resolve import check_given, check_seed, read_base, resolve_models, resolve_parametrization
 
 
 @command
@@ -41,6 +41,7 @@ def setup(
     """
     from litgpt_warmstart.run.grow import grow_folder
 
+    check_given(base=base, target=target, out_dir=out_dir)
     out_dir = folder_to_write(out_dir, foreign_entries, overwrite)
     start = read_base(base)
     config, tuned = resolve_models(target, start, growth, mup_base, None)

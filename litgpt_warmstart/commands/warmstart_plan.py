@@ -10,7 +10,7 @@ from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.resolve import check_given, read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 
@@ -56,6 +56,7 @@ def setup(
     if max_flops is not None:
         told, figures = _proposals(max_flops, base, target, growth, run)
     else:
+        check_given(base=base, target=target)
         start = read_base(base)
         spec = resolve("warmstart", target, start, growth, out_dir, run, {})
         told, figures = make_plan(spec, start, measure, memory, rate)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
+from litgpt_warmstart.commands.study import NOT_FOR_A_STUDY, as_list, check_comparable, from_scratch
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
@@ -15,7 +15,7 @@ from litgpt_warmstart.study import StudyArgs
 
 
 @command
-@options("growth", "study", "run", without=("resume", "overwrite"))
+@options("growth", "study", "run", without=("resume", "overwrite"), refused=NOT_FOR_A_STUDY)
 def setup(
     scales: str | list[str] | None = None,
     base: Path | None = None,

@@ -12,8 +12,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from litgpt.config import Config, configs, name_to_config
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError, nearest, one_line
 from litgpt_warmstart.parsing import Unreadable, parse, read_yaml
+
+PACKAGE = Path(__file__).parents[1]
+"""Where configs/study/cpu/models/ and others lie for those who have no sources."""
 
 
 class Sizes(NamedTuple):
@@ -132,13 +135,15 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
     if path.is_dir():
         path = path / "model_config.yaml"
     if path.suffix in (".yaml", ".yml"):
+        if not os.path.exists(path) and (PACKAGE / path).is_file():
+            path = PACKAGE / path
         if not os.path.exists(path):
             raise UserError(f"no model config at {str(path)!r}: give a LitGPT name or an existing model_config.yaml")
         return read_config(path)
-    known = ", ".join(s.short_name for s in SCALES)
+    scales = [scale.short_name for scale in SCALES]
     raise UserError(
-        f"unknown scale {target!r}: choose one of {known}, a name from `litgpt pretrain list`, or give the path of"
-        " a model_config.yaml"
+        f"unknown scale {target!r}: choose one of {', '.join(scales)}, a name from `litgpt pretrain list`, or give the"
+        f" path of a model_config.yaml{nearest(target, [*name_to_config, *scales])}"
     )
 
 

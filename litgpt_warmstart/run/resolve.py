@@ -102,9 +102,16 @@ def resolve(
             check_moments(start, optimizer)
 
     record = start.record if start and start.record else tuned.record
-    data = args.data if args.data is not None else _recorded_data(record, start)
-    base_lr = _resolve_lr(args.lr, optimizer, tuned)
-    global_batch_size, micro_batch_size = _resolve_batch(args.train, tuned, devices * args.num_nodes)
+    settings = tuned.settings
+    given_lr = optimizer.lr if args.lr is None else args.lr
+    base_lr = given_lr if given_lr is not None else settings.base_lr if settings else None
+    batch = args.train.global_batch_size or (settings.global_batch_size if settings else None)
+    has_data = args.data is not None or start is None or (record and record.data_uses)
+    if base_lr is None or batch is None or not has_data:
+        raise _unknown(base_lr, batch, tuned, None if has_data else start)
+    check_above_zero(dict(lr=base_lr))
+    data = args.data if args.data is not None else _recorded_data(record)
+    global_batch_size, micro_batch_size = _resolve_batch(args.train, batch, devices * args.num_nodes)
     block_size = args.train.max_seq_length or config.block_size
     if block_size > config.block_size:
         raise UserError(f"--train.max_seq_length {block_size} is above the model's {config.block_size}")
@@ -206,25 +213,27 @@ def _resolve_scale_eps(asked: bool | None, parametrization: str, optimizer: Chos
     return asked if asked is not None else table.scales_eps and has_eps
 
 
-def _resolve_lr(lr: float | None, optimizer: ChosenOptimizer, tuned: Tuned) -> float:
-    """The flag's learning rate, else the optimizer's own, the record's, or the paper's for the muP base."""
-    tuned_lr = tuned.settings.base_lr if tuned.settings else None
-    base_lr = next((known for known in (lr, optimizer.lr, tuned_lr) if known is not None), None)
-    if base_lr is None:
-        known = ", ".join(s.short_name for s in SCALES if s.base_lr)
-        raise UserError(
-            f"no learning rate is known for {tuned.config.name!r}: pass --lr, or --mup_base with one of {known} or with"
-            " a checkpoint trained by this package"
+def _unknown(base_lr: float | None, batch: int | None, tuned: Tuned, without_data: Header | None) -> UserError:
+    """All that neither the user, nor a record, nor the paper says, in one line; data where a base has no record."""
+    told = []
+    asked = {"learning rate": ("--lr", base_lr), "batch size": ("--train.global_batch_size", batch)}
+    if missing := {what: option for what, (option, known) in asked.items() if known is None}:
+        scales = ", ".join(s.short_name for s in SCALES if s.base_lr)
+        told.append(
+            f"no {' and no '.join(missing)} {'are' if len(missing) > 1 else 'is'} known for {tuned.config.name!r}: pass"
+            f" {' and '.join(missing.values())}, or --mup_base with one of {scales} or with a checkpoint trained by"
+            " this package"
         )
-    check_above_zero(dict(lr=base_lr))
-    return base_lr
+    if without_data:
+        told.append(
+            f"no data: {str(without_data.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"
+            " --data.text_dir and --data.tokenizer, its tokenizer's folder"
+        )
+    return UserError("; ".join(told))
 
 
-def _resolve_batch(train: TrainArgs, tuned: Tuned, num_devices: int) -> tuple[int, int]:
+def _resolve_batch(train: TrainArgs, batch: int, num_devices: int) -> tuple[int, int]:
     """Sequences of an optimizer step and of a micro-batch."""
-    batch = train.global_batch_size or (tuned.settings.global_batch_size if tuned.settings else None)
-    if batch is None:
-        raise UserError(f"no batch size is known for {tuned.config.name!r}: pass --train.global_batch_size")
     if batch % num_devices:
         raise UserError(
             f"--train.global_batch_size {batch} cannot be split over {num_devices} devices: choose a multiple of"
@@ -259,15 +268,10 @@ def _default_precision() -> Precision:
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
-def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
+def _recorded_data(record: Record | None) -> DataModule:
     """The DataModule that these weights were last trained on; the paper's where there are none."""
     if record and record.data_uses:
         return recorded_data(record.data_uses[-1])
-    if start is not None:
-        raise UserError(
-            f"no data: {str(start.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"
-            " --data.text_dir and --data.tokenizer, its tokenizer's folder"
-        )
     default = SlimPajama6B()
     try:
         _ = default.vocab_size
@@ -279,6 +283,30 @@ def _recorded_data(record: Record | None, start: Header | None) -> DataModule:
     return default
 
 
+REMEDIES = {
+    "base": "for --base give the folder of a trained LitGPT checkpoint; where there is none yet, litgpt"
+    " warmstart_scratch --target 5M --out_dir out/5M trains one, out/5M/final, and litgpt download fetches others'",
+    "checkpoint_dir": "for --checkpoint_dir give the folder of a trained LitGPT checkpoint",
+    "target": f"for --target choose one of {', '.join(scale.short_name for scale in SCALES)}, or give a LitGPT name or"
+    " a model_config.yaml",
+    "out_dir": "for --out_dir give the folder to write",
+}
+"""What to give for an option that a command cannot do without."""
+
+
+def check_given(**given: object) -> None:
+    """Raise a UserError that names all that a command cannot do without and that is None, and what to give."""
+    if names := [name for name, value in given.items() if value is None]:
+        raise missing(*names)
+
+
+def missing(*names: str) -> UserError:
+    """What to say of options that a command cannot do without."""
+    *others, last = (f"--{name}" for name in names)
+    named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    return UserError(f"{named} missing: {'; '.join(REMEDIES[name] for name in names)}")
+
+
 def read_base(base: Path | str | None, option: str = "--base") -> Header:
     """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
 
@@ -286,7 +314,7 @@ def read_base(base: Path | str | None, option: str = "--base") -> Header:
         UserError: It is left out, no checkpoint folder, or one of its files has changed since it was saved.
     """
     if base is None:
-        raise UserError(f"{option} is missing: give the folder of a trained LitGPT checkpoint")
+        raise missing(option.removeprefix("--"))
     try:
         folder = extend_checkpoint_dir(Path(base))
     except OSError as error:
@@ -314,8 +342,7 @@ def resolve_models(
     elif start and not growth:
         config = start.config
     else:
-        known = ", ".join(s.short_name for s in SCALES)
-        raise UserError(f"--target is missing: choose one of {known}, or give a LitGPT name or a model_config.yaml")
+        raise missing("target")
     if start and growth:
         check_growable(start.config, config, growth)
     elif start:

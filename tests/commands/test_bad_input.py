@@ -68,6 +68,14 @@ def test_the_base_is_missing_or_no_checkpoint(refused, base, tmp_path, function)
     assert "give its final/ or step-*/ folder" in refused(function, base=base.parent)
 
 
+def test_all_that_is_missing_is_said_at_once_and_what_to_type_first(refused):
+    told = refused(base=None, target=None)
+    assert "--base and --target are missing" in told and "litgpt warmstart_scratch --target 5M" in told
+    assert "litgpt download" in told and "choose one of 5M" in told
+    told = refused(warmstart_grow.setup, base=None, target=None, out_dir=None)
+    assert "--base, --target and --out_dir are missing" in told and "the folder to write" in told
+
+
 def test_the_weights_are_cut_off(refused, base, tmp_path):
     folder = copied(base, tmp_path / "cut")
     content = (folder / "lit_model.pth").read_bytes()
@@ -148,10 +156,14 @@ def test_mup_base_has_no_meaning_under_sp(refused):
 def test_no_learning_rate_batch_size_or_data_is_known(refused, base, tmp_path):
     assert "pass --lr" in refused(warmstart_scratch.setup)
     assert "pass --train.global_batch_size" in refused(warmstart_scratch.setup, lr=0.01)
+    both = refused(warmstart_scratch.setup)
+    assert "no learning rate and no batch size are known" in both and "pass --lr and --train.global_batch_size" in both
     foreign = copied(base, tmp_path / "foreign")
     (foreign / "warmstart.yaml").unlink()
     batch = TrainArgs(global_batch_size=8)
     assert "has no record of its own; pass --data" in refused(base=foreign, lr=0.01, train=batch, data=None)
+    all_three = refused(base=foreign, data=None)
+    assert "no learning rate and no batch size" in all_three and "; no data: " in all_three
 
 
 def test_the_data_is_too_short_with_both_numbers_and_what_fits(refused, base, tiny, tiny_settings, tmp_path):
@@ -228,7 +240,7 @@ def test_initial_checkpoint_of_another_size(refused, base, tiny):
     [
         (["warmstart", "--no_such_option", "1"], "no_such_option"),
         (["warmstart", "--shrink", "much"], "shrink"),
-        (["warmstart", "--alignment", "rows"], '"alignment": not one of its choices'),
+        (["warmstart", "--alignment", "rows"], "--alignment rows: give heads or blocks or literal or interleaved"),
         (["warm"], "warm"),
         (["warmstart_grid_search", "--lrs", "0.01", "0.03"], "lists are typed with commas: 1,2,3"),
     ],
