@@ -90,7 +90,7 @@ OF_A_STUDY = {"train.max_steps", "train.max_time", "eval.initial_validation", "e
 def test_what_a_command_refuses_is_not_in_its_help(typed, name):
     _, out, _ = typed(name, "--help")
     shown = set(re.findall(r"^  --([\w.]+)", out, re.M))
-    is_study = {"warmstart_ablations", "warmstart_successive", "warmstart_grid_search"}
+    is_study = {"warmstart_ablations", "warmstart_successive", "warmstart_grid_search", "warmstart_lr_transfer"}
     assert {"version", "config", "print_config"} <= shown
     assert not shown & (NOT_SUPPORTED | (OF_A_STUDY if name in is_study else set()))
     assert not re.search("not supported", out, re.I)
@@ -140,10 +140,15 @@ PRINTED = [
     ("warmstart_grid_search", "--config quickstart"),
     ("warmstart_ablations", "--config quickstart"),
     ("warmstart_successive", "--config quickstart"),
+    ("warmstart_lr_transfer", "--train.max_tokens 1e6"),
     ("warmstart_coord_check", "--config quickstart"),
     ("warmstart_prepare_data", "--text_dir x --tokenizer y"),
     ("warmstart_report", "out/a out/b"),
 ]  # fmt: skip
+
+
+def test_every_command_is_printed_below():
+    assert {name for name, _ in PRINTED} == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("flags", ["", "=skip_default", "=skip_null"])

@@ -25,7 +25,7 @@ HELD_BY = {
     "guards/test_damage.py": ("run/record",),
     "guards/test_trust.py": ("data/recorded", "data/use"),
     "guards/test_loaders.py": ("data/tokenizer_files",),
-    "commands/test_bad_input.py": ("run/resolve", "run/spec"),
+    "commands/test_bad_input.py": ("run/missing", "run/resolve", "run/spec"),
     "report/test_write.py": ("report/layers", "report/sections"),
     "study/test_runner.py": ("study/folder", "study/outcomes"),
     "run/test_train.py": ("run/journal",),

@@ -7,7 +7,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import theirs_at
 from litgpt_warmstart.run.checkpoint import Header
 from litgpt_warmstart.run.folder import check_writable
-from litgpt_warmstart.run.resolve import missing
+from litgpt_warmstart.run.missing import missing
 
 
 def folder_to_write(out_dir: Path | None, foreign: Callable[[Path], list[str]], overwrite: bool) -> Path:

@@ -5,7 +5,8 @@ from pathlib import Path
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.devices import check_here
-from litgpt_warmstart.run.resolve import check_given, read_base, resolve
+from litgpt_warmstart.run.missing import check_given
+from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from litgpt_warmstart.commands.folders import check_apart, folder_to_write
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.run.export import Format
-from litgpt_warmstart.run.resolve import check_given, read_base
+from litgpt_warmstart.run.missing import check_given
+from litgpt_warmstart.run.resolve import read_base
 
 
 @command

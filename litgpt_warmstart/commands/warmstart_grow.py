@@ -8,8 +8,9 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.parametrization import ParametrizationName
 from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
+from litgpt_warmstart.run.missing import check_given
 from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.resolve import check_given, check_seed, read_base, resolve_models, resolve_parametrization
+from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models, resolve_parametrization
 
 
 @command

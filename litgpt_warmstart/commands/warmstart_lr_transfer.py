@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from litgpt_warmstart.commands.study import as_list, check_comparable, from_scratch
+from litgpt_warmstart.commands.study import NOT_FOR_A_STUDY, as_list, check_comparable, from_scratch
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
@@ -14,6 +14,7 @@ from litgpt_warmstart.study import StudyArgs
 @options(
     "study", "run",
     without=("lr", "seed", "mup_base", "parametrization", "tokens_per_param", "resume", "overwrite"),
+    refused=NOT_FOR_A_STUDY[1:],
 )  # fmt: skip
 def setup(
     scales: str | list[str] | None = None,

@@ -10,7 +10,8 @@ from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.resolve import check_given, read_base, resolve
+from litgpt_warmstart.run.missing import check_given
+from litgpt_warmstart.run.resolve import read_base, resolve
 from litgpt_warmstart.run.spec import RunArgs
 
 

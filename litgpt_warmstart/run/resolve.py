@@ -30,6 +30,7 @@ from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, res
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.devices import count_devices
+from litgpt_warmstart.run.missing import missing
 from litgpt_warmstart.run.moments import check_moments
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
@@ -281,30 +282,6 @@ def _recorded_data(record: Record | None) -> DataModule:
             " StdlibText needs no network"
         ) from error
     return default
-
-
-REMEDIES = {
-    "base": "for --base give the folder of a trained LitGPT checkpoint; where there is none yet, litgpt"
-    " warmstart_scratch --target 5M --out_dir out/5M trains one, out/5M/final, and litgpt download fetches others'",
-    "checkpoint_dir": "for --checkpoint_dir give the folder of a trained LitGPT checkpoint",
-    "target": f"for --target choose one of {', '.join(scale.short_name for scale in SCALES)}, or give a LitGPT name or"
-    " a model_config.yaml",
-    "out_dir": "for --out_dir give the folder to write",
-}
-"""What to give for an option that a command cannot do without."""
-
-
-def check_given(**given: object) -> None:
-    """Raise a UserError that names all that a command cannot do without and that is None, and what to give."""
-    if names := [name for name, value in given.items() if value is None]:
-        raise missing(*names)
-
-
-def missing(*names: str) -> UserError:
-    """What to say of options that a command cannot do without."""
-    *others, last = (f"--{name}" for name in names)
-    named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
-    return UserError(f"{named} missing: {'; '.join(REMEDIES[name] for name in names)}")
 
 
 def read_base(base: Path | str | None, option: str = "--base") -> Header:
