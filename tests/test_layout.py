@@ -27,6 +27,7 @@ HELD_BY = {
     "guards/test_loaders.py": ("data/tokenizer_files",),
     "commands/test_bad_input.py": ("run/missing", "run/resolve", "run/spec"),
     "report/test_write.py": ("report/layers", "report/sections"),
+    "study/test_law.py": ("report/laws",),
     "study/test_runner.py": ("study/folder", "study/outcomes"),
     "run/test_train.py": ("run/journal",),
     "run/test_sharding.py": ("run/launch",),

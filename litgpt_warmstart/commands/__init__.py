@@ -7,6 +7,7 @@ from litgpt_warmstart.commands import (
     warmstart_ablations,
     warmstart_coord_check,
     warmstart_export,
+    warmstart_fit,
     warmstart_grid_search,
     warmstart_grow,
     warmstart_lr_transfer,
@@ -18,8 +19,8 @@ from litgpt_warmstart.commands import (
 )
 
 _MODULES = (
-    warmstart, warmstart_ablations, warmstart_coord_check, warmstart_export, warmstart_grid_search, warmstart_grow,
-    warmstart_lr_transfer, warmstart_plan, warmstart_prepare_data, warmstart_report, warmstart_scratch,
+    warmstart, warmstart_ablations, warmstart_coord_check, warmstart_export, warmstart_fit, warmstart_grid_search,
+    warmstart_grow, warmstart_lr_transfer, warmstart_plan, warmstart_prepare_data, warmstart_report, warmstart_scratch,
     warmstart_successive,
 )  # fmt: skip
 COMMANDS: dict[str, Callable] = {module.__name__.rpartition(".")[2]: module.setup for module in _MODULES}

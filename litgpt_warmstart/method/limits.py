@@ -7,16 +7,16 @@ With N parameters, D tokens and C FLOPs of base (b) and target (t), a target tha
     the loss    D_0, after which it is where the base is:    D_0 / D_t - C_b / C_t
                 L(N_t, D_0) = L(N_b, D_b)
 
-L is the fit of Hoffmann et al. (arXiv 2203.15556, approach 3). With delta = D_b / D_t, and compute as N times D, the
-first is delta (1 - 1/g) at a growth by g; the second comes to at most about 6% for a target of 1e9 parameters.
+L is the fit of Hoffmann et al., :data:`litgpt_warmstart.method.laws.HOFFMANN`. With delta = D_b / D_t, and compute as
+N times D, the first is delta (1 - 1/g) at a growth by g; the second comes to at most about 6% for a target of 1e9
+parameters.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-IRREDUCIBLE, OF_PARAMETERS, OF_TOKENS = 1.69, 406.4, 410.7
-PARAMETERS_POWER, TOKENS_POWER = 0.34, 0.28
+from litgpt_warmstart.method.laws import HOFFMANN
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,9 @@ def speed_up(share: float) -> float:
     return math.inf if share >= 1 else 1 / (1 - share)
 
 
-def expected_loss(parameters: float, tokens: float) -> float:
-    """Loss after training from scratch, by Hoffmann et al.'s fit: good for comparing, not for another text's losses."""
-    return IRREDUCIBLE + OF_PARAMETERS / parameters**PARAMETERS_POWER + OF_TOKENS / tokens**TOKENS_POWER
-
-
 def tokens_spared(base_parameters: float, base_tokens: float, target_parameters: float) -> float:
     """Tokens after which a larger model, from scratch, is at the loss that the base has reached: D_0 above."""
-    smaller = base_parameters**-PARAMETERS_POWER - target_parameters**-PARAMETERS_POWER
-    left = base_tokens**-TOKENS_POWER + OF_PARAMETERS / OF_TOKENS * smaller
-    return left ** (-1 / TOKENS_POWER)
+    return HOFFMANN.tokens(target_parameters, HOFFMANN.loss(base_parameters, base_tokens))
 
 
 def limits(parameters: Sequence[float], tokens: Sequence[float], flops: Sequence[float]) -> Limits:

@@ -211,10 +211,8 @@ def compare_all(found: Found) -> Compared:
         if run.kind not in ("scratch", "warmstart"):
             continue
         key = run.settings_key, None if run.kind == "scratch" else run.growth_key, run.seed
-        if run.status != "finished":
-            result.notes.append((run, f"{run.status}: {run.told}"))
-        elif run.val_losses.index[-1] < run.tokens:
-            result.notes.append((run, "was not validated at its end: leave --eval.final_validation on"))
+        if why := run.why_not_counted:
+            result.notes.append((run, why))
         elif (before := kept.setdefault(key, run)) is not run:
             result.repeated.append(run)
             result.notes.append((run, f"repeats {str(before.folder)!r}, which has the same settings and seed"))

@@ -223,6 +223,37 @@ def _bounds(bands: Sequence[pd.DataFrame]) -> tuple[float, float] | None:
     return (low - room, high + room) if math.isfinite(room) else None
 
 
+def law(name: str, caption: str, points: Any, curves: Mapping[str, pd.Series], warmstarts: Any) -> Figure:
+    """Losses over tokens with what a law says of each model from scratch, and measured losses against the law's.
+
+    ``points`` has ``model``, ``tokens``, ``val_loss`` and ``fitted``; ``curves`` model -> the law's losses by tokens;
+    ``warmstarts`` has ``warmstart``, ``tokens`` and ``val_loss``, and may be empty.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    labels = list(dict.fromkeys(warmstarts["warmstart"]))
+    with drawing(height=5.6 + 0.2 * (len(curves) + len(labels)), rows=2, height_ratios=(3, 2)) as d:
+        top, bottom = d.panels
+        for number, (model, curve) in enumerate(curves.items()):
+            look: dict[str, Any] = dict(color=INK, marker=MARKERS[number % 7], linestyle="")
+            top.plot(curve.index, curve, color=INK, linestyle=LINES[number % 4], linewidth=1)
+            own = points[points["model"] == model]
+            label = f"{model} from scratch"
+            d.curve(top, label, own.set_index("tokens")["val_loss"], "tokens", ".4f", **look)
+            d.curve(bottom, label, own.set_index("fitted")["val_loss"], "by the law", ".4f", **look)
+        for number, label in enumerate(labels):
+            losses = warmstarts[warmstarts["warmstart"] == label].set_index("tokens")["val_loss"]
+            d.curve(top, label, losses, "tokens", ".4f", **style(number))
+        ends = [points["fitted"].min(), points["fitted"].max()]
+        bottom.plot(ends, ends, color=GREY, linewidth=1)
+        _plain_log(top)
+        top.xaxis.set_major_formatter(EngFormatter(sep=""))
+        top.set(xlabel="tokens", ylabel=LOSS)
+        bottom.set(xlabel="by the law", ylabel="measured")
+        d.legend()
+        return d.finished(name, caption)
+
+
 def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, int], title: str) -> Figure:
     """Validation losses of a grid by learning rate and batch, ``best`` framed; a diverged cell, NaN, is left blank."""
     losses = losses.sort_index(axis=0).sort_index(axis=1)

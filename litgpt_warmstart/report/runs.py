@@ -13,7 +13,7 @@ import pandas as pd
 from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.method.flops import hoffmann_flops_per_token
+from litgpt_warmstart.method.flops import hoffmann_flops_per_token, matmul_parameters
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.method.scales import read_config, short_name
 from litgpt_warmstart.method.schedule import ScheduleOptions
@@ -48,6 +48,8 @@ class Run:
     """As far as it logged."""
     flops_per_token: float
     """By Hoffmann et al.'s count."""
+    matmul_parameters: int
+    """All but the embedding, the head included, see :func:`litgpt_warmstart.method.flops.matmul_parameters`."""
     base_tokens: int
     """Of all training that its weights come from; of a run from scratch, shrink 0 included, none."""
     base_flops: float
@@ -99,6 +101,15 @@ class Run:
     @property
     def val_loss(self) -> float:
         return float(self.val_losses.iloc[-1])
+
+    @property
+    def why_not_counted(self) -> str | None:
+        """Why its last loss is not that of its whole budget; None where it is."""
+        if self.status != "finished":
+            return f"{self.status}: {self.told}"
+        if self.val_losses.index[-1] < self.tokens:
+            return "was not validated at its end: leave --eval.final_validation on"
+        return None
 
     @property
     def own_flops(self) -> float:
@@ -279,6 +290,7 @@ def _read(name: str, folder: Path) -> Run:
         max_tokens=record.training["max_tokens"],
         tokens=int(rows[-1]["tokens"]),
         flops_per_token=float(per_token),  # times a column of tokens, whole numbers would end at 2^63
+        matmul_parameters=matmul_parameters(config),
         base_tokens=sum(ancestor.tokens for ancestor in lineage),
         base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
         val_losses=val_losses,

@@ -10,7 +10,8 @@ from litgpt.config import Config
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.growth import Growth, check_growable
-from litgpt_warmstart.method.limits import Limits, expected_loss, limits, tokens_spared
+from litgpt_warmstart.method.laws import HOFFMANN
+from litgpt_warmstart.method.limits import Limits, limits, tokens_spared
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.plan import ABOUT, RELIABLE_GROWTH
@@ -96,8 +97,8 @@ def _proposal(max_flops: float, base: Config, target: Config, delta: float, bloc
     return Proposal(
         base=short_name(base.name), target=short_name(target.name), growth=factor, delta=delta, base_tokens=int(read),
         target_tokens=int(tokens - read), tokens_per_param=tokens / counts[1],
-        loss_if_tokens=expected_loss(counts[1], tokens), loss_if_loss=expected_loss(counts[1], at_base_loss),
-        scratch_loss=expected_loss(counts[1], max_flops / per_token[1]),
+        loss_if_tokens=HOFFMANN.loss(counts[1], tokens), loss_if_loss=HOFFMANN.loss(counts[1], at_base_loss),
+        scratch_loss=HOFFMANN.loss(counts[1], max_flops / per_token[1]),
         limits=limits(counts, (read, tokens), (read * per_token[0], tokens * per_token[1])),
         reliable=factor <= ABOUT * RELIABLE_GROWTH,
     )  # fmt: skip

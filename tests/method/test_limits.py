@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litgpt_warmstart.method.limits import expected_loss, limits, speed_up, tokens_spared
+from litgpt_warmstart.method.laws import HOFFMANN
+from litgpt_warmstart.method.limits import limits, speed_up, tokens_spared
 
 PARAMETERS, TOKENS = st.floats(1e5, 1e11), st.floats(1e6, 1e13)
 
@@ -37,7 +38,7 @@ def test_if_the_loss_is_carried_about_6_percent_is_saved_at_most_with_the_base_c
 def test_after_what_is_spared_the_target_is_where_the_base_is(parameters, tokens, growth):
     spared = tokens_spared(parameters, tokens, growth * parameters)
     assert 0 < spared < tokens  # a larger model takes fewer tokens
-    assert expected_loss(growth * parameters, spared) == pytest.approx(expected_loss(parameters, tokens))
+    assert HOFFMANN.loss(growth * parameters, spared) == pytest.approx(HOFFMANN.loss(parameters, tokens))
 
 
 def test_shares_are_speed_ups_and_are_told_in_a_sentence():
