@@ -2,6 +2,7 @@
 # make study TEXT=DIR   base, ablations, chains and checks on a folder of your text, and their page; goes on where it stopped
 # make gpu [TEXT=DIR] [OUT=DIR]   what only a GPU can show, in nine minutes: speed, tests, a small study; fetches nothing
 # make test             the tests
+# make docs             docs/ as a site: site/index.html; strict, a link that leads nowhere ends it
 # make check            what must hold before a change lands: ruff, pyright and the tests
 # make drill            the guards at length: kills, signals, full disks, damage; half an hour at most
 # make fuzz             damaged and made-up files for ten minutes
@@ -12,12 +13,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.installed-dev
+DOCUMENTED := $(VENV)/.installed-docs
 RUNS := out/quickstart
 
 # litgpt itself calls functions that its jsonargparse calls deprecated.
 export JSONARGPARSE_DEPRECATION_WARNINGS := off
 
-.PHONY: install quickstart study text-given gpu check lint types test drill fuzz clean
+.PHONY: install quickstart study text-given gpu check lint types test docs drill fuzz clean
 install: $(INSTALLED)
 
 # mup and litdata pull in torchvision, which nothing here uses and which breaks litgpt where it does not match torch.
@@ -29,6 +31,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DEVELOPED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
+	touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 
@@ -79,6 +86,9 @@ WORKERS ?= 2
 test: $(DEVELOPED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+docs: $(DOCUMENTED)
+	$(BIN)/mkdocs build --strict
+
 drill: $(DEVELOPED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/guards tests/run/test_team.py tests/run/test_sharding.py tests/study/test_runner.py -m "drill or not drill" -n $(WORKERS) -rA
 
@@ -86,4 +96,4 @@ fuzz: $(DEVELOPED)
 	$(BIN)/python -m tests.guards.fuzz --seconds 600
 
 clean:
-	rm -rf $(VENV) out data dist build .pytest_cache .hypothesis
+	rm -rf $(VENV) out data dist build site .pytest_cache .hypothesis

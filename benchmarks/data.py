@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--text_dir DIR] [--tokenizer DIR] [--num_workers 1] [--rounds 3] [--out FILE.json]
 
-See benchmarks/README.md for what the figures mean.
+See docs/speed.md for what the figures mean.
 """
 
 import argparse

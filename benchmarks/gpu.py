@@ -4,7 +4,7 @@
 
 `make gpu`. Nothing is fetched. The most important step comes first; each has a time limit, and writes OUT/STEP.json
 with device, versions, date and command whatever becomes of the others. `--rehearse` takes the same way with toys, on
-any machine, and every JSON says so. See benchmarks/README.md.
+any machine, and every JSON says so. See docs/speed.md.
 """
 
 import argparse

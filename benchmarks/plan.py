@@ -3,7 +3,7 @@
     python benchmarks/plan.py [--target 22M] [--steps 12] [--rounds 3] [--compile true] [--out FILE.json]
 
 Both are the commands, whole and unchanged, each in a process of its own and in turn, on a base and StdlibText that are
-made first. See benchmarks/README.md for what the figures mean.
+made first. See docs/speed.md for what the figures mean.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The tables in benchmarks/README.md, made from benchmarks/results/.
+"""The tables in docs/speed.md, made from benchmarks/results/.
 
 python benchmarks/table.py            prints them
 python benchmarks/table.py --write    puts them between their markers
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FILES = {HERE / "README.md": ("ratio", "train", "growth", "track")}
+FILES = {HERE.parent / "docs/speed.md": ("ratio", "train", "growth", "track")}
 
 
 def results(prefix: str) -> list[dict]:

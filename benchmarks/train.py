@@ -3,7 +3,7 @@
     python benchmarks/train.py [--scales 5M 22M 70M] [--precisions 32-true bf16-mixed] [--pairs 5] [--out FILE.json]
 
 Both trainers run whole and unchanged, each in a process of its own; a DataModule that waits for a word lets them make
-rounds of steps in turn. See benchmarks/README.md for what the figures mean.
+rounds of steps in turn. See docs/speed.md for what the figures mean.
 """
 
 import argparse

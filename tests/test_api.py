@@ -1,4 +1,4 @@
-"""The Python API: what the README shows is run as it stands there, and what is wrong is raised."""
+"""The Python API: what docs/api.md shows is run as it stands there, and what is wrong is raised."""
 
 import re
 from pathlib import Path
@@ -14,24 +14,24 @@ from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.run.checkpoint import read_checkpoint
 from tests.conftest import TRAIN, weights
 
-README = Path(__file__).parents[1] / "README.md"
+EXAMPLE = Path(__file__).parents[1] / "docs/api.md"
 
 
-def test_the_readmes_example_runs_as_it_stands_there(base, tiny, tiny_settings, tmp_path, monkeypatch):
+def test_the_documents_example_runs_as_it_stands_there(base, tiny, tiny_settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?from litgpt_warmstart import.*?)```", README.read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?from litgpt_warmstart import.*?)```", EXAMPLE.read_text(), re.DOTALL)
     assert len(example.splitlines()) <= 20
-    for typed, here in (('"out/5M/final"', repr(str(base))), ('"70M"', repr(tiny[48])), ("50257", "4096")):
+    for typed, here in (('"out/5M/final"', repr(str(base))), ('"10M"', repr(tiny[48])), ("50257", "4096")):
         assert typed in example
         example = example.replace(typed, here)
-    example = example.replace('out_dir="out/70M"', 'out_dir="out/70M", train=TRAIN, **tiny_settings')
+    example = example.replace('out_dir="out/10M"', 'out_dir="out/10M", train=TRAIN, **tiny_settings')
     names: dict = dict(TRAIN=TRAIN, tiny_settings=tiny_settings)
     exec(example, names)
     assert isinstance(names["model"], MuGPT) and names["logits"].shape == (1, 16, 4096)
     run = names["run"]
-    assert run.folder == Path("out/70M/final") and run.record.growth.shrink == 0.4
+    assert run.folder == Path("out/10M/final") and run.record.growth.shrink == 0.4
     assert run.metrics[-1]["step"] == TRAIN.max_steps == run.record.step_count
-    assert (tmp_path / "out/70M-transformers/model.safetensors").is_file()
+    assert (tmp_path / "out/10M-transformers/model.safetensors").is_file()
 
 
 def test_a_grown_model_is_the_one_that_a_warmstart_trains(base, tiny, tmp_path):

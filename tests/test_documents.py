@@ -1,0 +1,170 @@
+"""README.md and docs/: a command line in them is one that its program takes, and a file that they name is there."""
+
+import argparse
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+
+import pytest
+from jsonargparse import CLI, capture_parser
+from litgpt.__main__ import PARSER_DATA
+
+from litgpt_warmstart.__main__ import main
+from litgpt_warmstart.command_line import OneLineParser
+from tests.test_packaging import PROJECT, ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = r"litgpt|litgpt-warmstart|python3?|make|pip|uv|git|cd|\.|torchrun"
+BLOCK = re.compile(r"^```(\w*)\n([\s\S]*?)^```$|(?<=\n\n)((?: {4}.*\n+)+)", re.M)
+TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+
+
+class Taken(Exception):
+    """A command line was parsed to its end."""
+
+
+def take(*_: object, **__: object) -> None:
+    raise Taken
+
+
+def blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Fenced and indented blocks: language, and lines."""
+    for found in BLOCK.finditer(text):
+        yield found[1] or "", found[2] if found[2] is not None else re.sub(r"^ {4}", "", found[3], flags=re.M)
+
+
+def typed(block: str) -> list[str]:
+    """The lines of a block, whole; of a session, where `$` stands before what is typed, those alone."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line[2:] for line in lines if line.startswith("$ ")] or lines
+
+
+def in_words(line: str) -> list[list[str]]:
+    """The commands of a line, in words, without where their output goes."""
+    found = shlex.shlex(line, posix=True, punctuation_chars="&;>")
+    found.whitespace_split, found.commenters = True, "#"
+    commands: list[list[str]] = [[]]
+    for word in found:
+        if word in ("&&", ";"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return [words[: words.index(">")] if ">" in words else words for words in commands if words]
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Each command of a page's blocks, in words; a block of bash has nothing else."""
+    found = []
+    for language, block in blocks(text):
+        for line in typed(block):
+            if re.match(rf"({PROGRAMS}) ", line) or language == "bash" and line.strip():
+                found += in_words(line)
+    return found
+
+
+def ours(words: list[str]) -> None:
+    """One of our commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["litgpt-warmstart", *words])
+        patch.setattr(OneLineParser, "instantiate_classes", take)
+        patch.setattr(OneLineParser, "exit", take)  # after --version and the like
+        main()
+
+
+def litgpts(words: list[str]) -> None:
+    """One of LitGPT's."""
+    parser = capture_parser(lambda: CLI({words[0]: PARSER_DATA[words[0]]}, args=[]))
+    parser.parse_args(words)
+    raise Taken
+
+
+def pythons(words: list[str]) -> None:
+    """Python: our package, a script of the repository, or a line of code."""
+    if words[:2] == ["-m", "litgpt_warmstart"]:
+        ours(words[2:])
+    elif words[0] == "-c":
+        compile(words[1], "-c", "exec")
+    elif words[:2] != ["-m", "venv"]:
+        with pytest.MonkeyPatch.context() as patch:
+            given = [word for option in words for word in option.strip("[]").split() if word != "..."]
+            patch.setattr(sys, "argv", given)
+            patch.syspath_prepend(str((ROOT / words[0]).parent))
+            parse_args = argparse.ArgumentParser.parse_args
+            patch.setattr(argparse.ArgumentParser, "parse_args", lambda parser: take(parse_args(parser)))
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    raise Taken
+
+
+def makes(words: list[str]) -> None:
+    """make: a target of the Makefile, and variables that it uses."""
+    target, *variables = (word.strip("[]") for word in words)
+    assert target in TARGETS, f"no target {target}"
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"$({variable.partition('=')[0]})" in makefile for variable in variables), variables
+    raise Taken
+
+
+def installs(words: list[str]) -> None:
+    """pip or uv: options that it has, files that are there, extras that the package has."""
+    for word in words:
+        name, extra = re.fullmatch(r"(.*?)(?:\[(\w+)\])?", word.partition("==")[0]).groups()
+        if name in (".", PROJECT["name"]) and extra:
+            assert extra in PROJECT["optional-dependencies"], word
+        if word.endswith(".txt") and word != "torch.txt":  # which the page has written
+            assert (ROOT / word).is_file(), word
+    raise Taken
+
+
+def pips(words: list[str]) -> None:
+    """pip."""
+    from pip._internal.commands import create_command
+
+    create_command(words[0]).parse_args(words[1:])
+    installs(words)
+
+
+def uvs(words: list[str]) -> None:
+    """uv, which says what is wrong before it helps."""
+    if find_spec("uv"):
+        done = subprocess.run([sys.executable, "-m", "uv", *words, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    installs(words)
+
+
+KNOWN: dict[str, Callable[[list[str]], None]] = {
+    "litgpt": lambda words: (ours if words[0].startswith("warmstart") else litgpts)(words),
+    "litgpt-warmstart": ours,
+    "python": pythons,
+    "python3": pythons,
+    "make": makes,
+    "pip": pips,
+    "uv": uvs,
+    "git": take,
+    "cd": take,
+    ".": take,
+    "torchrun": lambda words: pythons(words[words.index("-m") :]),
+}
+
+
+def problem_with(words: list[str], capsys: pytest.CaptureFixture) -> str | None:
+    """What is wrong with a command, if anything is."""
+    told = " ".join(words)
+    try:
+        KNOWN[words[0]](words[1:])
+    except Taken:
+        missing = [word for word in words if word.startswith("configs/") and not (ROOT / word).exists()]
+        return f"{told}: there is no {', '.join(missing)}" if missing else None
+    except (Exception, SystemExit) as error:
+        return f"{told}: {capsys.readouterr().err or repr(error)}"
+    return f"{told}: not parsed"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_command_line_of_a_page_is_one_that_its_program_takes(page, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    problems = [problem_with(words, capsys) for words in command_lines(page.read_text())]
+    assert [each for each in problems if each] == []
