@@ -5,6 +5,7 @@ from typing import Literal
 
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.schedule import ScheduleName
 
 RESAMPLES = range(20, 10_001)
 
@@ -14,6 +15,7 @@ RESAMPLES = range(20, 10_001)
 def setup(
     runs: list[Path],
     out_dir: Path = Path("out/warmstart_fit"),
+    schedule: ScheduleName | None = None,
     points: Literal["ends", "validations"] = "ends",
     from_tokens_per_param: float | None = None,
     resamples: int = 200,
@@ -31,6 +33,8 @@ def setup(
             data, vocabulary, block size, parametrization, schedule and optimizer, and there are three sizes with two
             budgets or more from scratch, and three budgets in all.
         out_dir: The folder to write; an earlier fit in it is replaced.
+        schedule: Which runs to take where there are several schedules, such as ``constant`` and, of their forks that
+            cool down, ``wsd``.
         points: What is fitted: ``ends``, the last validation loss of each run, or ``validations``, all of them, which
             takes a constant learning rate, where each is the end of a budget.
         from_tokens_per_param: Leave out losses at fewer tokens per parameter. Default: 0, and 1 for ``validations``,
@@ -50,4 +54,4 @@ def setup(
     found = find([Path(run) for run in runs])
     check_results(out_dir / law.RESULTS, law.COLUMNS, law.POINTS, law.WARMSTARTS, law.PICTURE)
     with study_folder(out_dir):
-        law.conduct(found, out_dir, points, from_tokens_per_param, resamples, seed)
+        law.conduct(found, out_dir, schedule, points, from_tokens_per_param, resamples, seed)

@@ -19,6 +19,7 @@ import pandas as pd
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.method.laws import Law, fit
 from litgpt_warmstart.method.limits import limits
+from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report.runs import Found, Run
 
 Taken = Literal["ends", "validations"]
@@ -63,14 +64,23 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def split(found: Found) -> tuple[list[Run], list[Run], list[str]]:
+def split(found: Found, schedule: ScheduleName | None) -> tuple[list[Run], list[Run], list[str]]:
     """Finished runs from scratch, finished warmstarts, and notes on the others.
+
+    Args:
+        found: To look among.
+        schedule: Leave out runs with others.
 
     Raises:
         UserError: No run from scratch has finished, or two runs are not of one law.
     """
     counted, notes = [], []
-    for run in found.runs:
+    runs = [run for run in found.runs if schedule in (None, run.settings["schedule"]["name"])]
+    if not runs:
+        raise UserError(f"none of the {len(found.runs)} runs that were found has --schedule {schedule}: leave it out")
+    if others := len(found.runs) - len(runs):
+        notes.append(f"Not counted: {others} run{'s' * (others != 1)} with another schedule")
+    for run in runs:
         why = "it is continued, neither from scratch nor a warmstart" if run.kind == "continued" else None
         if why := run.why_not_counted or why:
             notes.append(f"Not counted: {run.name}: {why}")
@@ -79,10 +89,10 @@ def split(found: Found) -> tuple[list[Run], list[Run], list[str]]:
     notes += [f"Left out: {name}: {why}" for name, why in found.left_out.items()]
     scratch = [run for run in counted if run.kind != "warmstart"]
     if not counted:
-        raise UserError(f"nothing to fit a law to has finished: {notes[0]}")
+        raise UserError(f"nothing to fit a law to has finished: {notes[-1]}")
     if not scratch:
         raise UserError(
-            f"no run from scratch has finished among the {len(found.runs)} that were found, and a law is fitted to"
+            f"no run from scratch has finished among the {len(runs)} that were found, and a law is fitted to"
             " those: litgpt warmstart_scratch"
         )
     for run in counted:
@@ -91,6 +101,8 @@ def split(found: Found) -> tuple[list[Run], list[Run], list[str]]:
                 raise UserError(
                     f"{str(scratch[0].folder)!r} and {str(run.folder)!r} are not of one law: their {name} differs:"
                     f" {one_line(str(value), 60)} and {one_line(str(other), 60)}: give runs of one"
+                    + ", such as --schedule constant"
+                    * (name == "schedule")
                 )
     return scratch, [run for run in counted if run.kind == "warmstart"], notes
 

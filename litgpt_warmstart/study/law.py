@@ -9,6 +9,7 @@ import pandas
 
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.laws import Law
+from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report import figures
 from litgpt_warmstart.report.laws import POINT, Taken, fit_law, measured, split, tuned, worth
 from litgpt_warmstart.report.page import Section, Table, as_text, readable, write_csv
@@ -21,10 +22,11 @@ COLUMNS = ("constant", "value", "low", "high")
 
 
 def conduct(
-    found: Found, out_dir: Path, taken: Taken, from_tokens_per_param: float | None, resamples: int, seed: int
-) -> None:
+    found: Found, out_dir: Path, schedule: ScheduleName | None, taken: Taken, from_tokens_per_param: float | None,
+    resamples: int, seed: int,
+) -> None:  # fmt: skip
     """Fit the law, say what it is and what the warmstarts are worth, and write tables and a picture."""
-    scratch, warm, notes = split(found)
+    scratch, warm, notes = split(found, schedule)
     every = measured(scratch, taken, from_tokens_per_param)
     fitted = fit_law(tuned(every), resamples, seed)
     constants, points = fitted.constants, fitted.points[[*POINT, "fitted", "residual"]]

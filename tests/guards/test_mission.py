@@ -61,7 +61,7 @@ OPTIONS = {
     "warmstart_coord_check": "base target widths scales parametrizations shrink alignment perturb lr steps num_seeds"
     " seed data batch_size block_size tokenizer_dir out_dir overwrite",
     "warmstart_export": "checkpoint_dir out_dir format overwrite",
-    "warmstart_fit": "out_dir points from_tokens_per_param resamples seed",
+    "warmstart_fit": "out_dir schedule points from_tokens_per_param resamples seed",
     "warmstart_report": "out_dir",
     "warmstart_prepare_data": "repo_id revision text_dir files column val_fraction piece_bytes tokenizer"
     " tokenizer_vocab_size data_path seed num_workers",

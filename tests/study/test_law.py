@@ -6,9 +6,11 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart, warmstart_fit, warmstart_scratch
@@ -18,6 +20,7 @@ from litgpt_warmstart.method.laws import Law
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.laws import budgets
 from litgpt_warmstart.report.write import write_report
+from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import TrainArgs
 from litgpt_warmstart.study import kinds
@@ -209,7 +212,7 @@ def test_the_page_shows_the_law_of_a_folder_and_not_that_of_a_damaged_one(make_r
 
 def changed(make_run: Maker, name: str, **training: object) -> None:
     """One more run, whose record says something else of its training."""
-    record = Record.load(make_run.folder / "scratch-48-40-0/final/warmstart.yaml")
+    record = Record.load(make_run.folder / "scratch-48-40-0/final" / RECORD)
     make_run(name, curve(48, 40), training=record.training | training)
 
 
@@ -242,6 +245,29 @@ def test_a_warmstart_of_other_data_is_refused_as_well(make_run, tmp_path):
     make_run("warm", curve(96, 80), width=96, shrink=0.4, base=base, data="another text")
     with pytest.raises(UserError, match="their data differs"):
         fit(make_run.folder, tmp_path / "out")
+
+
+def test_cooldowns_of_one_fraction_are_one_schedule_though_their_steps_differ(make_run, tmp_path, capsys):
+    add_scratch(make_run)
+    for final in make_run.folder.glob("*/final"):
+        record = Record.load(final / RECORD)
+        cooled = Schedule("wsd", record.step_count, cooldowns=((record.step_count * 4 // 5, record.step_count),))
+        replace(record, training=record.training | {"schedule": cooled.plain}).save(final / RECORD)
+        asked = {"eval": {"max_iters": 10}, "schedule": "wsd", "train": {"cooldown_fraction": 0.2}}
+        (final / HYPERPARAMETERS).write_text(yaml.safe_dump(asked))
+    fit(make_run.folder, tmp_path / "out", resamples=20)
+    assert "12 losses of 12 runs from scratch of 3 sizes, --schedule wsd" in capsys.readouterr().out
+
+
+def test_of_several_schedules_one_may_be_taken(make_run, tmp_path, capsys):
+    add_scratch(make_run)
+    changed(make_run, "cooled", schedule=LINEAR)
+    with pytest.raises(UserError, match="their schedule differs.* such as --schedule constant"):
+        fit(make_run.folder, tmp_path / "out")
+    fit(make_run.folder, tmp_path / "out", schedule="constant", resamples=20)
+    assert "12 losses" in (told := capsys.readouterr().out) and "1 run with another schedule" in told
+    with pytest.raises(UserError, match="none of the 13 runs that were found has --schedule wsd"):
+        fit(make_run.folder, tmp_path / "out", schedule="wsd")
 
 
 def test_too_few_points_are_told_with_what_is_there_and_what_it_takes(make_run, tmp_path):
