@@ -29,6 +29,10 @@ class BrokeOff(UserError):
     """Something outside the run has failed in its middle: what it has reached can still be saved."""
 
 
+class Busy(UserError):
+    """Another process holds what this one wants to write."""
+
+
 def check_above_zero(options: Mapping[str, float | None]) -> None:
     """Raise a UserError for an option that is given and not above 0."""
     for option, value in options.items():

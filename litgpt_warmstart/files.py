@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import Busy, UserError, one_line
 
 LOCK = ".lock"
 """The empty file that is locked. It stays: removing it would let two processes lock two files of one name."""
@@ -28,14 +28,15 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     Where the file system has no such locks, nothing is kept out.
 
     Raises:
-        UserError: Another process holds it, which ``busy`` tells, or the lock file is a link.
+        Busy: Another process holds it, which ``busy`` tells.
+        UserError: The lock file is a link.
         OSError: The lock file cannot be opened.
     """
     lock = FileLock(folder / LOCK, fallback_to_soft=False, preserve_lock_file=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(busy) from None
+        raise Busy(busy) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UserError(f"{str(folder / LOCK)!r} is a link, which is not followed: remove it") from None

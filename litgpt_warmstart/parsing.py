@@ -1,6 +1,7 @@
 """What comes from outside, as checked types: plain values of YAML or JSON in, a dataclass or one line out."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -53,12 +54,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: It is missing, may not be read, or holds something else; the reason stands in the line.
     """
+    return _read(path, lambda text: yaml.load(text, Loader=_PlainLoader))  # noqa: S506  # a SafeLoader
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; raises as :func:`read_yaml`."""
+    return _read(path, json.loads)
+
+
+def _read(path: Path, load: Callable[[str], Any]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-        found = yaml.load(content.decode("utf-8"), Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
+        found = load(content.decode("utf-8"))
     except OSError as error:
         raise UserError(f"{str(path)!r} is unreadable: {error.strerror}: check its path and permissions") from error
     except RecursionError as error:

@@ -25,7 +25,8 @@ def setup(
     carries the base's learning rate to the target's width.
 
     Arguments:
-        base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
+        base: The small trained checkpoint: a folder of ours, LitGPT's or of transformers' (config.json, safetensors),
+            or ORG/NAME on the Hugging Face Hub; the last two are converted into checkpoints/.
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
             takes the base's vocabulary.
         out_dir: Directory in which to save checkpoints and logs.

@@ -40,7 +40,7 @@ def setup(
     arms or seeds.
 
     Arguments:
-        base: Scales to train as bases, or folders of trained checkpoints; with commas.
+        base: Scales to train as bases, or trained checkpoints, as in ``warmstart``; with commas.
         target: Scales to grow them into; with commas.
         arms: What is varied: a list of mappings with base, target, tokens_per_param, schedule, weight_decay, lr_factor
             (times the learning rate that is carried to the target), optimizer, beta2, arguments of the optimizer such

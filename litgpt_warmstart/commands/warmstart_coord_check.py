@@ -45,8 +45,8 @@ def setup(
     width), slopes.csv and coord_check.png: figures 3 and 7 of arXiv 2411.07340.
 
     Arguments:
-        base: Folder of a small trained checkpoint, which the warmstarts start from. Learning rate, muP base, data and
-            kind of model are its own.
+        base: A small trained checkpoint, as in ``warmstart``, which the warmstarts start from. Learning rate, muP base,
+            data and kind of model are its own.
         target: Instead of ``base``, for SP and muP alone: the narrowest model, where the learning rate was tuned: 5M,
             10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
         widths: n_embd of each model, narrowest first, such as ``48,96,192,384``: heads as large as the base's and more

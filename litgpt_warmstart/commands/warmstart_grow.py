@@ -30,7 +30,8 @@ def setup(
     ``warmstart_scratch --initial_checkpoint_dir`` trains on the result as ``warmstart`` would.
 
     Arguments:
-        base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
+        base: The small trained checkpoint: a folder of ours, LitGPT's or of transformers' (config.json, safetensors),
+            or ORG/NAME on the Hugging Face Hub; the last two are converted into checkpoints/.
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml. A name
             takes the base's vocabulary.
         out_dir: The checkpoint folder to write.

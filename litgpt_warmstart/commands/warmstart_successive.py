@@ -39,7 +39,7 @@ def setup(
 
     Arguments:
         scales: From the smallest to the largest, e.g. ``5M,22M,70M``; LitGPT names and model_config.yaml files, too.
-        base: Folder of a trained checkpoint that the first of ``scales`` grows from, instead of training it.
+        base: A trained checkpoint, as in ``warmstart``, that the first of ``scales`` grows from; none is trained then.
         compute_split: Each stage's share of the compute, e.g. ``0.1,0.3,0.6``. Default: each stage has its own
             ``tokens_per_param``.
         max_flops: The compute of all stages, by Hoffmann et al.'s count, for ``compute_split`` or ``grow_at``. Default:

@@ -170,7 +170,7 @@ OTHER_TYPES = {
 }
 
 
-def checked_config(content: dict[str, Any], where: str) -> Config:
+def checked_config(content: dict[str, Any], where: str, kind: str = "a LitGPT model_config.yaml") -> Config:
     """Make a LitGPT config of what a file holds, every field of the type that LitGPT declares, and of a possible size.
 
     Raises:
@@ -179,7 +179,7 @@ def checked_config(content: dict[str, Any], where: str) -> Config:
     hints = get_type_hints(Config) | OTHER_TYPES
 
     def wrong(reason: str) -> UserError:
-        return UserError(f"{where} is not a LitGPT model_config.yaml: {reason}")
+        return UserError(f"{where} is not {kind}: {reason}")
 
     for name, value in content.items():
         told = f"{name} is {one_line(repr(value), 60)}"

@@ -30,7 +30,8 @@ def grow(
     """A wider model grown from a trained checkpoint, on the CPU in fp32, as training under muP would start with it.
 
     Args:
-        base: Folder of the small trained checkpoint: one of ours, or any LitGPT checkpoint.
+        base: The small trained checkpoint: a folder of ours, LitGPT's or of transformers' (config.json, safetensors),
+            or ORG/NAME on the Hugging Face Hub; the last two are converted into checkpoints/.
         target: The wider model: 5M, 10M, 22M, 35M, 70M, a LitGPT name, or the path of a model_config.yaml.
         mup_base: Where the learning rate was tuned. Default: what the base's record says, else the base's own shapes.
         parametrization: What carries the learning rate from there, as in ``warmstart``.

@@ -30,6 +30,7 @@ from litgpt_warmstart.method.scales import SCALES, Scale, Sizes, find_scale, res
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import WEIGHTS, Header, read_header
 from litgpt_warmstart.run.devices import count_devices
+from litgpt_warmstart.run.hugging_face import is_hugging_face, litgpt_folder
 from litgpt_warmstart.run.missing import missing
 from litgpt_warmstart.run.moments import check_moments
 from litgpt_warmstart.run.optimizer import ChosenOptimizer, resolve_optimizer
@@ -285,15 +286,15 @@ def _recorded_data(record: Record | None) -> DataModule:
 
 
 def read_base(base: Path | str | None, option: str = "--base") -> Header:
-    """The checkpoint that an option names; LitGPT's short form below checkpoints/ is found too.
+    """The checkpoint that an option names: a LitGPT folder, or a model of Hugging Face's, see :func:`litgpt_folder`.
 
     Raises:
-        UserError: It is left out, no checkpoint folder, or one of its files has changed since it was saved.
+        UserError: It is left out, no checkpoint, or one of its files has changed since it was saved.
     """
     if base is None:
         raise missing(option.removeprefix("--"))
     try:
-        folder = extend_checkpoint_dir(Path(base))
+        folder = litgpt_folder(Path(base), option)
     except OSError as error:
         raise UserError(f"{option} {str(base)!r} is unreadable: {error.strerror}: give another folder") from error
     header = read_header(folder, option)
@@ -373,7 +374,8 @@ def _read_tuned(mup_base: str | None) -> Tuned | None:
     if mup_base is None:
         return None
     with suppress(OSError):  # of which read_base tells
-        if not (extend_checkpoint_dir(Path(mup_base)) / WEIGHTS).is_file():
+        folder = extend_checkpoint_dir(Path(mup_base))
+        if not (folder / WEIGHTS).is_file() and not is_hugging_face(folder):
             return None
     header = read_base(mup_base, "--mup_base")
     return Tuned(header.mup_base_config, header)

@@ -25,6 +25,7 @@ from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import curve
 from litgpt_warmstart.report.statistics import estimate, losses_at, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.run.checkpoint import RECORD
+from litgpt_warmstart.run.hugging_face import names_hub_model
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import draw_alike, read_base, used_seed
@@ -128,7 +129,7 @@ def plan(
     runs: list[StudyRun] = []
     found: dict[tuple[str, int], Base] = {}
     for model in dict.fromkeys(arm.base for arm in arms):
-        if extend_checkpoint_dir(Path(model)).is_dir():
+        if extend_checkpoint_dir(Path(model)).is_dir() or names_hub_model(Path(model)):
             for option, trains in (("--lineages true", lineages), ("--mup_base", bases["mup_base"])):
                 if trains:
                     raise UserError(

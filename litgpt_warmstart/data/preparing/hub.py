@@ -37,8 +37,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """Turn the client's errors into a UserError that names ``what`` and the remedy, and keep it silent otherwise."""
+def told(what: str, otherwise: str = "") -> Iterator[None]:
+    """Turn the client's errors into a UserError that names ``what`` and the remedy, and keep it silent otherwise.
+
+    ``otherwise`` is what can be done without a network, too.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -47,12 +50,12 @@ def told(what: str) -> Iterator[None]:
         # A RuntimeError is how huggingface_hub 1.3 ends when a second try after a failed connection fails too.
         if isinstance(error, RuntimeError) and "client has been closed" not in str(error):
             raise
-        raise UserError(_in_words(error, what)) from error
+        raise UserError(_in_words(error, what, otherwise)) from error
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _in_words(error: Exception, what: str) -> str:
+def _in_words(error: Exception, what: str, otherwise: str) -> str:
     """What is wrong with ``what``, and the remedy; the client's errors inherit from one another."""
     match error:
         case errors.GatedRepoError():
@@ -64,8 +67,10 @@ def _in_words(error: Exception, what: str) -> str:
         case OSError() if not isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
             return f"{what}: {one_line(error, 160)}; free space or set HF_HOME to another disk"
     if constants.HF_HUB_OFFLINE:
-        return f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it"
-    return f"cannot reach {constants.ENDPOINT} for {what}: check the network or, if a folder is meant, its path"
+        return f"{what} is not in the Hub's cache, and HF_HUB_OFFLINE is set: unset it{otherwise}"
+    return (
+        f"cannot reach {constants.ENDPOINT} for {what}: check the network or, if a folder is meant, its path{otherwise}"
+    )
 
 
 def dataset_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
@@ -95,12 +100,15 @@ def _cached_files(repo_id: str, revision: str) -> tuple[str, list[SourceFile]]:
     return folder.name, [SourceFile(name, split_of(name), path.stat().st_size) for name, path in paths.items()]
 
 
-def _bar(stop: Event) -> type[tqdm]:
-    """What stands in for the client's progress bar: it shows nothing, and ends a download once ``stop`` is set."""
+def _bar(stop: Event, disable: bool | None = True) -> type[tqdm]:
+    """What stands in for the client's progress bar: it ends a download once ``stop`` is set.
+
+    It shows nothing, or where ``disable`` is None something on a terminal.
+    """
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
-            super().__init__(*args, **settings | {"disable": True})
+            super().__init__(*args, **settings | {"disable": disable})
 
         def update(self, n: float | None = 1) -> bool | None:
             if stop.is_set():
@@ -167,6 +175,33 @@ def _model_file(repo_id: str, name: str) -> Path | None:
         raise
     except errors.EntryNotFoundError:
         return None
+
+
+def model_config(repo_id: str, what: str) -> Path:
+    """The config.json of a model repository, in the client's cache; raises as :func:`model_files`."""
+    with told(what, _elsewhere(repo_id)):
+        path = _model_file(repo_id, "config.json")
+    if path is None:
+        raise UserError(f"{what} has no config.json on the Hub: give a model of transformers'")
+    return path
+
+
+def model_files(repo_id: str, what: str) -> Path:
+    """A folder of the client's cache with a model repository's JSON, tokenizer and safetensors.
+
+    Raises:
+        UserError: The repository cannot be reached, does not exist, or may not be read; ``what`` is its name there.
+    """
+    wanted = ["*.json", "tokenizer*", "*.safetensors"]
+    unwanted = ["*/*", "consolidated*"]  # other formats of the same weights
+    with told(what, _elsewhere(repo_id)):
+        bar = _bar(Event(), disable=None)
+        folder = snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=unwanted, tqdm_class=bar)
+        return Path(str(folder))
+
+
+def _elsewhere(repo_id: str) -> str:
+    return f"; or run `litgpt download {repo_id}` where there is a network, and copy checkpoints/{repo_id} here"
 
 
 def tokenizer_digest(files: dict[str, bytes]) -> str:
