@@ -4,8 +4,9 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.scales import SCALES
 
 REMEDIES = {
-    "base": "for --base give the folder of a trained LitGPT checkpoint, or ORG/NAME of a model on the Hugging Face Hub; where"
-    " there is none yet, litgpt warmstart_scratch --target 5M --out_dir out/5M trains one, out/5M/final",
+    "base": "for --base give the folder of a trained LitGPT checkpoint, or ORG/NAME of a model on the Hugging Face Hub"
+    " (litgpt download list has many); where there is none yet, litgpt warmstart_scratch --target 5M --out_dir out/5M"
+    " trains one, out/5M/final",
     "checkpoint_dir": "for --checkpoint_dir give the folder of a trained LitGPT checkpoint",
     "target": f"for --target choose one of {', '.join(scale.short_name for scale in SCALES)}, or give a LitGPT name or"
     " a model_config.yaml",

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from litgpt.config import Config
+from litgpt.config import Config, configs
 from litgpt.model import GPT
 from litgpt.scripts.convert_lit_checkpoint import convert_lit_checkpoint
 from litgpt.utils import save_config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.run.export import export
-from litgpt_warmstart.run.families import CONVERTED_BY_NAME, find_family, hf_config, litgpt_name
+from litgpt_warmstart.run.families import CONVERTED_BY_NAME, find_family, hf_config, litgpt_name, read_hf_config
 from tests.conftest import FAMILIES, llama, neox
 
 LLAMA_3 = dict(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=32)
@@ -92,3 +92,18 @@ def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part():
     with pytest.raises(UserError, match="n_query_groups == n_head False"):
         hf_config(replace(neox(48, 4), n_query_groups=2))
     assert litgpt_name(replace(neox(48, 4), n_query_groups=2)) == "neox-48"
+
+
+def test_the_config_json_of_each_model_that_litgpt_knows_is_read_back(tmp_path):
+    """Its name and its count of tokens in use are all that a config.json does not tell."""
+    told, path = [], tmp_path / "config.json"
+    for each in configs:
+        config = Config(**each)
+        if find_family(config) is None:
+            continue
+        path.write_text(json.dumps(hf_config(config)))
+        model = read_hf_config(path, config.name)
+        apart = {name: getattr(config, name) for name in ("name", "hf_config", "vocab_size", "padding_multiple")}
+        assert replace(model.config, **apart) == config
+        told.append(model.family.model_type)
+    assert len(told) > 100 and {"gpt_neox", "phi", "phi3", "llama", "qwen2", "qwen3", "olmo2"} == {*told}
