@@ -15,20 +15,26 @@ from litgpt.__main__ import PARSER_DATA
 
 from litgpt_warmstart.__main__ import main
 from litgpt_warmstart.command_line import OneLineParser
+from litgpt_warmstart.commands import COMMANDS
 from tests.test_packaging import PROJECT, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TODAYS = [page for page in PAGES if page.name != "LOG.md"]
+"""Those that say what is so, not what was."""
+CLASSES = ("--data.", "--optimizer.")
+"""Options of classes, which depend on the one that is chosen."""
 PROGRAMS = r"litgpt|litgpt-warmstart|python3?|make|pip|uv|git|cd|\.|torchrun"
 BLOCK = re.compile(r"^```(\w*)\n([\s\S]*?)^```$|(?<=\n\n)((?: {4}.*\n+)+)", re.M)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.]*")
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
 
 
-class Taken(Exception):
-    """A command line was parsed to its end."""
+class Taken(BaseException):
+    """A command line was parsed to its end; not an error, which the parser would tell."""
 
 
-def take(*_: object, **__: object) -> None:
-    raise Taken
+def take(*found: object, **_: object) -> None:
+    raise Taken(*found)
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -66,6 +72,12 @@ def command_lines(text: str) -> list[list[str]]:
     return found
 
 
+def spans(text: str) -> list[str]:
+    """What stands between backticks, outside of blocks."""
+    found = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
+    return list(dict.fromkeys(" ".join(span.split()) for span in found))
+
+
 def ours(words: list[str]) -> None:
     """One of our commands."""
     with pytest.MonkeyPatch.context() as patch:
@@ -84,11 +96,13 @@ def litgpts(words: list[str]) -> None:
 
 def pythons(words: list[str]) -> None:
     """Python: our package, a script of the repository, or a line of code."""
-    if words[:2] == ["-m", "litgpt_warmstart"]:
+    if words[:2] == ["-m", "litgpt_warmstart"] and words[2:]:
         ours(words[2:])
     elif words[0] == "-c":
         compile(words[1], "-c", "exec")
-    elif words[:2] != ["-m", "venv"]:
+    elif words[0] == "-m":
+        assert find_spec(words[1]), words[1]
+    else:
         with pytest.MonkeyPatch.context() as patch:
             given = [word for option in words for word in option.strip("[]").split() if word != "..."]
             patch.setattr(sys, "argv", given)
@@ -168,3 +182,46 @@ def test_each_command_line_of_a_page_is_one_that_its_program_takes(page, capsys,
     monkeypatch.chdir(ROOT)
     problems = [problem_with(words, capsys) for words in command_lines(page.read_text())]
     assert [each for each in problems if each] == []
+
+
+@pytest.mark.parametrize("page", TODAYS, ids=lambda page: page.name)
+def test_each_command_within_a_sentence_is_one_that_its_program_takes(page, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    problems = []
+    for span in spans(page.read_text()):
+        if re.match(rf"({PROGRAMS}|warmstart\w*) [^.]", span) and "COMMAND" not in span:
+            (words,) = in_words(span.replace("…", ""))
+            words = ["litgpt", *words] if words[0].startswith("warmstart") else words
+            words = [re.sub(r"^[A-Z]$", "1", word) for word in words]
+            if words[0] == "litgpt" and len(words) == 2:  # named, not to be typed
+                problems += [] if words[1] in (*COMMANDS, *PARSER_DATA, "--help") else [span]
+            else:
+                problems += filter(None, [problem_with(words, capsys)])
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """All that our commands and the benchmarks take."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Taken) as taken:
+        patch.setattr(sys, "argv", ["litgpt-warmstart"])
+        patch.setattr(OneLineParser, "parse_args", lambda parser, *_, **__: take(parser))
+        main()
+    scripts = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+    return {*OPTION.findall(scripts), *(each for a in taken.value.args[0]._all_actions for each in a.option_strings)}
+
+
+@pytest.mark.parametrize("page", TODAYS, ids=lambda page: page.name)
+def test_each_option_within_a_sentence_is_one_of_a_command(page, options):
+    named = {each for span in spans(page.read_text()) if span.startswith("--") for each in OPTION.findall(span)}
+    assert {each for each in named if not each.startswith(CLASSES) and not each.endswith(".")} - options == set()
+
+
+@pytest.mark.parametrize("page", TODAYS, ids=lambda page: page.name)
+def test_each_file_of_the_repository_that_is_named_is_there(page):
+    named = [
+        span
+        for span in spans(page.read_text())
+        if re.fullmatch(r"(configs|tests|benchmarks|docs)/[a-z0-9/*._-]+", span)
+    ]
+    assert [each for each in named if not list(ROOT.glob(each))] == []
