@@ -10,6 +10,7 @@ any machine, and every JSON says so. See docs/speed.md.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -420,6 +421,8 @@ def main() -> None:
     asked = set(args.steps or (step.name for step in every)) | {"versions"}
     if unknown := sorted(asked - {step.name for step in every}):
         refuse(f"there is no step {unknown[0]!r}: choose from {', '.join(step.name for step in every)}")
+    if not 0 < args.minutes < math.inf:  # NaN is neither
+        refuse(f"--minutes must be above 0 and finite, got {args.minutes:g}")
     if args.text and not has_text(args.text):
         refuse(f"no text in {str(args.text)!r}: give a folder of .txt, .jsonl or .parquet files")
     if not args.rehearse and not torch.cuda.is_available():

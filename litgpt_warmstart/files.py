@@ -202,7 +202,9 @@ def dump_yaml(content: dict[str, Any], path: Path) -> None:
 
 def cache_file(name: str) -> Path:
     """Where something is remembered for this user; a RuntimeError where no home folder is known."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():  # to be ignored, by the XDG Base Directory Specification
+        cache = Path.home() / ".cache"
     return cache / "litgpt_warmstart" / f"{name}.json"
 
 

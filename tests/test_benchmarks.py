@@ -85,6 +85,7 @@ PASSED tests/a.py::test_x[1 2]"""
 @pytest.mark.parametrize(
     ("words", "told"),
     [([], "torch finds no CUDA device"), (["--text", "/no/folder"], "no text in '/no/folder'"),
+     (["--minutes", "nan"], "--minutes must be above 0 and finite, got nan"),
      (["--steps", "trian"], "there is no step 'trian': choose from versions, train, text"),
      (["--rehearse", "--out", __file__], f"cannot write --out {__file__!r}: File exists: choose another")],
 )  # fmt: skip

@@ -28,6 +28,7 @@ def setup(
     shrink: list[float] | str = "0.2,0.4,0.6,0.8,1.0",
     growth: Growth = Growth(),
     lr: float | None = None,
+    optimizer: str | dict = "AdamW",
     steps: int = 4,
     num_seeds: int = 5,
     seed: int = 0,
@@ -40,7 +41,7 @@ def setup(
 ) -> None:
     """Measure how activations go with width, or depth, under SP, muP, CompleteP and warmstarts (arXiv 2203.03466, D.1).
 
-    Trains each size for a few steps of Adam on one batch, prints the log-log slope of each layer's mean absolute
+    Trains each size for a few steps on one batch, prints the log-log slope of each layer's mean absolute
     activation against width or depth, and writes coord_check.csv (``mup.coord_check.plot_coord_data`` draws that over
     width), slopes.csv and coord_check.png: figures 3 and 7 of arXiv 2411.07340.
 
@@ -60,6 +61,7 @@ def setup(
             which it is over width.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
+        optimizer: As in ``warmstart``. ``lr`` goes before its own.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them
             to show what grows.
         num_seeds: How many initializations, or perturbations, to average over.
@@ -108,13 +110,15 @@ def setup(
         max_tokens=batch_size * block_size,
         max_seq_length=block_size,
     )
-    args = RunArgs(lr=lr, data=data, train=train, tokenizer_dir=tokenizer_dir)
+    args = RunArgs(lr=lr, data=data, train=train, optimizer=optimizer, tokenizer_dir=tokenizer_dir)
     spec = resolve("warmstart_coord_check", target, start, None, out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)
     source = coord_check.source_of(start, configs, growth, seeds) if start and grown else None
     carried_by, _ = resolve_parametrization(None, configs[-1], tuned)
-    check = coord_check.CoordCheck(configs, tuned.config, ways, spec.base_lr, steps, seeds, source, carried_by, over)
+    check = coord_check.CoordCheck(
+        configs, tuned.config, ways, spec.base_lr, steps, seeds, source, carried_by, over, spec.optimizer
+    )
     coord_check.check_out_dir(spec.out_dir, overwrite)
     if start is None and parametrizations is None:
         print("Without --base there is no warmstart to measure: runs from scratch alone")
@@ -125,7 +129,8 @@ def setup(
         widths=[each.n_embd for each in configs] if by_width else None,
         depths=None if depths is None else [each.n_layer for each in configs],
         scales=scale_list, parametrizations=list(dict.fromkeys(way.parametrization for way in ways)),
-        **how | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr, steps=steps,
+        **how | {"shrink": [each.shrink_of("hidden") for each in growths]}, lr=spec.base_lr,
+        optimizer=spec.optimizer.plain, steps=steps,
         num_seeds=num_seeds, seed=seed, data=spec.hyperparameters["data"], batch_size=batch_size,
         block_size=block_size, tokenizer_dir=spec.hyperparameters["tokenizer_dir"], out_dir=str(spec.out_dir),
     )  # fmt: skip

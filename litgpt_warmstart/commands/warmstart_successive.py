@@ -46,7 +46,8 @@ def setup(
             what the stages, or the last one, come to at ``tokens_per_param``.
         grow_at: When to grow: shares of all tokens that have been read by then, one for each growth, e.g. ``0.7``. All
             stages are then one wsd run: warmup and full rate in the first, the cooldown in the last. The tokens are the
-            last scale's ``tokens_per_param``, or what ``max_flops`` is good for. ``warmstart_plan`` proposes shares.
+            last scale's ``tokens_per_param``, or what ``max_flops`` is good for, or with ``base``, whose tokens are
+            the first share, what that makes of them. ``warmstart_plan`` proposes shares.
         schedule: Of each stage, as in ``warmstart``. Default: constant; with ``grow_at`` it is wsd over all stages.
         scratch: Whether to train the last scale from scratch beside the chain, with the compute of the whole
             lineage, the base's included.
@@ -79,9 +80,13 @@ def setup(
     places = None
     if grow_at is not None:
         places = as_list(grow_at, float, "--grow_at", once=False, words="numbers")
-        if shares is not None or start is not None:
-            other = "--compute_split divides the compute itself" if shares else "it trains the base itself"
-            raise UserError(f"--grow_at: {other}: leave {'--compute_split' if shares else '--base'} out")
+        if shares is not None:
+            raise UserError("--grow_at: --compute_split divides the compute itself: leave --compute_split out")
+        if start is not None:
+            own = run.tokens_per_param != RunArgs.tokens_per_param
+            if own or max_flops is not None:
+                other = "tokens_per_param" if own else "max_flops"
+                raise UserError(f"--grow_at: the base's tokens, its first share, give the budget: leave --{other} out")
         if schedule not in (None, "wsd"):
             raise UserError(
                 f"--grow_at trains one wsd schedule over all stages, which --schedule {schedule} is none of"

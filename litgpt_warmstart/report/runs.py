@@ -21,7 +21,7 @@ from litgpt_warmstart.parsing import Size, Unreadable, parse, read_yaml
 from litgpt_warmstart.run.checkpoint import CONFIG, HYPERPARAMETERS, RECORD
 from litgpt_warmstart.run.folder import OUTCOME, trained
 from litgpt_warmstart.run.identity import recorded_identity
-from litgpt_warmstart.run.metrics import FILE_NAME, ended_diverged, read_metrics
+from litgpt_warmstart.run.metrics import FILE_NAME, Metrics, ended_diverged, read_metrics
 from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
 from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
@@ -259,7 +259,7 @@ def _read(name: str, folder: Path) -> Run:
     counted = [row["hoffmann_flops"] / row["tokens"] for row in rows if row.get("hoffmann_flops") and row["tokens"]]
     per_token = counted[-1] if counted else hoffmann_flops_per_token(config, identity["train.max_seq_length"])
     step, planned = int(rows[-1]["step"]), record.training["max_tokens"] * record.step_count // max(record.tokens, 1)
-    at_start, last = val_losses.get(0), float(val_losses.iloc[-1])
+    at_start, last = Metrics(rows).first_loss, float(val_losses.iloc[-1])
     status, told = "not finished", f"step {step:,} of {planned:,}{_written(folder)}"
     if diverged is not None:
         status, told = "diverged", diverged

@@ -151,15 +151,26 @@ class Metrics:
     """What a run goes by of its rows; of several processes only the first has a file of them."""
 
     def __init__(self, kept: Iterable[Row]) -> None:
+        kept = list(kept)
         self.seconds = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         """Training time up to the step that the run goes on from."""
-        self.val_losses = {row["step"]: row["val_loss"] for row in kept if "val_loss" in row}
-        """All so far."""
+        self.val_losses: dict[float, float] = {}
+        """By step, all so far."""
+        self._first_train_loss: float | None = None
+        for row in kept:
+            Metrics.write(self, **row)
+
+    @property
+    def first_loss(self) -> float | None:
+        """Validation loss before the first step, else the training loss of the first row that has one."""
+        return self.val_losses.get(0, self._first_train_loss)
 
     def write(self, **row: float) -> None:
         """Take in one row."""
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
+        if self._first_train_loss is None:
+            self._first_train_loss = row.get("loss")
 
     def flush_to_disk(self) -> None:
         """Nothing is written here."""
@@ -182,16 +193,15 @@ NOISE = 0.05
 """Nats by which a validation loss may move without a cause."""
 
 
-def ended_diverged(first_val_loss: float | None, last_val_loss: float | None, classes: int) -> bool:
+def ended_diverged(first_loss: float | None, last_val_loss: float | None, classes: int) -> bool:
     """Whether a run that came to its end is worth nothing: its last loss is not finite, or above its first and chance.
 
-    Above by more than :data:`NOISE`: a run of one step, or one that has learnt nothing, has not diverged. All
-    ``classes`` alike have a loss of their number's logarithm.
+    Above by more than :data:`NOISE`: a run of a step or two, or one that has learnt nothing, has not diverged. All
+    ``classes`` alike have a loss of their number's logarithm. Where the first loss is not known, nothing is said.
     """
-    if last_val_loss is None:
-        return False
-    at_most = NOISE + max(math.log(classes), -math.inf if first_val_loss is None else first_val_loss)
-    return not math.isfinite(last_val_loss) or last_val_loss > at_most
+    if last_val_loss is None or not math.isfinite(last_val_loss):
+        return last_val_loss is not None
+    return first_loss is not None and last_val_loss > NOISE + max(math.log(classes), first_loss)
 
 
 def _line(cells: Iterable[str]) -> str:

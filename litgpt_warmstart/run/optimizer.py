@@ -49,9 +49,13 @@ class ChosenOptimizer:
         """The class that the user named."""
         return _imported(self.class_path)
 
+    @property
+    def name(self) -> str:
+        """Of the class, torch's own without their module."""
+        return self.class_path.removeprefix("torch.optim.")
+
     def __str__(self) -> str:
-        name = self.class_path.removeprefix("torch.optim.")
-        return ", ".join([name, *(f"{key} {value}" for key, value in self.init_args.items())])
+        return ", ".join([self.name, *(f"{key} {value}" for key, value in self.init_args.items())])
 
 
 def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:

@@ -129,7 +129,7 @@ def main(fabric: L.Fabric, team: Team, spec: RunSpec, resume_dir: Path | None = 
             except Exception as error:
                 ended, folder = False, end_early(error, run)
         if ended:
-            check_end(spec, run.rows.val_losses, folder)
+            check_end(spec, run.rows, folder)
         if team.is_first and ended:
             tell(f"Saved {str(folder)!r} after {run.tokens:,} tokens")
         elif team.is_first:
@@ -159,7 +159,7 @@ def nothing_to_do(fabric: L.Fabric, spec: RunSpec, resume_dir: Path) -> Path:
             put_back(final)
         resume_dir = find_resume_dir(spec) or final
     rows = metrics.read_metrics(spec.out_dir / metrics.FILE_NAME)
-    check_end(spec, {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}, resume_dir)
+    check_end(spec, metrics.Metrics(rows), resume_dir)
     told = f"{str(resume_dir)!r} has all {spec.max_steps:,} steps: nothing to do. Raise --train.max_tokens to go on"
     fabric.print(told)
     return resume_dir
@@ -225,15 +225,15 @@ def _open_files(
     return rows, tracker
 
 
-def check_end(spec: RunSpec, val_losses: dict[float, float], folder: Path) -> None:
+def check_end(spec: RunSpec, rows: metrics.Metrics, folder: Path) -> None:
     """Raise :class:`Diverged` for a run that came to its end with a loss that is worth nothing.
 
     Args:
         spec: The run.
-        val_losses: By step, in the order of steps.
+        rows: Its losses.
         folder: Where it is saved.
     """
-    last, at_start = next(reversed(val_losses.values()), None), val_losses.get(0)  # the first may be late
+    last, at_start = next(reversed(rows.val_losses.values()), None), rows.first_loss
     if metrics.ended_diverged(at_start, last, spec.num_classes):
         began = "" if at_start is None else f" the first was {at_start:.4g},"
         raise Diverged(

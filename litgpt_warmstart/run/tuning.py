@@ -232,10 +232,10 @@ class Trials:
         start = time.perf_counter()
         try:
             self.seconds[choice] = _seconds_per_sequence(self.fabric, choice.of(self.spec))
-        except torch.OutOfMemoryError:
-            self.seconds[choice] = math.inf
         except RuntimeError as error:
-            raise device_failed(error, choice.micro_batch_size) or error from error
+            if not is_out_of_memory(error):
+                raise device_failed(error, choice.micro_batch_size) or error from error
+            self.seconds[choice] = math.inf
         give_back_memory()
         self.spent += time.perf_counter() - start
         return self.seconds[choice]
@@ -294,11 +294,18 @@ def device_failed(error: Exception, micro_batch_size: int) -> UserError | None:
     """What to tell of memory that is too small and of a compiler that fails; None for any other error."""
     from torch._dynamo.exc import TorchDynamoException  # with all of torch.compile: only where something has failed
 
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return out_of_memory(micro_batch_size)
     if isinstance(error, TorchDynamoException):
         return UserError(f"torch.compile fails here ({one_line(error, 150)}): pass --compile false")
     return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device has no room left: torch's allocator says so, or CUDA itself, its graphs and its libraries."""
+    told = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    is_cudas = isinstance(error, RuntimeError) and "CUDA" in str(error) and any(words in str(error) for words in told)
+    return is_cudas or isinstance(error, torch.OutOfMemoryError)
 
 
 def out_of_memory(size: int) -> UserError:

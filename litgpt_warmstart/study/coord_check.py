@@ -9,7 +9,7 @@ models. ``mup.coord_check`` measures.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,9 +37,12 @@ from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
 from litgpt_warmstart.run.folder import check_writable
+from litgpt_warmstart.run.optimizer import DEFAULT as DEFAULT_OPTIMIZER
+from litgpt_warmstart.run.optimizer import ChosenOptimizer, recorded_optimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.run.tuning import is_out_of_memory
 from litgpt_warmstart.study.folder import add_parts, check_results, read_table
 from litgpt_warmstart.study.slopes import (
     LIMITS,
@@ -96,6 +99,7 @@ class CoordCheck:
     """What warmstarts are trained under."""
     over: Over = "width"
     """What grows over the models."""
+    optimizer: ChosenOptimizer = field(default_factory=partial(resolve_optimizer, DEFAULT_OPTIMIZER))
 
     def size(self, config: Config) -> int:
         """Of what grows."""
@@ -225,22 +229,22 @@ def conduct(check: CoordCheck, spec: RunSpec, arguments: Mapping[str, Any]) -> N
     name, seeds = spec.config.name, f"{len(check.seeds)} seed{'s' * (len(check.seeds) > 1)}"
     tuned = f"lr {check.base_lr:g} at n_embd {check.mup_base.n_embd}"
     sizes = ", ".join(str(check.size(config)) for config in check.configs)
-    field = FIELDS[check.over]
+    grown = FIELDS[check.over]
     if check.over == "depth":
         tuned += f" and n_layer {check.mup_base.n_layer}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(
-        f"{name}, {field} {sizes}; {tuned}; {check.steps} steps on {' x '.join(map(str, inputs.shape))} tokens,"
-        f" {plan.describe()}; {seeds}; {device}"
+        f"{name}, {grown} {sizes}; {tuned}; {check.optimizer}; {check.steps} steps on"
+        f" {' x '.join(map(str, inputs.shape))} tokens, {plan.describe()}; {seeds}; {device}"
     )
     coordinates = measure_coordinates(check, inputs, targets)
     slopes = fit_slopes(coordinates)
-    print(f"\nLog-log slope of mean |activation| against {field} at step {check.steps}")
+    print(f"\nLog-log slope of mean |activation| against {grown} at step {check.steps}")
     print(as_text(table(slopes)))
     print(f"* grows: above {MAX_SLOPE:g}; {LIMITS[check.over]}")
     with writing("--out_dir", spec.out_dir):
         spec.out_dir.mkdir(parents=True, exist_ok=True)
-        save(coordinates, slopes, f"{name}: Adam, {tuned}, mean of {seeds}", spec.out_dir)
+        save(coordinates, slopes, f"{name}: {check.optimizer.name}, {tuned}, mean of {seeds}", spec.out_dir)
         write_whole(spec.out_dir / HYPERPARAMETERS, yaml.safe_dump(arguments, sort_keys=False, allow_unicode=True))
     print(f"Wrote {RESULTS}, {SLOPES} and {PICTURE} to {str(spec.out_dir)!r}")
 
@@ -253,9 +257,9 @@ def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT
 
 
 def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.Tensor) -> pandas.DataFrame:
-    """Train every width in every way for a few steps of Adam on one batch, by mup's ``coord_check``.
+    """Train every width in every way for a few steps on one batch, by mup's ``coord_check``.
 
-    In fp32, on the GPU where there is one. Adam has torch's betas, and neither weight decay nor clipping.
+    In fp32, on the GPU where there is one, without clipping.
 
     Args:
         check: What to measure.
@@ -270,15 +274,17 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
     frames = []
     for way in check.ways:
         started = time.perf_counter()
-        adam = partial(build_optimizer, cls=torch.optim.Adam, arguments={}, base_lr=check.base_lr,
-                       parametrization=check.parametrization(way))  # fmt: skip
+        optimizer = partial(
+            build_optimizer, cls=check.optimizer.cls, arguments=check.optimizer.arguments(fused=False),
+            base_lr=check.base_lr, parametrization=check.parametrization(way),
+        )  # fmt: skip
         for seed in check.seeds:
             models = {check.size(c): lambda c=c: build_model(check, way, c, seed) for c in check.configs}  # noqa: B023
             try:
                 frame = _get_coord_data(  # get_coord_data, which takes no optimizer of ours: it knows mup's table alone
                     models,
                     [(inputs, targets.flatten())],
-                    adam,
+                    optimizer,
                     nsteps=check.steps,
                     nseeds=1,
                     flatten_output=True,
@@ -286,7 +292,9 @@ def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.
                     filter_module_by_name=lambda name: layer_name(name, "activation") is not None,
                     show_progress=False,
                 )
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise UserError(
                     "out of GPU memory: lower --batch_size, --block_size or the largest of the models"
                 ) from error
@@ -355,6 +363,8 @@ def setting(arguments: Mapping[str, Any], step: int) -> str:
     """Steps, and tokens per parameter of the narrowest model where its record is still there to tell."""
     tokens = (step - 1) * arguments["batch_size"] * arguments["block_size"]
     words = f"step {step}, lr {arguments['lr']:g}, {arguments['num_seeds']} seeds; {tokens:,} tokens trained on"
+    if "optimizer" in arguments:  # an older version's check has Adam
+        words = f"{recorded_optimizer(arguments['optimizer']).name}, {words}"
     if arguments["base"] and (record := Path(arguments["base"]) / RECORD).is_file():
         return words + f", {tokens / Record.load(record).parameters:.2g} tokens per parameter of the base"
     return words + ", next to 0 tokens per parameter"

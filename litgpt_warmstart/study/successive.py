@@ -19,7 +19,7 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.scales import resolve_config, short_name
-from litgpt_warmstart.method.schedule import Schedule
+from litgpt_warmstart.method.schedule import Schedule, recorded_schedule
 from litgpt_warmstart.report.chains import NOT_KNOWN, Chain, lineage_figure, parent
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import Run, find
@@ -126,7 +126,8 @@ def plan(
         tokens = split_tokens(specs, compute_split, max_flops)
         specs = [from_scratch(*stage) for stage in zip(scales, folders, tokens, strict=True)]
     if grow_at is not None:
-        stages = zip(scales, folders, stages_of(specs, grow_at, max_flops, train), strict=True)
+        begun = steps_of(start, specs[0], train) if start else 0
+        stages = zip(scales, folders, stages_of(specs, grow_at, max_flops, train, begun), strict=True)
         specs = [from_scratch(name, folder, **changes) for name, folder, changes in stages]
     runs: list[StudyRun] = []
     source = start.path if start else None
@@ -174,19 +175,49 @@ def split_tokens(specs: Sequence[RunSpec], shares: Sequence[float], max_flops: f
     return [int(share * whole / flops(spec, 1)) for share, spec in zip(shares, specs, strict=True)]
 
 
+def steps_of(base: Header, first: RunSpec, train: TrainArgs) -> int:
+    """Optimizer steps of a base and its ancestors, as the first part of the one wsd run that ``first`` goes on with.
+
+    Raises:
+        UserError: They cannot be: the base's rate has come down, or its steps or its learning rate are others.
+    """
+    told = f"--grow_at goes on with the run of --base {str(base.path)!r}"
+    record = base.record
+    if record is None or "schedule" not in record.training:
+        raise UserError(f"{told}, which has no record of its training: take a checkpoint of warmstart_scratch")
+    schedule = recorded_schedule(record.training["schedule"])
+    if record.step_count > 1 and schedule(record.step_count - 1) < schedule.plateau(0):
+        raise UserError(f"{told}, whose rate has come down ({schedule.words}): take one trained at a constant rate")
+    if train.lr_warmup_steps or train.lr_warmup_fraction:
+        raise UserError(f"{told}, and its warmup was the base's: leave --train.lr_warmup_steps and _fraction out")
+    block_size = record.training.get("block_size", first.block_size)
+    for what, before, now in (
+        ("sequences a step", record.global_batch_size, first.global_batch_size),
+        ("tokens a sequence", block_size, first.block_size),
+        ("learning rate", record.base_lr, first.base_lr),
+    ):
+        if before != now:
+            raise UserError(f"{told}, which has {before} as {what}, and this chain {now}: take the base's")
+    steps = (base_figures(base).tokens or 0) // first.tokens_per_step
+    if not steps:
+        raise UserError(f"{told}, whose record does not tell what its lineage was trained on: leave --base out")
+    return steps
+
+
 def stages_of(
-    specs: Sequence[RunSpec], grow_at: Sequence[float], max_flops: float | None, train: TrainArgs
+    specs: Sequence[RunSpec], grow_at: Sequence[float], max_flops: float | None, train: TrainArgs, begun: int = 0
 ) -> list[dict[str, Any]]:
     """What each stage is trained with, so that together they are one wsd run over the last scale's budget of tokens.
 
     The first has the warmup, the last the cooldown, of so many steps as one run over all tokens would have; between
-    them the learning rate is the full one.
+    them the learning rate is the full one. A base's steps are the first share of them, which gives the budget.
 
     Args:
         specs: The stages, each with a budget and wsd schedule of its own.
         grow_at: The shares of all tokens after which it is grown.
         max_flops: The compute of all stages; None for the last scale's own tokens.
         train: Its warmup and cooldown are the whole run's.
+        begun: Steps that a base has behind it; 0 without one.
 
     Returns:
         Options of each stage: budget and schedule.
@@ -195,8 +226,9 @@ def stages_of(
         UserError: The shares are no order of growths, or leave no room for warmup or cooldown.
     """
     listed = ", ".join(f"{share:g}" for share in grow_at)
-    if len(grow_at) != len(specs) - 1:
-        raise UserError(f"--grow_at {listed}: give one share for each of {len(specs) - 1} growths")
+    growths = len(specs) - (not begun)
+    if len(grow_at) != growths:
+        raise UserError(f"--grow_at {listed}: give one share for each of {growths} growths")
     ends = (0.0, *grow_at, 1.0)
     if not all(earlier < later for earlier, later in pairwise(ends)):  # NaN is neither
         raise UserError(f"--grow_at {listed}: give shares of all tokens between 0 and 1, each above the one before")
@@ -204,12 +236,14 @@ def stages_of(
     if any(spec.tokens_per_step != per_step for spec in specs):
         raise UserError("--grow_at: scales have batches of their own: give --train.global_batch_size, the same for all")
     shares = [later - earlier for earlier, later in pairwise(ends)]
-    tokens = specs[-1].max_tokens
+    tokens = round(begun / grow_at[0]) * per_step if begun else specs[-1].max_tokens
     if max_flops is not None:
         tokens = max_flops / sum(share * flops(spec, 1) for share, spec in zip(shares, specs, strict=True))
     whole = Schedule.of("wsd", train.for_schedule("wsd"), max(1, int(tokens / per_step)))
     ((first, end),) = whole.cooldowns
     places = [round(share * end) for share in ends]
+    if begun:
+        places[1] = begun
     steps = [later - earlier for earlier, later in pairwise(places)]
     if not all(steps):
         told = f"{end:,} steps of {per_step:,} tokens" if tokens >= per_step else f"less than a step of {per_step:,}"
@@ -229,4 +263,4 @@ def stages_of(
             cooldown_steps=end - first if is_last else None, max_tokens=count * per_step,
         )  # fmt: skip
         found.append({"train": replace(train, **lengths).for_schedule(name), "schedule": name})
-    return found
+    return found[1:] if begun else found

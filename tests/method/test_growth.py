@@ -258,6 +258,8 @@ def test_an_unknown_parameter_raises():
         (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
         (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),
         (dict(operator="pat"), "--operator 'pat' is none of pad, tile, net2net, fpi, stack, interpose, blank"),
+        (dict(shrink={}), "--shrink is an empty mapping: give a number, or one for some of embedding, hidden"),
+        (dict(shrink={"hidden": 0.0}, perturb=0.0), "--shrink 0 of hidden with --perturb 0 leaves no weights there"),
         (dict(perturb_where="some"), "--perturb_where 'some' is none of all, new"),
         (dict(growth="loud"), "--growth 'loud' is none of paper, quiet"),
         (dict(shrink={"heads": 1.0}), "--shrink has no class 'heads': choose from embedding, hidden, readout, gains"),

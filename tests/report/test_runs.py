@@ -111,6 +111,16 @@ def test_a_run_that_ended_above_its_start_and_chance_diverged(study):
     assert (runs["lost"].status, runs["bad_start"].status) == ("diverged", "finished")
 
 
+def test_the_first_loss_of_a_run_without_a_first_validation_is_its_training_loss(study):
+    for name, losses in (("lost", [9.2, 9.3]), ("short", [8.9, 8.8])):
+        out_dir = study(name, losses, seed=6)
+        table = out_dir / "metrics.csv"
+        lines = table.read_text().splitlines(keepends=True)
+        table.write_text("".join([lines[0], *lines[2:]]))  # its first training loss is 8.9
+    runs = named(study.folder)
+    assert (runs["lost"].status, runs["short"].status) == ("diverged", "finished")
+
+
 def test_paths_without_runs_are_refused_in_one_line(make_run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()

@@ -1,8 +1,10 @@
 """metrics.csv keeps what is valid over a resume and survives a cut-off line."""
 
+import math
+
 import pytest
 
-from litgpt_warmstart.run.metrics import METRICS, MetricsFile, read_metrics
+from litgpt_warmstart.run.metrics import METRICS, Metrics, MetricsFile, ended_diverged, read_metrics
 
 
 def test_rows_are_read_back_and_absent_values_are_left_out(tmp_path):
@@ -41,3 +43,26 @@ def test_an_unknown_column_raises(tmp_path):
 
 def test_a_missing_file_has_no_rows(tmp_path):
     assert read_metrics(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "diverged"),
+    [
+        (5.0, 5.2, True),  # above its first and ln 96 = 4.56
+        (5.0, 5.04, False),
+        (3.0, 4.6, False),
+        (3.0, 4.7, True),
+        (None, 99.0, False),  # of what it was before, nothing is known
+        (None, math.nan, True),
+        (5.0, math.inf, True),
+        (5.0, None, False),
+    ],
+)
+def test_a_run_has_diverged_that_ends_above_its_first_loss_and_a_uniform_guess(first, last, diverged):
+    assert ended_diverged(first, last, 96) == diverged
+
+
+def test_the_first_loss_is_the_first_validations_else_the_first_training_loss():
+    rows = [dict(step=1, loss=5.5), dict(step=2, loss=5.0, val_loss=4.9)]
+    assert Metrics([]).first_loss is None and Metrics(rows).first_loss == 5.5
+    assert Metrics([dict(step=0, val_loss=5.6), *rows]).first_loss == 5.6

@@ -20,7 +20,7 @@ from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import default_micro_batch, resolve
 from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs
-from litgpt_warmstart.run.tuning import Choice, _first, candidates, find, tuned
+from litgpt_warmstart.run.tuning import Choice, _first, candidates, device_failed, find, tuned
 from tests.conftest import weights
 
 SIZES = [1, 2, 4, 8]
@@ -257,3 +257,26 @@ def test_a_run_records_what_was_found_and_a_resumed_one_keeps_it(scratch, device
     scratch(train=train, resume=run / "step-00000001")
     assert "loss chunked (as before); micro-batch 2 (as before)" in capsys.readouterr().out
     assert all(torch.equal(w, before[name]) for name, w in weights(run / "final").items())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_device_without_room_is_told_in_one_line_whoever_says_so(error):
+    assert "too small for a micro-batch of 8: lower" in str(device_failed(error, 8))
+    assert device_failed(RuntimeError("CUDA error: device-side assert triggered"), 8) is None
+
+
+def test_a_cache_that_is_named_by_a_relative_path_is_the_homes(monkeypatch, tmp_path):
+    """As the XDG Base Directory Specification has it; else each folder would have one of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert cache_file("x") == tmp_path / ".cache/litgpt_warmstart/x.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    assert cache_file("x") == tmp_path / "own/litgpt_warmstart/x.json"

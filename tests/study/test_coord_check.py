@@ -13,6 +13,7 @@ from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, Parametrization, Powers
 from litgpt_warmstart.report.layers import layer_name
 from litgpt_warmstart.run.checkpoint import read_checkpoint
+from litgpt_warmstart.run.optimizer import resolve_optimizer
 from litgpt_warmstart.study import coord_check
 from litgpt_warmstart.study.coord_check import CoordCheck, Way, build_model
 from litgpt_warmstart.study.slopes import fit_slopes, way_name, worst
@@ -83,6 +84,22 @@ def test_over_depth_the_last_block_grows_under_sp_and_nothing_under_completep(ch
         coord_check.ways(["mup"], [], based=False, over="depth")
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim has no Muon")
+@pytest.mark.parametrize("adjust_lr_fn", ["match_rms_adamw", "original"])
+def test_under_muon_nothing_grows_with_mup_or_a_warmstart_and_logits_do_under_sp(check, batch, adjust_lr_fn):
+    """Its orthogonal updates grow less than Adam's without muP, under ``original`` next to nothing."""
+    muon = resolve_optimizer({"class_path": "Muon", "init_args": {"adjust_lr_fn": adjust_lr_fn}})
+    narrow = replace(check, configs=check.configs[:3], seeds=(0,), optimizer=muon)
+    coordinates = coord_check.measure_coordinates(narrow, batch[:4, :-1], batch[:4, 1:])
+    slopes = fit_slopes(coordinates).set_index(["parametrization", "module"])
+    assert [worst(slopes.loc[way.parametrization]["verdict"]) for way in (MUP, SHRUNK)] == ["ok", "ok"]
+    sp, mup, warm = (slopes.loc[way.parametrization]["slope"] for way in (SP, MUP, SHRUNK))
+    assert mup.max() < 0.25 and warm.max() < 0.25
+    assert sp["lm_head"] > mup["lm_head"] + 0.5
+    more = sp["transformer.h.1"] - mup["transformer.h.1"]
+    assert more > 0.1 if adjust_lr_fn == "match_rms_adamw" else abs(more) < 0.1
+
+
 def test_a_warmstart_at_shrink_0_is_mup_bit_for_bit(check, batch, coordinates):
     narrow = replace(check, configs=check.configs[:2], ways=(ZERO,), seeds=(1,))
     zero = coord_check.measure_coordinates(narrow, batch[:, :-1], batch[:, 1:])
@@ -110,8 +127,8 @@ def test_a_new_parametrization_is_measured_with_its_own_name_base_and_learning_r
     assert [way_name(way.parametrization, way.shrink) for way in ways] == ["SP", "muP", "Toy"]
     rates = {}
 
-    def measure(models, data, adam, **_: object) -> pandas.DataFrame:
-        rates[len(rates)] = sorted({group["lr"] for group in adam(models[32]()).param_groups})
+    def measure(models, data, optimizer, **_: object) -> pandas.DataFrame:
+        rates[len(rates)] = sorted({group["lr"] for group in optimizer(models[32]()).param_groups})
         return pandas.DataFrame(dict(t=[1], width=[32], module=["lm_head"], l1=[1.0]))
 
     monkeypatch.setattr(coord_check, "_get_coord_data", measure)

@@ -7,7 +7,7 @@ import pytest
 from litgpt.config import Config
 from litgpt.utils import save_config
 
-from litgpt_warmstart.commands import warmstart_successive
+from litgpt_warmstart.commands import warmstart_scratch, warmstart_successive
 from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import read_header
@@ -82,6 +82,47 @@ def test_grow_at_takes_what_a_budget_of_flops_is_good_for(scales, settings, tmp_
     assert "14,080" in told and "5,888" in told  # 78 steps of 256 tokens: 55 and 23
     own = own | dict(scales=scales)
     warmstart_successive.setup(out_dir=tmp_path, grow_at=[0.5, 0.75], max_flops=1e12, **own)
+
+
+@pytest.fixture(scope="module")
+def half(scales, settings, tmp_path_factory) -> Path:
+    """A base of 6 steps of 4 x 64 tokens."""
+    out_dir = tmp_path_factory.mktemp("half")
+    train = TrainArgs(global_batch_size=4, max_steps=6, save_interval=3, cooldown_steps=2)
+    warmstart_scratch.setup(target=scales[0], out_dir=out_dir, lr=0.02, train=train, schedule="wsd", **settings)
+    return out_dir
+
+
+def test_grow_at_takes_a_base_as_the_first_share_of_the_schedule(half, scales, settings, tmp_path):
+    train = TrainArgs(global_batch_size=4, cooldown_fraction=0.25)
+    own = {name: value for name, value in settings.items() if name != "data"}
+    base = half / "step-00000003"  # before its own cooldown, from step 4 on
+    shared = dict(scales=scales[1:2], base=base, train=train, scratch=False)
+    warmstart_successive.setup(out_dir=tmp_path, grow_at=0.25, **own | shared)
+    record = read_header(tmp_path / "1-neox-32/final").record
+    assert record.step_count == 9 and record.training["schedule"]["cooldowns"] == [[6, 9]]
+    assert (record.base_lr, record.data.start_token) == (0.02, read_header(base).record.data.stop_token)
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "line"),
+    [
+        ("final", {}, "whose rate has come down (wsd"),
+        ("step-00000003", dict(train=TrainArgs(global_batch_size=2)), "has 4 as sequences a step, and this chain 2"),
+        ("step-00000003", dict(lr=0.01), "has 0.02 as learning rate, and this chain 0.01: take the base's"),
+        ("step-00000003", dict(max_flops=1e9), "give the budget: leave --max_flops out"),
+        ("step-00000003", dict(tokens_per_param=0.1), "give the budget: leave --tokens_per_param out"),
+        ("step-00000003", dict(train=TrainArgs(lr_warmup_steps=1)), "its warmup was the base's"),
+        ("step-00000003", dict(grow_at="0.1,0.5"), "--grow_at 0.1, 0.5: give one share for each of 1 growths"),
+    ],
+)
+def test_a_base_that_is_no_first_part_of_one_schedule_is_refused(
+    refused, half, scales, settings, tmp_path, folder, changes, line
+):
+    own = {name: value for name, value in settings.items() if name != "data"}
+    given = dict(scales=scales[1:2], base=half / folder, grow_at=0.25, out_dir=tmp_path / "out") | changes
+    assert line in refused(warmstart_successive.setup, **own | given)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

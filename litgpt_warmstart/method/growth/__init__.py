@@ -102,6 +102,8 @@ class Growth:
             )
             if choices and value not in choices:
                 raise UserError(f"--{option.name} {value!r} is none of {', '.join(filter(None, choices))}")
+        if self.shrink == {}:
+            raise UserError(f"--shrink is an empty mapping: give a number, or one for some of {', '.join(KINDS)}")
         for kind, shrink in self.shrink.items() if isinstance(self.shrink, dict) else [("", self.shrink)]:
             if kind not in ("", *KINDS):
                 raise UserError(f"--shrink has no class {kind!r}: choose from {', '.join(KINDS)}")
@@ -112,6 +114,9 @@ class Growth:
         self._apply_preset()
         if self.shrink == 0 and self.perturb == 0:
             raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
+        for kind in ("embedding", "hidden"):  # a readout may begin at 0, gains begin at 1
+            if self.shrink_of(kind) == 0 and self.perturb == 0:
+                raise UserError(f"--shrink 0 of {kind} with --perturb 0 leaves no weights there: change one of them")
         if not OPERATORS[self.operator].pads:
             own = f"--operator {self.operator}"
             if self.alignment != Growth.alignment:
