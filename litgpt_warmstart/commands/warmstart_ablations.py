@@ -26,6 +26,7 @@ def setup(
     lineages: bool = False,
     tokens_per_param: float = 20.0,
     cooldown_at: str | float | list[float] | None = None,
+    horizons: str | float | list[float] | None = None,
     name: str = "ablations",
     out_dir: Path = Path("out/warmstart_ablations"),
     train: TrainArgs = TrainArgs(),
@@ -58,8 +59,10 @@ def setup(
         cooldown_at: Tokens per parameter, with commas: up to each, every run, which must have a constant rate, is also
             cooled down, from its checkpoint before, over a fifth of the steps or as ``train`` says, in a folder of its
             own.
-        name: Of the table and the picture, NAME.csv and NAME.png: studies that share ``out_dir``, and so their
-            finished runs, need different ones.
+        horizons: Tokens per parameter, with commas, at which NAME-horizons.csv says what is saved, besides those of
+            ``cooldown_at`` and the ends of runs.
+        name: Of the tables and the picture, NAME.csv, NAME-horizons.csv and NAME.png: studies that share ``out_dir``,
+            and so their finished runs, need different ones.
         out_dir: Directory for the runs, the table and the picture.
         train: Training-related arguments. Budgets are ``tokens_per_param``'s.
         optimizer: An Adam-like optimizer's name or config; an arm's weight_decay goes before its own.
@@ -80,11 +83,12 @@ def setup(
     expanded = expand(arms, models | dict(tokens_per_param=tokens_per_param, schedule=schedule))
     if lineages and base_seed is not None:
         raise UserError("--base_seed has no meaning with --lineages true, where each seed has a base: leave one out")
-    horizons = as_list(cooldown_at, float, "--cooldown_at") if cooldown_at is not None else []
+    places = {"--cooldown_at": cooldown_at, "--horizons": horizons}
+    listed = (as_list(value, float, option) if value is not None else [] for option, value in places.items())
     bases = dict(
         seed=42 if base_seed is None else base_seed, tokens_per_param=base_tokens_per_param, schedule=schedule,
         mup_base=mup_base,
     )  # fmt: skip
     make = from_scratch(run)
-    of_runs = (bases, train, optimizer, out_dir, name, lineages, horizons)
+    of_runs = (bases, train, optimizer, out_dir, name, lineages, *listed)
     conduct(ablations.plan(make, expanded, seed_list, *of_runs), study)

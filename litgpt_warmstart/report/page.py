@@ -2,7 +2,8 @@
 
 A section says nothing of HTML; a table's ``frame`` becomes tables/NAME.csv beside the page, and ``shown`` is what the
 page has of it. Figures come from :mod:`.figures`, which alone draws. A kind of study is shown by a function ``section``
-of its module in ``study/``, which finds its folders in :attr:`.runs.Found.results` by the name ``RESULTS`` of a file.
+of its module in ``study/``, which finds its folders in :attr:`.runs.Found.results` by ``RESULTS``, the name of a file
+or a pattern.
 """
 
 import json
@@ -80,7 +81,8 @@ class Section:
 
 
 Kind = tuple[str, Callable[[Found], Section | None]]
-"""A kind of study: the file by which its folders are known, and what the page says of them; None for nothing."""
+"""A kind of study: the file, or pattern, by which its folders are known, and what the page says of them; None for
+nothing."""
 
 
 def render(title: str, sections: Sequence[Section], below: str, files: Sequence[str] = ()) -> str:

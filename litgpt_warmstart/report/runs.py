@@ -1,5 +1,6 @@
 """Run folders in: what each says of its run, and the run's curves."""
 
+import fnmatch
 import json
 import math
 import os
@@ -130,7 +131,7 @@ class Found:
     left_out: dict[str, str]
     """Other folders of runs, and why they cannot be compared."""
     results: dict[str, list[Path]]
-    """Folders of studies, by the name of the file that tells their kind."""
+    """Folders of studies, by the name, or pattern, of the file that tells their kind."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Found:
 
     Args:
         paths: Folders of runs, or of folders of runs.
-        results: Names of files by which the folders of studies are known.
+        results: Names of files, or patterns of them, by which the folders of studies are known.
 
     Raises:
         UserError: One does not exist, or there is nothing to report in all of them.
@@ -165,7 +166,8 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Found:
             raise UserError(f"{str(path)!r} {what}: give the folder of a run, or one with runs in it")
         anything = False
         for folder, names in _folders(path):
-            held = [kinds[name] for name in kinds.keys() & names] + [folders] * is_run(folder, names)
+            held = [known for pattern, known in kinds.items() if fnmatch.filter(names, pattern)]
+            held += [folders] * is_run(folder, names)
             for known in held:
                 known.setdefault(folder.resolve(), folder)
             anything = anything or bool(held)

@@ -129,6 +129,23 @@ def estimate(values: Sequence[float] | pd.Series) -> Estimate:
     return Estimate(mean, mean - half_width, mean + half_width, n)
 
 
+def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The mean of some seeds less that of others, with Welch's 95% interval of two independent samples.
+
+    Degrees of freedom are Welch and Satterthwaite's, rounded down. The seeds of the two need not be the same; none is
+    paired with another.
+    """
+    counts, sides = (len(values), len(others)), (values, others)
+    mean = float(np.mean(values) - np.mean(others)) if all(counts) else math.nan
+    if min(counts) < 2:
+        return Estimate(mean, math.nan, math.nan, min(counts))
+    parts = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+    spread = sum(part**2 / (n - 1) for part, n in zip(parts, counts, strict=True))
+    freedom = max(1, int(sum(parts) ** 2 / spread)) if spread else sum(counts) - 2
+    half_width = T_975[min(freedom, len(T_975)) - 1] * math.sqrt(sum(parts))
+    return Estimate(mean, mean - half_width, mean + half_width, min(counts))
+
+
 def speed_up(shares: Sequence[float] | pd.Series) -> Estimate:
     """How many times the compute from scratch is a warmstart's, up to the same loss; above 1 it saved some.
 

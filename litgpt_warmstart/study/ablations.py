@@ -23,14 +23,15 @@ from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import curve
-from litgpt_warmstart.report.statistics import estimate, losses_at, tokens_to_last_loss, tokens_to_reach
+from litgpt_warmstart.report.statistics import difference, estimate, losses_at, tokens_to_last_loss, tokens_to_reach
 from litgpt_warmstart.run.checkpoint import RECORD
 from litgpt_warmstart.run.hugging_face import names_hub_model
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import draw_alike, read_base, used_seed
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
-from litgpt_warmstart.study.arms import DEFAULTS, Arm, by_arm, from_scratch, labels, short_name
+from litgpt_warmstart.study import horizons
+from litgpt_warmstart.study.arms import DEFAULTS, Arm, by_arm, from_scratch, labels, run_name, short_name
 from litgpt_warmstart.study.folder import check_results
 from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun, warmstarted
 from litgpt_warmstart.study.outcomes import results as outcomes_of
@@ -40,9 +41,14 @@ COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "ho
 
 
 def conclude(
-    runs: Sequence[StudyRun], arms: Sequence[Arm], out_dir: Path, name: str, outcomes: Mapping[str, Outcome]
+    runs: Sequence[StudyRun],
+    arms: Sequence[Arm],
+    at: Mapping[str, Sequence[float]],
+    out_dir: Path,
+    name: str,
+    outcomes: Mapping[str, Outcome],
 ) -> None:
-    """Write the table and the picture, and print what came of each arm."""
+    """Write the tables and the picture, and print what came of each arm; ``at`` has the places of its horizons."""
     rows = results(runs, outcomes)
     write_csv(out_dir / f"{name}.csv", rows)
     shared, names = labels(arms)
@@ -56,8 +62,15 @@ def conclude(
     write_whole(out_dir / f"{name}.png", dots("ablations", "", losses, shared).png)
     print(f"\n{shared}\n\n{as_text(table(rows, names))}")
     if not (compared := comparison(rows, names)).empty:
-        print(f"\nLast val losses, seed by seed, with 95% intervals\n\n{as_text(compared)}")
-    print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
+        print(f"\nLast val losses, seed by seed, or over seeds (Welch's), with 95% intervals\n\n{as_text(compared)}")
+    trained = horizons.finished(runs, arms, outcomes)
+    answers = horizons.answers(trained, dict(zip(arms, names, strict=True)), **at)
+    if answers.empty:
+        print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
+        return
+    write_csv(out_dir / f"{name}-horizons.csv", answers)
+    print(f"\n{horizons.CAPTION}\n\n{as_text(horizons.shown(answers))}")
+    print(f"Wrote {name}.csv, {name}-horizons.csv and {name}.png to {str(out_dir)!r}")
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,7 @@ def plan(
     name: str,
     lineages: bool = False,
     cooldown_at: Sequence[float] = (),
+    horizons_at: Sequence[float] = (),
 ) -> Study:
     """All arms over seeds, runs from scratch among them, after the bases that are trained first.
 
@@ -99,9 +113,11 @@ def plan(
         name: Of the table.
         lineages: Each seed has a base of its own, trained with it, and an order of data of its own.
         cooldown_at: Tokens per parameter; up to each, every run is also cooled down, in a folder of its own.
+        horizons_at: Tokens per parameter of the table of what is saved, besides those and the ends of runs.
     """
     check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
-    check_forks(arms, cooldown_at)
+    check_results(out_dir / f"{name}-horizons.csv", horizons.FIRST_COLUMNS)
+    check_horizons(arms, cooldown_at, horizons_at)
     cooling = replace(train, lr_warmup_steps=None, lr_warmup_fraction=None)  # a constant rate has had no warmup
 
     def from_scratch(arm: Arm, folder: str, seed: int, tuned_at: str, train: TrainArgs = train) -> RunSpec:
@@ -153,13 +169,13 @@ def plan(
         budget = f"{bases['tokens_per_param']:g} tokens per parameter"
         trained = f"; bases are trained on {budget} (--base_tokens_per_param)"
     for arm, seed in itertools.product(arms, seeds):
-        base, folder = found[arm.base, seed], f"{arm.name}-seed-{seed}"
+        base, folder = found[arm.base, seed], run_name(arm, seed)
         spec = of_arm(arm, folder, seed, base)
         if arm.growth.shrink:
             check_growth(base, spec, arm.growth)
         after = (base.run,) if base.run else ()
         forks = []
-        for at in cooldown_at:
+        for at in (at for at in cooldown_at if at <= arm.tokens_per_param):
             cooled = of_arm(
                 replace(arm, tokens_per_param=at, schedule="wsd"), fork_name(folder, at), seed, base, cooling
             )
@@ -170,7 +186,9 @@ def plan(
         f"{len(arms)} arms, {sum(arm.growth.from_scratch for arm in arms)} of them from scratch, x {len(seeds)} seeds:"
         f" {len(runs)} runs in {str(out_dir)!r}{trained}"
     )
-    return Study(out_dir, runs, partial(conclude, runs, arms, out_dir, name))
+    ends = {arm.tokens_per_param for arm in arms}
+    at = dict(horizons=sorted({*horizons_at, *cooldown_at, *ends}), cooldown_at=cooldown_at)
+    return Study(out_dir, runs, partial(conclude, runs, arms, at, out_dir, name))
 
 
 def fork_name(folder: str, tokens_per_param: float) -> str:
@@ -178,22 +196,24 @@ def fork_name(folder: str, tokens_per_param: float) -> str:
     return f"{folder}-cooldown-at-{tokens_per_param:g}"
 
 
-def check_forks(arms: Sequence[Arm], cooldown_at: Sequence[float]) -> None:
-    """Raise a UserError where a run cannot be cooled down at these tokens per parameter."""
-    for at in cooldown_at:
-        if not 0 < at < math.inf:
-            raise UserError(f"--cooldown_at {at:g} must be above 0: give tokens per parameter")
-        for arm in arms:
-            if arm.schedule != "constant":
+def check_horizons(arms: Sequence[Arm], cooldown_at: Sequence[float], horizons_at: Sequence[float]) -> None:
+    """Raise a UserError for tokens per parameter that no run comes to, or at which it cannot be cooled down."""
+    most = max(arm.tokens_per_param for arm in arms)
+    for option, places in (("--cooldown_at", cooldown_at), ("--horizons", horizons_at)):
+        for at in places:
+            if not 0 < at < math.inf:
+                raise UserError(f"{option} {at:g} must be above 0: give tokens per parameter")
+            if at > most:
                 raise UserError(
-                    f"--cooldown_at forks runs at a constant rate, and an arm has --schedule {arm.schedule}: leave one"
-                    " of them out"
+                    f"{option} {at:g} is beyond the arms' {most:g} tokens per parameter: raise --tokens_per_param, or"
+                    " leave it out"
                 )
-            if at > arm.tokens_per_param:
-                raise UserError(
-                    f"--cooldown_at {at:g} is beyond an arm's {arm.tokens_per_param:g} tokens per parameter: raise"
-                    " --tokens_per_param, or leave it out"
-                )
+    for arm in arms if cooldown_at else ():
+        if arm.schedule != "constant":
+            raise UserError(
+                f"--cooldown_at forks runs at a constant rate, and an arm has --schedule {arm.schedule}: leave one of"
+                " them out"
+            )
 
 
 def check_growth(base: Base, spec: RunSpec, growth: Growth) -> None:
@@ -272,7 +292,10 @@ def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
 
 
 def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
-    """Each warmstart's last loss less that from scratch beside it, and less that of the first arm like it, as text."""
+    """Each warmstart's last loss less that from scratch beside it, and less that of the first arm like it, as text.
+
+    Seed by seed and, for seeds that are independent draws, over seeds.
+    """
     same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
     grown = rows[(rows["status"] == "finished") & ~from_scratch(rows)]
     first: Any = grown.groupby(same)[["val_loss"]].first().add_prefix("first_arms_")
@@ -281,12 +304,15 @@ def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame
         "equal compute, base's counted": ("val_loss_at_scratch_flops", "scratch_val_loss"),
         "less the first arm's": ("val_loss", "first_arms_val_loss"),
     }
+    unpaired = {f"{name}, over seeds": pair for name, pair in list(pairs.items())[:2]}
     told = []
     for name, seeds in by_arm(rows.join(first, on=same), names):
         seeds = seeds[seeds.index.isin(grown.index)]
         less = [estimate((seeds[own] - seeds[other]).dropna()).words(4, "+") for own, other in pairs.values()]
+        for own, other in unpaired.values():
+            less.append(difference(seeds[own].dropna().tolist(), seeds[other].dropna().tolist()).words(4, "+"))
         told += [(name, *less)] if len(seeds) else []
-    return pandas.DataFrame(told, columns=["", *pairs])
+    return pandas.DataFrame(told, columns=["", *pairs, *unpaired])
 
 
 def over_seeds(losses: pandas.Series) -> str:

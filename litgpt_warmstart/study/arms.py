@@ -124,6 +124,11 @@ def short_name(model: str) -> str:
     return "_".join(Path(model).parts[-2:])
 
 
+def run_name(arm: Arm, seed: int) -> str:
+    """Name and folder of the run of an arm and a seed."""
+    return f"{arm.name}-seed-{seed}"
+
+
 def as_cell(value: Any) -> Any:
     """A value, or a mapping's in words: ``embedding 1, hidden 0.4``."""
     if isinstance(value, dict | tuple):

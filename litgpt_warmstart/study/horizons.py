@@ -1,0 +1,237 @@
+"""What a warmstart buys, in one table: at horizons, with the base's compute counted, beside what growth can save.
+
+A horizon is a number of tokens per parameter of the target. Losses there are those of runs as they were trained or, of
+runs that were cooled down at several, those of their forks, between which they are interpolated in the logarithm of
+tokens. A warmstart is held against scratch as good as it gets: of the learning rates that it was trained at, the one
+with the lowest mean loss there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.limits import limits
+from litgpt_warmstart.method.model import parameter_count
+from litgpt_warmstart.report.page import Section, Table
+from litgpt_warmstart.report.runs import Found, curve
+from litgpt_warmstart.report.statistics import Estimate, difference, estimate, losses_at, tokens_to_reach
+from litgpt_warmstart.run.checkpoint import RECORD
+from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.run.record import Record
+from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.study.arms import Arm, run_name
+from litgpt_warmstart.study.folder import add_parts, read_table
+from litgpt_warmstart.study.outcomes import Outcome, StudyRun
+
+RESULTS = "*-horizons.csv"
+FIRST_COLUMNS = ("arm", "tokens_per_param")
+BEYOND = "beyond"
+"""Marks a saving that is more than growth can give: something else is behind it."""
+CAPTION = (
+    "Mean validation losses at so many tokens per parameter, scratch's at the learning rate that is best there, and"
+    " differences with 95% intervals: over seeds (Welch's, of independent draws) and seed by seed (paired). Tokens: the"
+    " share of them after which scratch's mean loss is reached, mean over the seeds that reach it. Saved: of scratch's"
+    " Hoffmann FLOPs there, and with the base's counted. Limits: the most that growth can save with the base counted,"
+    f" if it carries the base's loss, and if it carries what the base's tokens taught; {BEYOND}: more than that."
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of an arm, and what its weights come from."""
+
+    arm: Arm
+    seed: int
+    spec: RunSpec
+    as_trained: pandas.Series
+    """Validation losses by tokens."""
+    cooled: pandas.Series
+    """Last validation losses of its forks by the logarithm of their tokens."""
+    base_parameters: int = 0
+    base_tokens: int = 0
+    """Of its whole lineage; none from scratch."""
+    base_flops: float = 0.0
+    """Hoffmann FLOPs of the same; NaN where they are not known."""
+
+    def tokens_at(self, tokens_per_param: float) -> int:
+        """Tokens of a horizon, in whole steps."""
+        per_step = self.spec.tokens_per_step
+        return int(tokens_per_param * parameter_count(self.spec.config)) // per_step * per_step
+
+    def flops(self, tokens: float) -> float:
+        """Hoffmann FLOPs of so many tokens."""
+        return tokens * self.spec.flops(1)["hoffmann_flops"]
+
+    def loss(self, tokens: float, is_cooled: bool) -> float:
+        """Its loss after so many tokens; NaN beyond what it tells."""
+        if not is_cooled:
+            return float(losses_at(self.as_trained, [tokens])[0])
+        return float(losses_at(self.cooled, [math.log(tokens)])[0]) if tokens > 0 else math.nan
+
+    def tokens_to_reach(self, loss: float, is_cooled: bool) -> float:
+        """Tokens after which it first has a loss; NaN where it never has, or has it at its first horizon already."""
+        if not is_cooled:
+            return tokens_to_reach(self.as_trained, loss)
+        is_between = len(self.cooled) > 0 and self.cooled.iloc[0] > loss
+        return math.exp(tokens_to_reach(self.cooled, loss)) if is_between else math.nan
+
+
+def finished(runs: Sequence[StudyRun], arms: Sequence[Arm], outcomes: Mapping[str, Outcome]) -> list[Trained]:
+    """The runs of arms that have finished, as their folders tell of them."""
+    ended = {run.name: run for run in runs if outcomes[run.name].status == "finished"}
+    seeds = dict.fromkeys(run.factors["seed"] for run in runs if run.factors)
+    found = []
+    for arm in arms:
+        for seed, run in ((seed, ended[name]) for seed in seeds if (name := run_name(arm, seed)) in ended):
+            lineage = Record.load(run.spec.out_dir / "final" / RECORD).lineage
+            forks = [fork for fork in ended.values() if fork.fork_of == run.spec.out_dir]
+            cooled = {math.log(fork.spec.max_tokens): outcomes[fork.name].val_loss for fork in forks}
+            found.append(
+                Trained(
+                    arm, seed, run.spec, curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss"),
+                    pandas.Series(cooled, dtype=float).sort_index(),
+                    lineage[-1].parameters if lineage else 0,
+                    sum(ancestor.tokens for ancestor in lineage),
+                    sum(ancestor.hoffmann_flops or math.nan for ancestor in lineage),
+                )
+            )  # fmt: skip
+    return found
+
+
+def answers(
+    trained: Sequence[Trained], names: Mapping[Arm, str], horizons: Sequence[float], cooldown_at: Sequence[float]
+) -> pandas.DataFrame:
+    """A row for each arm at each horizon, as trained and, of ``cooldown_at``, cooled down; see :data:`CAPTION`."""
+    places = sorted({(at, False) for at in horizons} | {(at, True) for at in cooldown_at})
+    rows = []
+    for at, is_cooled in places:
+        losses: dict[Arm, dict[int, float]] = {}
+        for run in trained:
+            loss = run.loss(run.tokens_at(at), is_cooled) if tells_of(run.arm, at) else math.nan
+            if not math.isnan(loss):
+                losses.setdefault(run.arm, {})[run.seed] = loss
+        for arm in losses:
+            if scratch := best_scratch(arm, losses):
+                runs = [run for run in trained if run.arm == arm and run.seed in losses[arm]]
+                row = _row(runs, losses[arm], losses[scratch], is_cooled, at)
+                rate = "cooled" if is_cooled else arm.schedule
+                told = dict(arm=names[arm], tokens_per_param=at, rate=rate, scratch=names[scratch])
+                rows.append(told | row)
+    return pandas.DataFrame(rows)
+
+
+def tells_of(arm: Arm, at: float) -> bool:
+    """Whether an arm's runs have a loss to compare at a horizon: on a way down it is none."""
+    return at == arm.tokens_per_param or (at < arm.tokens_per_param and arm.schedule == "constant")
+
+
+def best_scratch(arm: Arm, losses: Mapping[Arm, Mapping[int, float]]) -> Arm | None:
+    """Of the arms that train the same from scratch, at any learning rate, the best at a horizon; None without one.
+
+    It has the lowest mean loss of those with the most seeds: one that lacks some has diverged with them. A run at a
+    constant rate is the same up to a horizon whatever its budget.
+    """
+
+    def kin(arm: Arm) -> Arm:
+        budget = dict(tokens_per_param=1.0) if arm.schedule == "constant" else {}
+        return replace(arm, growth=Growth(shrink=0.0), lr_factor=1.0, **budget)
+
+    found = [other for other in losses if other.growth.from_scratch and kin(other) == kin(arm)]
+    return min(found, key=lambda one: (-len(losses[one]), np.mean([*losses[one].values()])), default=None)
+
+
+def _row(
+    runs: Sequence[Trained], own: Mapping[int, float], scratch: Mapping[int, float], is_cooled: bool, at: float
+) -> dict[str, Any]:
+    """What the runs of an arm, one a seed, with these losses at a horizon, tell beside those from scratch."""
+    run = runs[0]
+    tokens = run.tokens_at(at)
+    whole, scratch_loss = run.flops(tokens), float(np.mean([*scratch.values()]))
+    at_compute = {
+        one.seed: one.loss(tokens * (1 - one.base_flops / whole), is_cooled) if one.base_flops else own[one.seed]
+        for one in runs
+    }
+    at_compute = {seed: loss for seed, loss in at_compute.items() if not math.isnan(loss)}
+    is_scratch = own == scratch
+    reached = [] if is_scratch else [one.tokens_to_reach(scratch_loss, is_cooled) / tokens for one in runs]
+    shares = estimate([share for share in reached if not math.isnan(share)])
+    base_flops = float(np.mean([one.base_flops for one in runs]))
+    saved, of_base = 1 - shares.mean, base_flops / whole
+    row = {
+        "tokens": tokens, "seeds": len(own), "scratch_seeds": len(scratch), "loss": float(np.mean([*own.values()])),
+        "scratch_loss": scratch_loss,
+    }  # fmt: skip
+    for name, losses in (("less_scratch", own), ("at_equal_compute", at_compute)):
+        paired = [losses[seed] - scratch[seed] for seed in losses if seed in scratch]
+        over_seeds = difference([*losses.values()], [*scratch.values()])
+        row |= _told(name, estimate([]) if is_scratch else over_seeds)
+        row |= _told(f"{name}_paired", estimate([] if is_scratch else paired))
+    row |= _told("share", shares) | {"reached": shares.seeds, "saved": saved, "saved_with_base": saved - of_base}
+    at_most = limits(
+        (run.base_parameters, parameter_count(run.spec.config)), (run.base_tokens, tokens), (base_flops, whole)
+    ) if run.base_tokens else None  # fmt: skip
+    names = ("loss", "loss_with_base", "tokens", "tokens_with_base")
+    row |= {f"limit_{name}": getattr(at_most, name) if at_most else math.nan for name in names}
+    beyond = at_most and (saved > at_most.tokens or saved - of_base > at_most.tokens_with_base)
+    return row | {BEYOND: bool(beyond)}
+
+
+def _told(name: str, found: Estimate) -> dict[str, float]:
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def shown(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """The table as text."""
+
+    def less(row: Mapping[Any, Any], name: str) -> str:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if math.isnan(row[name]):
+            return "-"
+        return f"{row[name]:+.4f}" + (f" ({low:+.4f} to {high:+.4f})" if not math.isnan(low) else "")
+
+    def share(value: float) -> str:
+        return "-" if math.isnan(value) else f"{value:.0%}"
+
+    told = []
+    for row in rows.to_dict("records"):
+        count = f" ({row['reached']:.0f} of {row['seeds']:.0f})"
+        told.append(
+            {
+                "": row["arm"], "at": f"{row['tokens_per_param']:g}", "rate": row["rate"], "loss": f"{row['loss']:.4f}",
+                "scratch": f"{row['scratch_loss']:.4f}" + f" ({row['scratch']})" * (row["scratch"] != "from scratch"),
+                "less scratch's, over seeds": less(row, "less_scratch"),
+                "seed by seed": less(row, "less_scratch_paired"),
+                "equal compute, over seeds": less(row, "at_equal_compute"),
+                "tokens": share(row["share"]) + count * (not math.isnan(row["share"])),
+                "saved": share(row["saved"]),
+                "with base": share(row["saved_with_base"]) + f" {BEYOND}" * row[BEYOND],
+                "limits": f"{share(row['limit_loss_with_base'])} to {share(row['limit_tokens_with_base'])}"
+                if not math.isnan(row["limit_tokens"]) else "-",
+            }
+        )  # fmt: skip
+    return pandas.DataFrame(told)
+
+
+def section(found: Found) -> Section | None:
+    """The table of each study."""
+    whole = Section("What is saved", CAPTION)
+
+    def part(name: str, folder: Path, number: int) -> Section:
+        tables = []
+        for order, path in enumerate(sorted(folder.glob(RESULTS)), start=1):
+            rows: Any = read_table(path)
+            words = ("arm", "rate", "scratch", BEYOND)
+            rows = rows.assign(**{column: pandas.to_numeric(rows[column]) for column in rows if column not in words})
+            rows[BEYOND] = rows[BEYOND] == "True"
+            title = path.name.removesuffix(RESULTS.removeprefix("*"))
+            tables.append(Table(f"horizons-{number}-{order}", title, rows, shown(rows)))
+        return Section(name, tables=tables)
+
+    add_parts(whole, found.results[RESULTS], part)
+    return whole if found.results[RESULTS] else None
