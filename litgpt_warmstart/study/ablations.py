@@ -20,13 +20,23 @@ from litgpt_warmstart.data.prepared_text import PreparedText
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth, check_growable
+from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import curve
-from litgpt_warmstart.report.statistics import difference, estimate, losses_at, tokens_to_last_loss, tokens_to_reach
+from litgpt_warmstart.report.statistics import (
+    difference,
+    drop_tokens,
+    estimate,
+    losses_at,
+    tokens_to_last_loss,
+    tokens_to_reach,
+)
 from litgpt_warmstart.run.checkpoint import RECORD
 from litgpt_warmstart.run.hugging_face import names_hub_model
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
+from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import draw_alike, read_base, used_seed
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
@@ -38,6 +48,8 @@ from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "hoffmann_flops")
 """Of the table, what an outcome tells."""
+DROP = "drop_tokens_per_param"
+"""Where runs were tracked: when their loss dropped, as they learned to copy."""
 
 
 def conclude(
@@ -260,7 +272,17 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
     rows[["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss"]] = reached
     at_compute = {run.name: loss_at_own_compute(run, curves[run.name]) for run in ended}
     own_names = [own for own, _ in names]
-    return rows.assign(val_loss_at_scratch_flops=[at_compute.get(own, math.nan) for own in own_names], run=own_names)
+    found = {"val_loss_at_scratch_flops": at_compute}
+    if any(run.spec.args.track for run in ended):
+        found[DROP] = {run.name: drop_tokens_per_param(run.spec) for run in ended}
+    told = {column: [values.get(own, math.nan) for own in own_names] for column, values in found.items()}
+    return rows.assign(**told, run=own_names)
+
+
+def drop_tokens_per_param(spec: RunSpec) -> float:
+    """When a tracked run learned to copy, with which its loss drops; NaN where it was not tracked, or never did."""
+    scores = curve(NORMS.read(spec.out_dir / NORMS_FILE), "score")
+    return drop_tokens(scores) / parameter_count(spec.config)
 
 
 def loss_at_own_compute(run: StudyRun, losses: pandas.Series) -> float:
@@ -272,7 +294,10 @@ def loss_at_own_compute(run: StudyRun, losses: pandas.Series) -> float:
 
 
 def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
-    """Losses and tokens of each arm as text: means and standard deviations over seeds."""
+    """Losses and tokens of each arm as text: means and standard deviations over seeds.
+
+    Of tracked runs also when their loss dropped as they learned to copy.
+    """
     told: list[tuple[str, ...]] = []
     for name, seeds in by_arm(rows, names):
         finished = seeds[seeds["status"] == "finished"]
@@ -288,7 +313,11 @@ def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
         notes["skipped, as the base diverged"] = (seeds["status"] == "skipped").sum()
         reached = "; ".join([reached, *(f"{count} {what}" for what, count in notes.items() if count)])
         told.append((name, over_seeds(seeds["first_val_loss"]), over_seeds(finished["val_loss"]), reached))
-    return pandas.DataFrame(told, columns=["", "first val loss", "last val loss", "tokens to scratch's last loss"])
+        if DROP in rows:
+            dates = finished[DROP].dropna()
+            told[-1] += (f"{over_seeds(dates, 1)} ({len(dates)} of {len(finished)} seeds)" if len(dates) else "-",)
+    columns = ["", "first val loss", "last val loss", "tokens to scratch's last loss"]
+    return pandas.DataFrame(told, columns=columns + ["drop, tokens per parameter"] * (DROP in rows))
 
 
 def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:
@@ -315,9 +344,9 @@ def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame
     return pandas.DataFrame(told, columns=["", *pairs, *unpaired])
 
 
-def over_seeds(losses: pandas.Series) -> str:
+def over_seeds(values: pandas.Series, digits: int = 4) -> str:
     """Mean and, of several, standard deviation."""
-    losses = losses.dropna()
-    if losses.empty:
+    values = values.dropna()
+    if values.empty:
         return "-"
-    return f"{losses.mean():.4f}" + (f" ± {losses.std():.4f}" if len(losses) > 1 else "")
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")

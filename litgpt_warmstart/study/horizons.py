@@ -36,9 +36,10 @@ BEYOND = "beyond"
 CAPTION = (
     "Mean validation losses at so many tokens per parameter, scratch's at the learning rate that is best there, and"
     " differences with 95% intervals: over seeds (Welch's, of independent draws) and seed by seed (paired). Tokens: the"
-    " share of them after which scratch's mean loss is reached, mean over the seeds that reach it. Saved: of scratch's"
-    " Hoffmann FLOPs there, and with the base's counted. Limits: the most that growth can save with the base counted,"
-    f" if it carries the base's loss, and if it carries what the base's tokens taught; {BEYOND}: more than that."
+    " share of them after which scratch's mean loss is reached, mean over the seeds that reach it. Saved, where all do:"
+    " of scratch's Hoffmann FLOPs there, and with the base's counted. Limits: the most that growth can save with the"
+    " base counted, if it carries the base's loss, and if it carries what the base's tokens taught;"
+    f" {BEYOND}: more than that."
 )
 
 
@@ -162,7 +163,8 @@ def _row(
     reached = [] if is_scratch else [one.tokens_to_reach(scratch_loss, is_cooled) / tokens for one in runs]
     shares = estimate([share for share in reached if not math.isnan(share)])
     base_flops = float(np.mean([one.base_flops for one in runs]))
-    saved, of_base = 1 - shares.mean, base_flops / whole
+    saved = 1 - shares.mean if shares.seeds == len(own) else math.nan  # the mean of those that do flatters the arm
+    of_base = base_flops / whole
     row = {
         "tokens": tokens, "seeds": len(own), "scratch_seeds": len(scratch), "loss": float(np.mean([*own.values()])),
         "scratch_loss": scratch_loss,

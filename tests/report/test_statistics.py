@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from litgpt_warmstart.report.statistics import (
     T_975,
     band,
+    difference,
     drop_tokens,
     estimate,
     losses_at,
@@ -144,3 +145,14 @@ def test_a_band_spans_the_curves_at_the_places_they_share():
     found = band([series((0, 1.0), (10, 3.0), (20, 5.0)), series((0, 2.0), (20, 9.0))])
     assert found.to_dict("list") == {"mean": [1.5, 7.0], "low": [1.0, 5.0], "high": [2.0, 9.0]}
     assert list(found.index) == [0, 20] and band([]).empty
+
+
+def test_welchs_interval_is_that_of_two_independent_samples_and_none_of_one_seed():
+    # variances of the means 2 and 0.5; 2.5^2 / (2^2 / 4 + 0.5^2 / 4) = 5.9 degrees of freedom, down to 5
+    found = difference([10, 12, 14, 16, 18], [1, 2, 3, 4, 5])
+    assert (found.mean, found.high - found.mean) == pytest.approx((11, 2.571 * math.sqrt(2.5)))
+    assert found.mean - found.low == pytest.approx(found.high - found.mean) and found.seeds == 5
+    alike = difference([2.0, 2.0], [1.0, 1.0, 1.0])
+    assert (alike.mean, alike.low, alike.high) == (1, 1, 1)
+    assert difference([1.0], [2.0, 3.0]).words(1) == "-1.5 (no interval: one seed)"
+    assert difference([], [2.0, 3.0]).words() == "-"

@@ -26,10 +26,10 @@ DEFAULTS = dict(base="5M", target="22M")
 
 def told(*seeds: tuple) -> str:
     """The table of arms, given for each seed the arm, how it and its run from scratch ended, and its tokens of 10."""
-    names = ("first_val_loss", "status", "val_loss", "scratch_status", "tokens_to_scratch_val_loss")
+    names = ("first_val_loss", "status", "val_loss", "scratch_status", "tokens_to_scratch_val_loss", ablations.DROP)
     beside = dict(scratch_val_loss=5.0, scratch_tokens_to_scratch_val_loss=10.0)
     found = [arm.options | beside | dict(zip(names, ended, strict=True)) for arm, *ended in seeds]
-    frame = pandas.DataFrame(found).astype({"tokens_to_scratch_val_loss": float})
+    frame = pandas.DataFrame(found).astype({"tokens_to_scratch_val_loss": float, ablations.DROP: float})
     return table(frame, labels(list(dict.fromkeys(arm for arm, *_ in seeds)))[1]).to_string()
 
 
@@ -40,16 +40,17 @@ def test_labels_name_what_tells_arms_apart_and_the_table_their_mean_and_deviatio
     assert names == ["from scratch", "shrink 0.4", "shrink 1, gains reset"]
     scratch, warm, reset = arms
     text = told(
-        (scratch, 8.0, "finished", 5.0, "finished", math.nan),
-        (warm, 7.0, "finished", 4.0, "finished", 3.0),
-        (warm, 7.2, "finished", 9.2, "diverged", math.nan),  # neither slower nor above it
-        (warm, 7.1, "finished", 5.1, "finished", math.nan),
-        (reset, 7.0, "diverged", None, "finished", math.nan),
-        (reset, None, "skipped", None, "finished", math.nan),
+        (scratch, 8.0, "finished", 5.0, "finished", math.nan, 40.0),
+        (warm, 7.0, "finished", 4.0, "finished", 3.0, 8.0),
+        (warm, 7.2, "finished", 9.2, "diverged", math.nan, 10.0),  # neither slower nor above it
+        (warm, 7.1, "finished", 5.1, "finished", math.nan, math.nan),
+        (reset, 7.0, "diverged", None, "finished", math.nan, math.nan),
+        (reset, None, "skipped", None, "finished", math.nan, math.nan),
     )
     assert "7.1000 ± 0.1000" in text and "6.1000 ± 2.7404" in text
     assert "30% (1 of 2 seeds); 1 ended above it; 1 without a run from scratch" in text
     assert "-; 1 diverged; 1 skipped" in text
+    assert "40.0 (1 of 1 seeds)" in text and "9.0 ± 1.4 (2 of 3 seeds)" in text
 
 
 def test_last_losses_are_compared_seed_by_seed_with_scratch_and_with_the_first_arm():
@@ -71,6 +72,10 @@ def test_last_losses_are_compared_seed_by_seed_with_scratch_and_with_the_first_a
         "-0.2000 (no interval: one seed)",
     ]
     assert told["equal compute, base's counted"][0].startswith("-0.1000 (")
+    # Welch: variances 0.32 and 0.5 of two each, and 1.91 degrees of freedom, down to 1
+    assert told["less scratch's, equal tokens, over seeds"].tolist() == [
+        "-0.2000 (-8.3358 to +7.9358)", "-0.2000 (no interval: one seed)",
+    ]  # fmt: skip
     assert told["less the first arm's"].tolist() == ["+0.0000 (+0.0000 to +0.0000)", "-0.1000 (no interval: one seed)"]
 
 
@@ -215,6 +220,21 @@ def test_each_run_is_cooled_down_from_its_own_checkpoint_over_a_fifth_of_the_ste
     assert losses[1][first][1] == 0.02 > losses[1][end][1] > 0
 
 
+def test_what_is_saved_is_told_at_each_horizon_beside_the_best_scratch(lineages):
+    found = rows(lineages / "ablations-horizons.csv")
+    arms = ("from scratch", "shrink 0.4", "from scratch, 0.5 x the learning rate")
+    assert [(row["arm"], row["rate"]) for row in found] == [(a, rate) for rate in ("constant", "cooled") for a in arms]
+    for first, warm, other in (found[:3], found[3:]):
+        best = min(float(first["loss"]), float(other["loss"]))
+        assert float(warm["scratch_loss"]) == best
+        assert float(warm["less_scratch"]) == pytest.approx(float(warm["loss"]) - best)
+        assert float(warm["limit_tokens"]) > 0 and warm["seeds"] == warm["scratch_seeds"] == "2"
+    constant, cooled = (row for row in found if row["arm"].startswith("shrink"))
+    ends = [row["val_loss"] for row in rows(lineages / "ablations.csv") if row["shrink"] == "0.4"]
+    assert float(constant["loss"]) == pytest.approx(sum(map(float, ends)) / 2) != float(cooled["loss"])
+    assert constant["tokens"] == cooled["tokens"] == str(17 * 4 * 64)
+
+
 def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no_checkpoint_is(
     lineages, arguments, capsys
 ):
@@ -244,7 +264,9 @@ def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no
         (dict(lineages=True, base_seed=3), "--base_seed has no meaning with --lineages true"),
         (dict(lineages=True, data=TextFiles(Path("."))), "--data TextFiles has none"),
         (dict(lineages=True, data=StdlibText(Path("."), order_seed=3)), "--data.order_seed has no meaning with --lin"),
-        (dict(arms=[dict(shrink=0.4)], cooldown_at="0.5,2"), "--cooldown_at 2 is beyond an arm's 1 tokens per"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at="0.5,2"), "--cooldown_at 2 is beyond the arms' 1 tokens per"),
+        (dict(horizons=[0.5, 3]), "--horizons 3 is beyond the arms' 1 tokens per parameter"),
+        (dict(horizons="inf"), "--horizons inf must be above 0"),
         (dict(cooldown_at=1), "an arm has --schedule wsd: leave one"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at=0), "--cooldown_at 0 must be above 0"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at="nan"), "--cooldown_at nan must be above 0"),

@@ -79,6 +79,14 @@ def test_cooled_losses_are_interpolated_in_the_logarithm_of_tokens_and_told_only
     assert shown(pandas.DataFrame(found))["tokens"][0] == "-"
 
 
+def test_nothing_is_saved_where_a_seed_never_comes_to_scratchs_loss(spec):
+    scratch = [run(spec, SCRATCH, seed, {0: 7.0, 20: 5.0}) for seed in (1, 2)]
+    warm = [run(spec, PAPER, seed, {0: 6.0, 20: last}) for seed, last in ((1, 4.0), (2, 5.5))]
+    row = answers([*scratch, *warm], {SCRATCH: "from scratch", PAPER: "paper"}, [20], []).iloc[1]
+    assert row["share"] == pytest.approx(0.5, rel=1e-3) and row["reached"] == 1 and math.isnan(row["saved"])
+    assert shown(row.to_frame().T)[["tokens", "saved", "with base"]].iloc[0].tolist() == ["50% (1 of 2)", "-", "-"]
+
+
 def test_scratch_is_as_good_as_it_gets_at_each_horizon(spec):
     slow, fast = (replace(SCRATCH, lr_factor=factor, tokens_per_param=20.0) for factor in (0.5, 2.0))
     trained = [
