@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
 import pytest
+import yaml
 from jsonargparse import CLI, capture_parser
 from litgpt.__main__ import PARSER_DATA
 
@@ -225,3 +226,10 @@ def test_each_file_of_the_repository_that_is_named_is_there(page):
         if re.fullmatch(r"(configs|tests|benchmarks|docs)/[a-z0-9/*._-]+", span)
     ]
     assert [each for each in named if not list(ROOT.glob(each))] == []
+
+
+def test_the_readme_is_short_and_the_site_has_every_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+    entries = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    named = sorted(name for entry in entries for name in entry.values())
+    assert named == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
