@@ -54,12 +54,14 @@ def export(checkpoint_dir: Path | str, out_dir: Path | str, **arguments: Any) ->
     Args:
         checkpoint_dir: A LitGPT checkpoint folder.
         out_dir: The folder to write.
-        arguments: ``format`` and ``overwrite``, as ``litgpt warmstart_export`` has them.
+        arguments: ``format``, ``overwrite``, ``license``, ``push_to_hub`` and ``private``, as
+            ``litgpt warmstart_export`` has them.
 
     Returns:
         ``out_dir``.
 
     Raises:
-        UserError: No family of transformers' can hold the model, or something of a user's stands there.
+        UserError: No family of transformers' can hold the model, or something of a user's stands there; or it was
+            written and could not be pushed.
     """
     return warmstart_export.setup.__wrapped__(checkpoint_dir=checkpoint_dir, out_dir=out_dir, **arguments)

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import litgpt.tokenizer
 from tokenizers import Tokenizer
@@ -83,6 +84,18 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
             f" {CONFIG}"
         )
     return found
+
+
+def for_transformers(tokenizer: TokenizerFiles, block_size: int) -> TokenizerFiles:
+    """The same with what transformers goes by in its config: its class, the end of a text, and the longest input."""
+    told: dict[str, Any] = json.loads(tokenizer.files.get(CONFIG, b"{}"))
+    if JSON in tokenizer.files:
+        told.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        if tokenizer.eos_id is not None and not told.get("eos_token"):
+            told["eos_token"] = Tokenizer.from_buffer(tokenizer.files[JSON]).id_to_token(tokenizer.eos_id)
+    told["model_max_length"] = block_size
+    content = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    return replace(tokenizer, files=tokenizer.files | {CONFIG: content.encode()})
 
 
 def _known(number: object) -> int | None:
