@@ -25,13 +25,15 @@ HF_CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 CONVERTED_BY_NAME = ("phi", "qwen2.5", "qwq", "olmo-2-", "qwen3", "gemma-2", "gemma-3")
 """Beginnings of names, in lower case, that LitGPT 0.5.13's conversion goes by."""
 
-_PLAIN = dict(
+_WHOLE_HEADS, _OWN_KEYS = "n_head * head_size == n_embd", "n_query_groups == n_head"
+_EVEN = "rope_n_elem % 2 == 0"
+"""transformers rotates one dimension more than LitGPT where their number is odd."""
+_PLAIN = {_EVEN: True} | dict(
     norm_qk=False, post_attention_norm=False, post_mlp_norm=False, shared_attention_norm=False, norm_1=True,
     norm_2=True, sliding_window_size=None, attention_logit_softcapping=None, final_logit_softcapping=None,
     rope_adjustments=None, rope_condense_ratio=1, rope_interleave=False, rope_indices=None, lm_head_bias=False,
     scale_embeddings=False,
 )  # fmt: skip
-_WHOLE_HEADS, _OWN_KEYS = "n_head * head_size == n_embd", "n_query_groups == n_head"
 _NEOX = dict(_PLAIN, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", bias=True) | {_WHOLE_HEADS: True}
 _LLAMA = dict(
     _PLAIN, norm_class_name="RMSNorm", mlp_class_name="LLaMAMLP", bias=False, attn_bias=False, parallel_residual=False,
@@ -80,6 +82,7 @@ class Family:
         if set(config.rope_adjustments or ()) == {*_ROPE_ADJUSTMENTS.values()}:  # all can do it
             config = replace(config, rope_adjustments=None)
         has = vars(config) | {_OWN_KEYS: config.n_query_groups == config.n_head}
+        has[_EVEN] = config.rope_n_elem % 2 == 0
         has[_WHOLE_HEADS] = config.n_head * Sizes.of(config).head_size == config.n_embd
         return [f"{name} {has[name]!r}" for name, value in self.wanted.items() if has[name] != value]
 

@@ -60,7 +60,7 @@ OPTIONS = {
     + "scales base shrink alignment perturb gains compute_split max_flops scratch mup_base lr seed",
     "warmstart_coord_check": "base target widths scales parametrizations shrink alignment perturb lr steps num_seeds"
     " seed data batch_size block_size tokenizer_dir out_dir overwrite",
-    "warmstart_export": "checkpoint_dir out_dir format overwrite",
+    "warmstart_export": "checkpoint_dir out_dir format overwrite license push_to_hub private",
     "warmstart_fit": "out_dir schedule points from_tokens_per_param resamples seed",
     "warmstart_report": "out_dir",
     "warmstart_prepare_data": "repo_id revision text_dir files column val_fraction piece_bytes tokenizer"

@@ -35,9 +35,10 @@ def test_a_grown_checkpoint_is_exported_in_both_formats_with_its_tokenizer(base,
 def test_each_family_is_loaded_with_litgpts_logits_and_tokens_and_stops_at_the_end_of_a_text(base, tmp_path, name):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    grouped = dict(n_query_groups=2) if name.startswith(("Llama", "Smol", "Qwen")) else {}
-    config = Config.from_name(name, n_layer=2, n_embd=48, n_head=4, head_size=16 if "Qwen3" in name else 12,
-                              intermediate_size=96, block_size=64, padded_vocab_size=4096, **grouped)  # fmt: skip
+    groups = 2 if name.startswith(("Llama", "Smol", "Qwen")) else 4
+    config = Config.from_name(name, n_layer=2, n_embd=64, n_head=4, head_size=32 if "Qwen3" in name else 16,
+                              n_query_groups=groups, intermediate_size=96, block_size=64,
+                              padded_vocab_size=4096)  # fmt: skip
     torch.manual_seed(0)
     model = GPT(config).eval()
     for parameter in model.parameters():

@@ -92,6 +92,8 @@ def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part():
     with pytest.raises(UserError, match="n_query_groups == n_head False"):
         hf_config(replace(neox(48, 4), n_query_groups=2))
     assert litgpt_name(replace(neox(48, 4), n_query_groups=2)) == "neox-48"
+    with pytest.raises(UserError, match="rope_n_elem % 2 == 0 False"):  # it would rotate 4 dimensions of a head, not 3
+        hf_config(neox(48, 4, rotary_percentage=0.25))
 
 
 def test_the_config_json_of_each_model_that_litgpt_knows_is_read_back(tmp_path):
