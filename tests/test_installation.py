@@ -32,7 +32,7 @@ def commands(folder: Path) -> dict[str, tuple[object, ...]]:
     tool, torch = folder / "tool.in", folder / "torch.txt"
     tool.write_text(f"litgpt\nlitgpt-warmstart @ {ROOT.as_uri()}\n")
     torch.write_text(f"torch=={version('torch')}\n")
-    pinned = (*COMPILE, "pyproject.toml", "--all-extras", "--constraint", "constraints.txt", "--python-version")
+    pinned = (*COMPILE, "pyproject.toml", "--extra", "dev", "--constraint", "constraints.txt", "--python-version")
     return {python: (*STUDY, python, *WHEELS) for python in PYTHONS} | {
         "constraints": (*pinned, PYTHONS[-1], *WHEELS),
         "lowest": (*STUDY, PYTHONS[0], "--resolution", "lowest-direct"),

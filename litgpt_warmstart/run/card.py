@@ -40,8 +40,9 @@ _USE_LITGPT = """\
 A LitGPT checkpoint folder: `litgpt generate FOLDER --prompt "Once"`, where FOLDER is this one, downloaded.
 """
 _METHOD = """\
-Grown and trained with litgpt-warmstart by the method of [Warmstarting for Scaling Language
-Models](https://arxiv.org/abs/2411.07340), on LitGPT. What muP multiplies by while training is in the weights.
+litgpt-warmstart, by the method of [Warmstarting for Scaling Language Models](https://arxiv.org/abs/2411.07340), on
+LitGPT: a model is grown and pretrained to continue text, and tuned for nothing else. What muP multiplies by while
+training is in the weights.
 """
 
 
@@ -76,7 +77,7 @@ def model_card(header: Header, parameters: int, architecture: str, license: str 
     told = (
         f"A language model of {parameters:,} parameters ({architecture}: {config.n_layer} layers of width"
         f" {config.n_embd:,}, {config.n_head} heads, {config.padded_vocab_size:,} tokens, context"
-        f" {config.block_size:,}). It continues text, and has not been tuned for anything else."
+        f" {config.block_size:,})."
     )
     use = _USE_LITGPT if architecture == LITGPT else _USE.format(where=repo_id or "FOLDER")
     rest = _of_record(record, _val_loss(header.path, record)) if record else ["It has no record of its training.\n"]

@@ -115,7 +115,7 @@ def test_what_is_typed_after_an_error_pushes_the_export_alone(hub, push, tmp_pat
     words = shlex.split(told.rpartition("to push it alone: ")[2])
     assert words == ["hf", "upload", REPOSITORY, str(tmp_path / "hf")]
     environment = dict(os.environ, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="0")
-    subprocess.run([Path(sys.executable).with_name("hf"), *words[1:]], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "huggingface_hub.cli.hf", *words[1:]], env=environment, check=True, timeout=120)
     assert hub.models[REPOSITORY].files.keys() > EXPORTED
 
 
