@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import huggingface_hub.constants as constants
 import pytest
@@ -115,7 +114,8 @@ def test_what_is_typed_after_an_error_pushes_the_export_alone(hub, push, tmp_pat
     words = shlex.split(told.rpartition("to push it alone: ")[2])
     assert words == ["hf", "upload", REPOSITORY, str(tmp_path / "hf")]
     environment = dict(os.environ, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_UPDATE_CHECK="1", HF_HUB_OFFLINE="0")
-    subprocess.run([sys.executable, "-m", "huggingface_hub.cli.hf", *words[1:]], env=environment, check=True, timeout=120)
+    hf = (sys.executable, "-m", "huggingface_hub.cli.hf")
+    subprocess.run([*hf, *words[1:]], env=environment, check=True, timeout=120)
     assert hub.models[REPOSITORY].files.keys() > EXPORTED
 
 
