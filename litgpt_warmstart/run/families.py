@@ -82,7 +82,7 @@ class Family:
         if set(config.rope_adjustments or ()) == {*_ROPE_ADJUSTMENTS.values()}:  # all can do it
             config = replace(config, rope_adjustments=None)
         has = vars(config) | {_OWN_KEYS: config.n_query_groups == config.n_head}
-        has[_EVEN] = config.rope_n_elem % 2 == 0
+        has[_EVEN] = (config.rope_n_elem or 0) % 2 == 0
         has[_WHOLE_HEADS] = config.n_head * Sizes.of(config).head_size == config.n_embd
         return [f"{name} {has[name]!r}" for name, value in self.wanted.items() if has[name] != value]
 
