@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import yaml
@@ -226,6 +227,20 @@ def test_each_file_of_the_repository_that_is_named_is_there(page):
         if re.fullmatch(r"(configs|tests|benchmarks|docs)/[a-z0-9/*._-]+", span)
     ]
     assert [each for each in named if not list(ROOT.glob(each))] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", heading.lower())) for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_each_link_leads_to_a_file_or_heading_that_is_there(page):
+    text = re.sub(r"`[^`]+`", "", BLOCK.sub("", page.read_text()))
+    for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        led = page.parent / path if path else page
+        assert led.is_file() and (not anchor or anchor in anchors(led)), (path, anchor)
 
 
 def test_the_readme_is_short_and_the_site_has_every_page():
