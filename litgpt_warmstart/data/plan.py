@@ -32,9 +32,13 @@ class DataPlan:
     @cached_property
     def tokenizer(self) -> tokenizer_files.TokenizerFiles | None:
         """The files of a tokenizer that go into each checkpoint, read once."""
+        return tokenizer_files.read_tokenizer_files(self.tokenizer_dir) if self.tokenizer_dir else None
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """Where the tokenizer is, if it is anywhere."""
         data = self.reading.data
-        folder = self.reading.tokenizer_dir or (data.tokenizer_dir if isinstance(data, PreparedText) else None)
-        return tokenizer_files.read_tokenizer_files(folder) if folder else None
+        return self.reading.tokenizer_dir or (data.tokenizer_dir if isinstance(data, PreparedText) else None)
 
     @cached_property
     def check(self) -> ChunkCheck:

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from litgpt.config import Config
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from litgpt_warmstart.edge import LARGEST_SEED
 from litgpt_warmstart.method import parametrization as mup
@@ -128,10 +129,12 @@ def build_state(fabric: L.Fabric, spec: RunSpec, start: Checkpoint | None, resum
 
 
 def update_weights(fabric: L.Fabric, spec: RunSpec, state: State) -> None:
-    """Clip the gradients, take an optimizer step, and drop them."""
+    """Clip the gradients, whose norm stays on the device, take an optimizer step, and drop them."""
     if (max_norm := spec.args.train.max_norm) is not None:
         # No error for a norm that is not finite: 16-mixed skips such a step, and asking would stall the device.
-        fabric.clip_gradients(state.gpt, state.optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        state.grad_norm = fabric.clip_gradients(state.gpt, state.optimizer, max_norm=max_norm, error_if_nonfinite=False)
+    elif spec.precision != "16-mixed":  # whose gradients are scaled
+        state.grad_norm = get_total_norm([p.grad for p in state.gpt.parameters() if p.grad is not None])
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=not uses_cuda_graphs(spec.compile, fabric.device))
 

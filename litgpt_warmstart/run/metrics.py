@@ -88,9 +88,19 @@ def number(cell: str) -> float | None:
 
 
 FILE_NAME = "metrics.csv"
-_NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops")
-METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, number)}, optional=1)
+_NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "matmul_flops", "hoffmann_flops",
+            "grad_norm", "val_perplexity", "val_bits_per_byte")  # fmt: skip
+METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, number)}, optional=4)
 read_metrics = METRICS.read
+
+
+LOGGED_AS = {
+    "loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
+    "val_loss": "val/loss", "val_perplexity": "val/perplexity", "val_bits_per_byte": "val/bits_per_byte",
+    "tokens": "throughput/tokens", "tokens_per_sec": "throughput/tokens_per_sec", "seconds": "throughput/time",
+    "mfu": "throughput/device/mfu", "seconds_left": "throughput/remaining_time",
+}  # fmt: skip
+"""What loggers get a value as, too: names that LitGPT's and W&B's users know."""
 
 
 class RowFile:

@@ -30,6 +30,7 @@ from litgpt_warmstart.run.record import Ancestor, Record
 from litgpt_warmstart.run.sharding import gathered, gathered_state, is_finite, load_state
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.run.team import Team
+from litgpt_warmstart.run.text import Text
 
 
 @dataclass
@@ -48,6 +49,8 @@ class State:
     micro-batch: the sum of several has no room elsewhere."""
     step_count: int = 0
     """Optimizer updates."""
+    grad_norm: torch.Tensor | None = None
+    """Of the last update, before clipping, on the device; None where nothing tells it."""
     whole: bool = True
     """False in the middle of an update, which is then not worth saving."""
     loader_state: dict[str, Any] | None = None
@@ -64,6 +67,7 @@ class OpenRun:
     plan: DataPlan
     state: State
     rows: Metrics
+    text: Text
     tracker: norms.Tracker | None
     """In the first process."""
     stop: StopRequest
@@ -150,6 +154,7 @@ def _write(run: OpenRun, folder: Path, weights: Iterable[tuple[str, torch.Tensor
             "precision": spec.precision,
             "seed": spec.seed,
             "devices": spec.num_devices,
+            "wandb_id": run.fabric.logger.version if spec.args.logger_name == "wandb" else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
         identity=spec.identity(),

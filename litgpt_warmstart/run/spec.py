@@ -86,7 +86,7 @@ class EvalArgs(litgpt.args.EvalArgs):
     interval: int | None = None
     """Number of optimizer steps between validations. Default: a tenth of the run, rounded up"""
     max_new_tokens: int | None = None
-    """Not supported: pretraining generates no text while it runs"""
+    """Number of tokens that follow ``sample``. Default: 32"""
     max_iters: int = 100
     """Number of validation blocks (sequences), whatever the micro-batch; fewer where the data has fewer"""
     initial_validation: bool = True
@@ -98,11 +98,10 @@ class EvalArgs(litgpt.args.EvalArgs):
 
     def check(self) -> None:
         """Raise a UserError for what this trainer refuses."""
-        if self.max_new_tokens is not None:
-            raise UserError("--eval.max_new_tokens is not supported: generate from the checkpoint instead")
         if self.evaluate_example != "first":
             raise UserError("--eval.evaluate_example is for finetuning: leave it out")
-        check_above_zero({"eval.interval": self.interval, "eval.max_iters": self.max_iters})
+        names = ("interval", "max_iters", "max_new_tokens")
+        check_above_zero({f"eval.{name}": getattr(self, name) for name in names})
 
 
 @inheriting_docs
@@ -173,6 +172,11 @@ class RunArgs(ScheduleChoice):
     track: int | None = None
     """Number of optimizer steps between two recordings of the size of every layer's output and of every weight, and of
     how well tokens are copied, in norms.csv; also before the first step and after the last. Default: none"""
+    sample: str | None = None
+    """A prompt: at each validation the likeliest tokens after it are printed. Training's numbers stay the same"""
+    keep_last: int | None = None
+    """Number of ``step-*/`` folders that stay: when a new one is whole, older ones of this run are removed, but for
+    those where a cooldown begins or has ended, and any with a file of yours inside. Default: all"""
 
     def check(self) -> None:
         """Raise a UserError for what cannot be, whatever the model."""
@@ -180,7 +184,12 @@ class RunArgs(ScheduleChoice):
             raise UserError("--resume goes on with the run that --overwrite would replace: leave one of them out")
         self.train.check(self.schedule)
         self.eval.check()
-        check_above_zero(dict(tokens_per_param=self.tokens_per_param, track=self.track, num_nodes=self.num_nodes))
+        names = ("tokens_per_param", "track", "num_nodes", "keep_last")
+        check_above_zero({name: getattr(self, name) for name in names})
+        if self.eval.max_new_tokens is not None and self.sample is None:
+            raise UserError("--eval.max_new_tokens is for --sample: give a prompt, or leave it out")
+        if self.keep_last is not None and self.train.save_interval is None:
+            raise UserError("--keep_last has nothing to remove with --train.save_interval null: leave one of them out")
         if self.strategy not in get_args(Strategy):
             raise UserError(f"--strategy {self.strategy!r} is none of {', '.join(get_args(Strategy))}: choose one")
         if hasattr(self.data, "prompt_style"):

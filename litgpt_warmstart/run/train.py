@@ -4,6 +4,8 @@ A loop of our own, because LitGPT's writes one learning rate into every paramete
 """
 
 import math
+import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -30,11 +32,13 @@ from litgpt_warmstart.run.devices import check_here, choose_strategy
 from litgpt_warmstart.run.folder import claim, find_resume_dir, newest_checkpoint, remove_left_overs, remove_run
 from litgpt_warmstart.run.interrupt import StopRequest
 from litgpt_warmstart.run.journal import Journal
+from litgpt_warmstart.run.keeping import remove_older
 from litgpt_warmstart.run.launch import carry_out
 from litgpt_warmstart.run.resume import OpenRun, State, read_resumed, restore, resume_command
 from litgpt_warmstart.run.sharding import make_fabric
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.run.team import Team
+from litgpt_warmstart.run.text import Text
 from litgpt_warmstart.run.tuning import keep_memory, tuned
 
 
@@ -73,12 +77,21 @@ def _logger(spec: RunSpec, resume_dir: Path | None) -> Any:
             spec.args.logger_name,
             spec.out_dir,
             name=f"{spec.command}-{spec.config.name}",
-            resume=resume_dir is not None,
             log_interval=spec.args.train.log_interval,
             log_args=asdict(spec.args.log),
+            **_same_run(spec, resume_dir),
         )
     except Exception as error:  # it is not installed, its server does not answer, a login is missing
         raise _logger_failed(spec, error) from error
+
+
+def _same_run(spec: RunSpec, resume_dir: Path | None) -> dict[str, Any]:
+    """What has W&B go on with the run that a resumed one was, whose id is in the checkpoint's record."""
+    if spec.args.logger_name != "wandb":
+        return {"resume": resume_dir is not None}
+    record = checkpoint.read_header(resume_dir, "--resume").record if resume_dir else None
+    known = record.training.get("wandb_id") if record else None
+    return {"id": known or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4), "resume": "allow"}
 
 
 def _logger_failed(spec: RunSpec, error: Exception) -> UserError:
@@ -97,7 +110,7 @@ def main(fabric: L.Fabric, team: Team, spec: RunSpec, resume_dir: Path | None = 
     what = "base" if spec.growth else "--initial_checkpoint_dir"
     start = checkpoint.read_checkpoint(spec.start_dir, what) if spec.start_dir and not resume_dir else None
     plan = team.in_turn(partial(plan_data, spec))
-    plan.tokenizer  # noqa: B018  # told before anything is written where it is damaged
+    text = Text(spec, plan)  # a damaged tokenizer is told of before anything is written
     for warning in plan.warnings:
         fabric.print(f"Warning: {warning}")
 
@@ -121,11 +134,12 @@ def main(fabric: L.Fabric, team: Team, spec: RunSpec, resume_dir: Path | None = 
 
     stop = StopRequest(tells=team.is_first)
     try:
-        with opened(fabric, team, spec, plan, state, stop, resume_dir) as run:
+        with opened(fabric, team, spec, plan, state, text, stop, resume_dir) as run:
             try:
                 fit(run, loader)
                 ended = not stop or state.step_count == spec.max_steps
                 folder = save_whole(run, final if ended else run.step_folder)
+                remove_older(run)
             except Exception as error:
                 ended, folder = False, end_early(error, run)
         if ended:
@@ -171,7 +185,7 @@ def _busy(spec: RunSpec) -> str:
 
 @contextmanager
 def opened(
-    fabric: L.Fabric, team: Team, spec: RunSpec, plan: DataPlan, state: State, stop: StopRequest,
+    fabric: L.Fabric, team: Team, spec: RunSpec, plan: DataPlan, state: State, text: Text, stop: StopRequest,
     resume_dir: Path | None,
 ) -> Iterator[OpenRun]:  # fmt: skip
     """The run with its folder locked, what it replaces removed, its files open, and signals taken as wishes.
@@ -190,7 +204,7 @@ def opened(
 
         kept = team.first(open_files)
         rows, tracker = opened_files[0] if opened_files else (metrics.Metrics(kept), None)
-        yield OpenRun(fabric, team, spec, plan, state, rows, tracker, held.enter_context(stop))
+        yield OpenRun(fabric, team, spec, plan, state, rows, text, tracker, held.enter_context(stop))
 
 
 def _open_files(
@@ -262,17 +276,19 @@ def fit(run: OpenRun, loader: TrainLoader) -> None:
             train_step(run, batches, journal.running_loss)
             state.loader_state = loader.state()
             state.whole = True
-            loss = journal.mean_loss()
+            measured = journal.measured()
             with run.team.agreed():
                 run.plan.check.raise_if_bad(wait=False)
                 record_if_due(run)  # its time counts in this step's tokens/s
-                journal.add_step(loss, spec.base_lr * lr_multiplier)
+                journal.add_step(measured, spec.base_lr * lr_multiplier)
             validate_if_due(run, journal)
             interval, step = spec.args.train.save_interval, state.step_count
             due = interval and (step % interval == 0 or step in spec.schedule.milestones)
             if (due or step in spec.save_at) and step < spec.max_steps:
                 with journal.saving():
                     save_whole(run, run.step_folder)
+                    with run.team.agreed():
+                        remove_older(run)
 
 
 def record_if_due(run: OpenRun) -> None:
@@ -312,13 +328,17 @@ def validate_if_due(run: OpenRun, journal: Journal) -> None:
     if not due or step in run.rows.val_losses:
         return
     with journal.validating():
-        rank, size = run.team.rank, run.team.size
-        blocks = val_batches(spec, spec.args.eval.max_iters, fabric.device, rank, size)
-        val_loss = validate(fabric, run.state.loss, guarded(blocks, "the validation data"))
+
+        def blocks() -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+            found = val_batches(spec, spec.args.eval.max_iters, fabric.device, run.team.rank, run.team.size)
+            return guarded(found, "the validation data")
+
+        val_loss = validate(fabric, run.state.loss, blocks())
+        bits_per_byte = run.text.bits_per_byte(fabric, val_loss, blocks())
+        with fabric.autocast():
+            written = run.text.sample(run.state.gpt, run.team.is_first)
     with run.team.agreed():
-        journal.log(val_loss=val_loss)
-        if run.team.is_first:
-            tell(f"step {step:>7,} of {spec.max_steps:,} | {run.tokens:,} tokens | val loss {val_loss:.4f}")
+        journal.add_validation(val_loss, bits_per_byte, written)
 
 
 @torch.no_grad()

@@ -1,11 +1,14 @@
 """The loop: LitGPT's losses under SP, muP's rates at every step, resumes to the bit, no token twice."""
 
+import csv
 import itertools
 import math
+import re
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import litgpt.pretrain
@@ -271,6 +274,65 @@ def test_tokens_per_sec_counts_every_step_and_no_validation_or_save(warm, tmp_pa
     assert len(seconds) == 2 and min(seconds) >= 4 * 0.05
     assert sum(seconds) <= logged[-1]["seconds"] - 2 * 0.5 + 0.01  # two saves, which count among seconds
     assert logged[-1]["seconds"] <= whole - 8 * 0.25 - 0.5  # no validation does, nor the save at the end
+
+
+def test_the_gradients_norm_is_told_as_it_was_before_clipping(scratch):
+    found = {limit: losses(scratch(f"{limit}", train=replace(TRAIN, max_norm=limit)), "grad_norm")
+             for limit in (None, 1e9, 1e-3)}  # fmt: skip
+    assert found[None] == pytest.approx(found[1e9], rel=1e-6) and len(found[None]) == 6
+    assert found[1e-3][0] == pytest.approx(found[None][0], rel=1e-6) and found[None][0] > 0.01
+
+
+def test_a_line_and_the_logger_tell_what_litgpts_and_wandbs_users_look_for(scratch, capsys):
+    out_dir = scratch()
+    lines = [line for line in capsys.readouterr().out.splitlines() if " tokens/s" in line]
+    assert re.search(
+        r"step +6 of 6 \| loss \d\.\d+ \| grad norm \d\S+ \| [\d,]+ tokens/s \| \d+\.\d% of the measured peak"
+        r" \| \d+ s left",
+        lines[-1],
+    )
+    with (out_dir / "logs/csv/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = {"train/loss": "loss", "val/loss": "val_loss", "train/grad_norm": "grad_norm",
+             "train/learning_rate": "learning_rate", "val/perplexity": "val_perplexity",
+             "val/bits_per_byte": "val_bits_per_byte", "throughput/tokens_per_sec": "tokens_per_sec",
+             "val_ppl": "val_perplexity", "throughput/tokens": "tokens", "throughput/time": "seconds"}  # fmt: skip
+    for name, ours in names.items():
+        assert [row[name] for row in rows] == [row[ours] for row in rows] and any(row[name] for row in rows), name
+    assert {"throughput/device/mfu", "throughput/remaining_time"} <= rows[0].keys()
+    assert "mfu" not in (out_dir / "metrics.csv").read_text()  # a clock's, which tokens_per_sec gives
+
+
+def test_a_resumed_run_goes_on_with_its_run_of_wandb(scratch, tmp_path, monkeypatch):
+    asked = []
+
+    def choose(logger_name: str, out_dir: Path, **more: Any) -> CSVLogger:
+        asked.append((logger_name, more["id"], more["resume"]))
+        return CSVLogger(out_dir, version=more["id"])
+
+    monkeypatch.setattr(pretrain, "choose_logger", choose)
+    monkeypatch.setattr(CSVLogger, "log_hyperparams", lambda *_: None, raising=False)
+    scratch(logger_name="wandb", train=replace(TRAIN, max_steps=3))
+    scratch(logger_name="wandb", resume=True)
+    (_, first, allowed), again = asked
+    assert again == ("wandb", first, "allow") and allowed == "allow" and re.fullmatch(r"[0-9a-f]{8}", first)
+    scratch("another", logger_name="wandb")
+    assert asked[-1][1] != first
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    scratch("named", logger_name="wandb")
+    assert asked[-1][1] == "mine"
+
+
+def test_wandb_itself_goes_on_with_the_same_run(scratch, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    for more in (dict(train=replace(TRAIN, max_steps=3)), dict(resume=True)):
+        scratch("run", logger_name="wandb", **more)
+        __import__("wandb").finish()
+    ids = [folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb").glob("offline-run-*")]
+    recorded = Record.load(tmp_path / "run/final/warmstart.yaml").training["wandb_id"]
+    assert ids and set(ids) == {recorded}
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
