@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO, StringIO
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ INK = "#010203"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#808080"
 LINES, MARKERS = ("-", "--", "-.", ":"), ("s", "^", "D", "v", "P", "X", "*")
+STAR: dict[str, Any] = dict(marker="*", markersize=11, linestyle="")
 WIDTH = 4.6
 """Inches. On a phone, where a figure is about 340 CSS pixels wide, 10 pt are shown as 7.7 pt."""
 LOSS = "validation loss (nats per token)"
@@ -275,6 +276,43 @@ def heat_map(name: str, caption: str, losses: pd.DataFrame, best: tuple[float, i
         axes.set(xlabel="batch (sequences per step)", ylabel="learning rate", title=title)
         axes.grid(False)
         d.figure.colorbar(mesh, ax=axes, label=LOSS)
+        return d.finished(name, caption)
+
+
+class Scan(NamedTuple):
+    """Losses over learning rates, infinite where diverged, and the optimum: the lowest of the rates if not told."""
+
+    label: str
+    mean: pd.Series
+    std: pd.Series
+    optimum: float
+    val_loss: float
+    is_told: bool
+
+
+def scans(name: str, caption: str, panels: Mapping[str, Sequence[Scan]], place: str, within: float) -> Figure:
+    """Losses over learning rates, a panel a parametrization, optima marked; figure 1 of arXiv 2203.03466.
+
+    What lies within a factor of the first line's optimum is shaded, and so is a standard deviation about each line.
+    """
+    with drawing(height=3.4 + 0.2 * max(map(len, panels.values())), columns=len(panels), sharey=True) as d:
+        for axes, (heading, scans) in zip(d.panels, panels.items(), strict=True):
+            first = scans[0]
+            if first.is_told:
+                near = f"within a factor of {within:g} of {first.label}'s"
+                axes.axvspan(first.optimum / within, first.optimum * within, color=GREY, alpha=0.15, lw=0, label=near)
+            for number, scan in enumerate(scans):
+                look, mean = style(number - 1), scan.mean.where(scan.mean < math.inf).dropna()
+                d.curve(axes, scan.label, mean, "lr", ".4f", **look)
+                low, high = mean - scan.std, mean + scan.std
+                axes.fill_between(low.index, low, high, color=look["color"], alpha=0.2, linewidth=0)
+                star = dict(color=look["color"], fillstyle="full" if scan.is_told else "none", **STAR)
+                d.plot(axes, [scan.optimum], [scan.val_loss], [f"{scan.label}: lowest at {scan.optimum:.3g}"], **star)
+            _plain_log(axes)
+            axes.set(title=heading, xlabel=place)
+        axes.plot([], [], color=GREY, label="optimum; hollow: the lowest loss, at an edge", **STAR)
+        d.panels[0].set_ylabel(LOSS)
+        d.legend()
         return d.finished(name, caption)
 
 

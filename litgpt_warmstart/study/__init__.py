@@ -8,9 +8,9 @@ from litgpt_warmstart.executors import Executor
 
 def kinds() -> list[tuple[str, Any]]:
     """What the report's page looks for: the file of a kind of study's results, and what makes its section of them."""
-    from litgpt_warmstart.study import coord_check, grid_search, horizons, law  # whose modules import this one
+    from litgpt_warmstart.study import coord_check, grid_search, horizons, law, lr_transfer  # whose modules import this
 
-    return [(module.RESULTS, module.section) for module in (horizons, coord_check, grid_search, law)]
+    return [(module.RESULTS, module.section) for module in (horizons, coord_check, grid_search, lr_transfer, law)]
 
 
 @dataclass(frozen=True)

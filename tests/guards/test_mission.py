@@ -58,6 +58,7 @@ OPTIONS = {
     "warmstart_ablations": MANY + "base target arms seeds base_tokens_per_param base_seed name lr",
     "warmstart_successive": MANY
     + "scales base shrink alignment perturb gains compute_split max_flops scratch mup_base lr seed",
+    "warmstart_lr_transfer": MANY.replace("tokens_per_param", "") + "scales parametrizations lrs seeds",
     "warmstart_coord_check": "base target widths scales parametrizations shrink alignment perturb lr steps num_seeds"
     " seed data batch_size block_size tokenizer_dir out_dir overwrite",
     "warmstart_export": "checkpoint_dir out_dir format overwrite license push_to_hub private",
