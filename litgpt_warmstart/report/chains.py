@@ -142,7 +142,7 @@ def over_seeds(linked: Sequence[Chain]) -> list[list[Chain]]:
     groups: dict[Any, list[Chain]] = {}
     repeated: Counter[Any] = Counter()
     for chain in linked:
-        stages = tuple((run.settings_key, run.growth_key) for run in chain.stages)
+        stages = tuple((run.comparison_key, run.growth_key) for run in chain.stages)
         key = stages, chain.scratch and (chain.scratch.max_tokens, chain.paired)
         groups.setdefault((key, repeated[key, chain.end.seed]), []).append(chain)
         repeated[key, chain.end.seed] += 1

@@ -1,7 +1,8 @@
 """Which runs are compared with which, and what comes of it.
 
 A pair is a warmstart beside the run from scratch that differs in nothing but its first weights; pairs of one growth are
-an arm, over seeds; arms with the same settings and budget are a comparison.
+an arm, over seeds; arms with the same settings and budget are a comparison. Seeds may be lineages, each with a base and
+an order of data of its own, which the runs of a pair share.
 """
 
 import math
@@ -16,9 +17,10 @@ import pandas as pd
 
 from litgpt_warmstart.method.limits import limits
 from litgpt_warmstart.method.limits import speed_up as share_as_speed_up
-from litgpt_warmstart.report.runs import Found, Run
+from litgpt_warmstart.report.runs import ORDER, Found, Run
 from litgpt_warmstart.report.statistics import (
     Estimate,
+    difference,
     drop_tokens,
     estimate,
     losses_at,
@@ -67,22 +69,32 @@ class Arm:
         rows["share_of_scratch_hoffmann_flops_with_base"] = (own + rows["base_hoffmann_flops"]) / whole
         return rows
 
-    @cached_property
-    def at_tokens(self) -> pd.DataFrame:
-        """Validation losses less scratch's, a column a seed, after as many tokens; validations that all share."""
-        found = [(warm.val_losses - scratch.val_losses).dropna() for warm, scratch in self.members]
-        return pd.concat(found, axis=1, join="inner").drop(0, errors="ignore")
+    @property
+    def is_of_lineages(self) -> bool:
+        """Whether its seeds are lineages, which differ in the order of their data, too."""
+        return len({scratch.settings[ORDER] for _, scratch in self.members}) > 1
+
+    def less_scratch(self, losses: Any, scratch: Any) -> Estimate:
+        """Losses of its seeds less those from scratch: seed by seed or, of lineages, of independent draws (Welch's)."""
+        return difference(losses, scratch) if self.is_of_lineages else estimate(losses - scratch)
 
     @cached_property
-    def at_compute(self) -> pd.DataFrame:
+    def at_tokens(self) -> Any:
+        """Validation losses and scratch's, ``own`` and ``scratch`` of each seed, at validations that all share."""
+        found = [pd.DataFrame({"own": w.val_losses, "scratch": s.val_losses}).dropna() for w, s in self.members]
+        return pd.concat(found, axis=1, join="inner", keys=range(len(found))).drop(0, errors="ignore")
+
+    @cached_property
+    def at_compute(self) -> Any:
         """The same after as many Hoffmann FLOPs, the base's counted; nothing where they are unknown or too many."""
         found = []
         for warm, scratch in self.members:
             beside = placed(scratch.val_losses, 0.0, scratch.flops_per_token)
             # losses fall ever more slowly: from the start a line would be too high
             later = placed(warm.val_losses.drop(0, errors="ignore"), warm.base_flops, warm.flops_per_token)
-            found.append((losses_at(later, beside.index.to_numpy()) - beside).dropna())
-        return pd.concat(found, axis=1, join="inner")
+            own = losses_at(later, beside.index.to_numpy())
+            found.append(pd.DataFrame({"own": own, "scratch": beside}).dropna())
+        return pd.concat(found, axis=1, join="inner", keys=range(len(found)))
 
     @property
     def reached(self) -> int:
@@ -111,7 +123,7 @@ class Arm:
 
     def loss_difference(self, when: str) -> Estimate:
         """Warmstart's validation loss less scratch's: the ``first_val_loss`` or the last, ``val_loss``."""
-        return estimate(self.pairs[when] - self.pairs[f"scratch_{when}"])
+        return self.less_scratch(self.pairs[when], self.pairs[f"scratch_{when}"])
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -223,12 +235,12 @@ def compare_all(found: Found) -> Compared:
             pairs += [(run, beside)] * (run is not beside)
         else:
             result.notes.append((run, _why_alone(run, list(scratch.values()))))
-    pairs.sort(key=lambda pair: (pair[0].settings_key, pair[0].shrink, pair[0].growth, pair[0].growth_key))
-    for settings, same in groupby(pairs, key=lambda pair: pair[0].settings_key):
+    pairs.sort(key=lambda pair: (pair[0].comparison_key, pair[0].shrink, pair[0].growth, pair[0].growth_key))
+    for settings, same in groupby(pairs, key=lambda pair: pair[0].comparison_key):
         arms = [list(members) for _, members in groupby(same, key=lambda pair: pair[0].growth_key)]
         firsts = [members[0][0] for members in arms]
         beside = [run for run in scratch.values() if any(run is pair[1] for members in arms for pair in members)]
-        unfinished = [r for r, _ in result.notes if r.settings_key == settings and r.status != "finished"]
+        unfinished = [r for r, _ in result.notes if r.comparison_key == settings and r.status != "finished"]
         sources = " or ".join(dict.fromkeys(run.source for run in firsts))
         title = f"{sources} → {firsts[0].model}, {firsts[0].tokens_per_param:.3g} tokens per parameter"
         made = [Arm(*arm) for arm in zip(_arm_labels(firsts), arms, strict=True)]
@@ -240,11 +252,13 @@ def compare_all(found: Found) -> Compared:
 
 def _why_alone(run: Run, scratch: Sequence[Run]) -> str:
     """Why a warmstart has nothing to be compared with, in words."""
-    if any(other.settings_key == run.settings_key for other in scratch):
+    alike = [other for other in scratch if other.comparison_key == run.comparison_key]
+    own = [other for other in alike if other.seed == run.seed]
+    if alike and not own:
         return f"no run from scratch with its seed, {run.seed}, among those with its settings"
     if not scratch:
         return "no run from scratch to compare it with: litgpt warmstart_scratch --mup_base BASE, and give that too"
-    nearest = min(scratch, key=lambda s: (len(differences(s, run)), s.max_tokens != run.max_tokens))
+    nearest = min(own or scratch, key=lambda s: (len(differences(s, run)), s.max_tokens != run.max_tokens))
     found = differences(nearest, run) or [("budget in tokens", nearest.max_tokens, run.max_tokens)]
     what, first, second = found[0]
     return f"cannot be compared with {str(nearest.folder)!r}: their {what} differs: {first} and {second}"

@@ -94,7 +94,7 @@ def add_norms(pairs: Section, compared: Compared, found: Found) -> None:
     groups: dict[tuple[int, str], dict[str, Run]] = {}
     for run in found.runs:
         if run.kind == "warmstart" and len(run.norms) and run not in (*compared.runs, *compared.repeated):
-            groups.setdefault((run.settings_key, run.source), {}).setdefault(run.growth, run)
+            groups.setdefault((run.comparison_key, run.source), {}).setdefault(run.growth, run)
     for ways in groups.values():
         first = next(iter(ways.values()))
         title = f"{first.source} → {first.model}, {first.tokens_per_param:.3g} tokens per parameter"

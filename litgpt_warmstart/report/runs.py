@@ -28,6 +28,9 @@ from litgpt_warmstart.run.norms import NORMS
 from litgpt_warmstart.run.optimizer import ChosenOptimizer
 from litgpt_warmstart.run.record import Ancestor, Record
 
+ORDER = "order of blocks"
+"""The setting in which seeds may differ: where each is a lineage, its data has an order of its own."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -69,6 +72,8 @@ class Run:
     """A schedule as the run's options have it, which may be parts of a budget; None where not known."""
     settings_key: int = -1
     """The same number for runs of equal settings and budget."""
+    comparison_key: int = -1
+    """The same also for those that read in another order, as seeds that are lineages do."""
     growth_key: int = -1
     """The same number for runs of equal growth and lineage."""
 
@@ -184,10 +189,16 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Found:
         said = "; ".join([f"{str(path)!r}: {why}" for path, why in told][:3])
         raise UserError(f"nothing to report: {said}: give the folders of finished runs")
     settings = [(run.settings, run.max_tokens) for run in runs]
+    in_any_order = [({**run.settings, ORDER: None}, run.max_tokens) for run in runs]
     growths = [(run.record.growth and run.record.growth.options, run.ancestors) for run in runs]
     runs = [
-        replace(run, settings_key=settings.index(its_settings), growth_key=growths.index(its_growth))
-        for run, its_settings, its_growth in zip(runs, settings, growths, strict=True)
+        replace(
+            run,
+            settings_key=settings.index(settings[at]),
+            comparison_key=in_any_order.index(in_any_order[at]),
+            growth_key=growths.index(growths[at]),
+        )
+        for at, run in enumerate(runs)
     ]
     return Found(runs, left_out, {name: list(folders.values()) for name, folders in kinds.items()})
 
@@ -319,7 +330,7 @@ def _settings(record: Record, config: Config, identity: dict[str, Any], asked: _
         "model": (record.name, record.parameters, config.n_layer, config.n_embd, config.n_head),
         "data": data and (data.fingerprint or f"{data.class_path} {data.init_args}"),
         "first token": data and data.start_token,
-        "order of blocks": data and data.order_seed,
+        ORDER: data and data.order_seed,
         "validation blocks": asked.eval.max_iters,
         "block size": identity["train.max_seq_length"],
         "muP base": (PARAMETRIZATIONS[record.parametrization].label, *(mup_base[name] for name in ("name", "n_embd"))),

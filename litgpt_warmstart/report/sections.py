@@ -139,6 +139,12 @@ def sentences(comparison: Comparison) -> list[str]:
             f"The warmstart with {best.label}{chosen} reached {loss}, {_times(best.speed_up)}:"
             f" {verdict(best.speed_up)}. {counted if whole.seeds else 'What its base took is not known.'}"
         ]
+    if any(arm.is_of_lineages for arm in comparison.arms):
+        told.append(
+            "Seeds are lineages: order of data and initialization differ from each to the next, and the base where each"
+            " has its own. Intervals of differences in loss are over seeds, as independent draws (Welch's); a speed-up"
+            " is the mean over lineages, each beside its own run from scratch."
+        )
     if any(len(arm.pairs) == 1 for arm in comparison.arms):
         told.append("Of one seed there is no interval: that needs two at least, and three to be of use.")
     if any((arm.pairs["validations"] < MIN_VALIDATIONS).any() for arm in comparison.arms):
@@ -187,7 +193,7 @@ def pairs(compared: Compared) -> Section:
         for arm in c.arms:
             shown.append(_seeds_shown(arm.label, arm.warm) | _arm_shown(arm))
             for equal, found in (("tokens", arm.at_tokens), ("hoffmann_flops", arm.at_compute)):
-                gains.append(gain_table(found).assign(comparison=c.title, warmstart=arm.label, equal=equal))
+                gains.append(gain_table(arm, found).assign(comparison=c.title, warmstart=arm.label, equal=equal))
         curves += [_curve(c, run) for run in c.runs]
         caption = (
             "Validation loss, mean over seeds (least to greatest), and where along the budget a warmstart is ahead."
@@ -232,15 +238,18 @@ def _arm_shown(arm: Arm) -> dict[str, str]:
     return {
         "less scratch's": arm.loss_difference("val_loss").words(3, "+"),
         "ahead at equal tokens": ahead(
-            gain_table(arm.at_tokens), arm.members[0][0].record.parameters, "tokens per parameter"
+            gain_table(arm, arm.at_tokens), arm.members[0][0].record.parameters, "tokens per parameter"
         ),
-        "ahead at equal compute": ahead(gain_table(arm.at_compute), 1.0, "Hoffmann FLOPs") or none,
+        "ahead at equal compute": ahead(gain_table(arm, arm.at_compute), 1.0, "Hoffmann FLOPs") or none,
     }
 
 
-def gain_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Differences, a column a seed, as rows of gains.csv; ahead where the interval, or one seed's value, is below 0."""
-    rows = [(at, estimate(values)) for at, values in found.iterrows()]
+def gain_table(arm: Arm, found: Any) -> pd.DataFrame:
+    """Losses less scratch's as rows of gains.csv; ahead where the interval, or one seed's value, is below 0."""
+    rows = [
+        (at, arm.less_scratch(losses.xs("own", level=1), losses.xs("scratch", level=1)))
+        for at, losses in found.iterrows()
+    ]
     return pd.DataFrame(
         [(at, e.seeds, e.mean, e.low, e.high, (e.high if e.has_interval else e.mean) < 0) for at, e in rows],
         columns=["at", "seeds", "val_loss_minus_scratch", "low", "high", "ahead"],
@@ -283,7 +292,8 @@ def loss_figure(comparison: Comparison, name: str, by_compute: bool) -> figures.
     """Curves of a comparison's runs over tokens per parameter, or over compute with the base's in front."""
     lines = [line(comparison.scratch[0].from_scratch, figures.style(-1), [comparison.scratch], by_compute)]
     for number, arm in enumerate(comparison.arms):
-        gains = arm.at_compute if by_compute else placed(arm.at_tokens, 0.0, 1 / arm.warm[0].record.parameters)
+        found = arm.at_compute if by_compute else placed(arm.at_tokens, 0.0, 1 / arm.warm[0].record.parameters)
+        gains = found.xs("own", axis=1, level=1) - found.xs("scratch", axis=1, level=1)
         below = band([values for _, values in gains.items()]) if len(gains) else None
         lines.append(line(arm.label, figures.style(number), [arm.warm], by_compute, below))
     for run in comparison.unfinished:

@@ -129,7 +129,7 @@ def estimate(values: Sequence[float] | pd.Series) -> Estimate:
     return Estimate(mean, mean - half_width, mean + half_width, n)
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+def difference(values: Sequence[float] | pd.Series, others: Sequence[float] | pd.Series) -> Estimate:
     """The mean of some seeds less that of others, with Welch's 95% interval of two independent samples.
 
     Degrees of freedom are Welch and Satterthwaite's, rounded down. The seeds of the two need not be the same; none is

@@ -183,6 +183,7 @@ def plan(
     for arm, seed in itertools.product(arms, seeds):
         base, folder = found[arm.base, seed], run_name(arm, seed)
         spec = of_arm(arm, folder, seed, base)
+        check_steps(spec, cooldown_at, horizons_at)
         if arm.growth.shrink:
             check_growth(base, spec, arm.growth)
         after = (base.run,) if base.run else ()
@@ -225,6 +226,17 @@ def check_horizons(arms: Sequence[Arm], cooldown_at: Sequence[float], horizons_a
             raise UserError(
                 f"--cooldown_at forks runs at a constant rate, and an arm has --schedule {arm.schedule}: leave one of"
                 " them out"
+            )
+
+
+def check_steps(spec: RunSpec, cooldown_at: Sequence[float], horizons_at: Sequence[float]) -> None:
+    """Raise a UserError for tokens per parameter that come before a run's first step."""
+    for option, places in (("--cooldown_at", cooldown_at), ("--horizons", horizons_at)):
+        at = min(places, default=math.inf)
+        if at * parameter_count(spec.config) < spec.tokens_per_step:
+            raise UserError(
+                f"{option} {at:g} is less than one step of {spec.tokens_per_step:,} tokens: raise it, or lower"
+                " --train.global_batch_size"
             )
 
 

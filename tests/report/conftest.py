@@ -35,14 +35,15 @@ class Maker:
         self, name: str, val_losses: list[float], *, width: int = 48, seed: int = 1, shrink: float | None = None,
         base: Path | None = None, steps: int = 40, planned: int | None = None, data: str = "corpus",
         start_token: int = 0, max_iters: int = 10, vocabulary: int = 96, checkpoint: str | None = "final",
-        norms: tuple[int, ...] = (), scores: tuple[float, ...] = (), hoffmann: bool = True, **changes: object,
+        norms: tuple[int, ...] = (), scores: tuple[float, ...] = (), hoffmann: bool = True, order: int | None = None,
+        **changes: object,
     ) -> Path:  # fmt: skip
         """A run whose validations are evenly spaced over its steps, the first before the first step.
 
         ``base`` is the folder of the run that it was grown from, ``planned`` the steps that it was to take, ``data`` a
         fingerprint, ``checkpoint`` the folder of its checkpoint, or None, ``norms`` the steps at which they were
         recorded, ``scores`` those of induction then, ``hoffmann`` whether metrics.csv has that column's values,
-        ``changes`` other fields of the record.
+        ``order`` the seed of the order of its data, ``changes`` other fields of the record.
         """
         out_dir = self.folder / name
         final, tokens = out_dir / (checkpoint or "gone"), steps * PER_STEP
@@ -64,7 +65,9 @@ class Maker:
             parametrization="mup", mup_base_config=asdict(neox(16, 2)), width_mult=width / 16, base_lr=0.02,
             global_batch_size=8, tokens=tokens, step_count=steps, matmul_flops=tokens,
             hoffmann_flops=tokens * FLOPS_PER_TOKEN[width],
-            data=DataUse("litgpt_warmstart.data.StdlibText", {}, tokens, data, start_token, start_token + tokens),
+            data=DataUse(
+                "litgpt_warmstart.data.StdlibText", {}, tokens, data, start_token, start_token + tokens, order
+            ),
             growth=None if shrink is None else Grown(
                 shrink, source_dir=str(base), asked_alignment="heads", alignment_reason=None, seed=seed
             ),

@@ -9,6 +9,7 @@ import pytest
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.compare import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
+from litgpt_warmstart.report.sections import gain_table, sentences
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
@@ -161,11 +162,11 @@ def test_arms_are_told_apart_by_growth_and_source(study):
 def test_differences_along_the_budget_are_taken_at_shared_validations_and_at_equal_compute(study):
     (arm,) = compared(study).comparisons[0].arms
     assert arm.at_tokens.index.tolist() == [10 * PER_STEP * n for n in (1, 2, 3, 4)]
-    assert arm.at_tokens.iloc[0].tolist() == pytest.approx([-2.0, -2.0, -3.0])
+    assert arm.at_tokens.iloc[0].tolist() == [5.0, 7.0, 5.0, 7.0, 4.0, 7.0]  # each seed's own, and scratch's
     flops, base = PER_STEP * FLOPS_PER_TOKEN[48], 10 * PER_STEP * FLOPS_PER_TOKEN[16]
     assert arm.at_compute.index.tolist() == pytest.approx([20 * flops, 30 * flops, 40 * flops])  # at 10 its own began
     later = (20 * flops - base) / flops  # steps of the warmstart's own
-    assert arm.at_compute.iloc[0].iloc[0] == pytest.approx(5.0 - (later - 10) / 10 - 6.0)
+    assert arm.at_compute.iloc[0].iloc[:2].tolist() == pytest.approx([5.0 - (later - 10) / 10, 6.0])
 
 
 def test_without_the_bases_compute_nothing_is_compared_at_equal_compute(make_run):
@@ -174,3 +175,47 @@ def test_without_the_bases_compute_nothing_is_compared_at_equal_compute(make_run
     make_run("warm", [6.0, 5.0, 3.0], width=96, shrink=0.4, base=base)
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.at_compute.empty and not arm.at_tokens.empty and arm.speed_up_with_base.seeds == 0
+
+
+def test_seeds_that_are_lineages_are_one_comparison_of_pairs_that_share_their_order(make_run):
+    for seed, last in ((1, 4.2), (2, 4.0), (3, 3.8)):
+        base = make_run(f"base-{seed}", [9.0, 8.0, 7.0], width=16, steps=10, seed=seed, order=seed)
+        make_run(f"scratch-{seed}", [8.0, 6.0, last], seed=seed, order=seed, start_token=5200)
+        make_run(f"warm-{seed}", [6.0, 5.0, last - 1], seed=seed, order=seed, start_token=5200, shrink=0.4, base=base)
+    result = compared(make_run)
+    (comparison,) = result.comparisons
+    (arm,) = comparison.arms
+    pairs = [(warm.name, scratch.name) for warm, scratch in arm.members]
+    assert pairs == [(f"warm-{seed}", f"scratch-{seed}") for seed in (1, 2, 3)]
+    assert arm.is_of_lineages and len(comparison.scratch) == 3
+    # Of pairs there would be no spread. Welch: variances 0.04 of three each, four degrees of freedom.
+    difference = arm.loss_difference("val_loss")
+    assert (difference.mean, difference.high + 1) == pytest.approx((-1.0, 2.776 * math.sqrt(0.08 / 3)))
+    last = gain_table(arm, arm.at_tokens).iloc[-1]
+    assert (last["val_loss_minus_scratch"], last["low"]) == pytest.approx((difference.mean, difference.low))
+    assert any("Seeds are lineages" in sentence for sentence in sentences(comparison))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (dict(order=2), "their order of blocks differs: 1 and 2"),
+        (dict(order=1, start_token=9), "their first token differs: 0 and 9"),
+        (dict(order=2, seed=2), "no run from scratch with its seed, 2"),
+    ],
+)
+def test_a_pair_shares_its_order_and_where_its_data_begins(make_run, change, why):
+    base = make_run("base", [9.0, 7.0], width=16, steps=10)
+    make_run("scratch", [8.0, 6.0, 4.0], order=1)
+    make_run("other", [8.0, 6.0, 4.0], order=2, seed=3)
+    make_run("warm", [6.0, 5.0, 3.0], shrink=0.4, base=base, **change)
+    result = compared(make_run)
+    assert result.comparisons == [] and why in told(result)["warm"]
+
+
+def test_paired_seeds_of_one_order_keep_their_paired_interval(study):
+    (comparison,) = compared(study).comparisons
+    (arm,) = comparison.arms
+    assert not arm.is_of_lineages and not any("lineages" in sentence for sentence in sentences(comparison))
+    last = gain_table(arm, arm.at_tokens).iloc[-1]
+    assert last["high"] == pytest.approx(-0.9 + 4.303 * 0.1 / math.sqrt(3))

@@ -11,6 +11,8 @@ from litgpt.data import TextFiles
 
 from litgpt_warmstart.commands import warmstart_ablations, warmstart_scratch
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.report.compare import compare_all
+from litgpt_warmstart.report.runs import find
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.record import Record
@@ -190,6 +192,14 @@ def test_each_seed_is_a_lineage_with_a_base_an_order_and_numbers_of_its_own(line
     assert len(orders) == 2
 
 
+def test_the_reports_comparisons_are_over_lineages(lineages):
+    comparisons = compare_all(find([lineages])).comparisons
+    assert {one.scratch[0].settings["schedule"]["name"] for one in comparisons} == {"constant", "wsd"}
+    for (arm,) in (one.arms for one in comparisons):
+        assert arm.is_of_lineages and [warm.seed for warm in arm.warm] == [1, 2]
+        assert all(warm.settings == scratch.settings for warm, scratch in arm.members)
+
+
 def test_scratch_is_trained_at_shares_of_the_carried_learning_rate(lineages):
     found = {(row["lr_factor"], row["seed"]): row for row in rows(lineages / "ablations.csv") if row["shrink"] == "0.0"}
     rates = {key: record_of(lineages, row["run"]).base_lr for key, row in found.items()}
@@ -267,6 +277,8 @@ def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no
         (dict(arms=[dict(shrink=0.4)], cooldown_at="0.5,2"), "--cooldown_at 2 is beyond the arms' 1 tokens per"),
         (dict(horizons=[0.5, 3]), "--horizons 3 is beyond the arms' 1 tokens per parameter"),
         (dict(horizons="inf"), "--horizons inf must be above 0"),
+        (dict(horizons=[0.5, 0.001]), "--horizons 0.001 is less than one step of 512"),
+        (dict(arms=[dict(shrink=0.4)], cooldown_at="1e-3,1"), "--cooldown_at 0.001 is less than one step of 512"),
         (dict(cooldown_at=1), "an arm has --schedule wsd: leave one"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at=0), "--cooldown_at 0 must be above 0"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at="nan"), "--cooldown_at nan must be above 0"),
