@@ -40,10 +40,10 @@ class Law:
         return self.E + self.A * parameters**-self.alpha
 
     def tokens(self, parameters: float, loss: float) -> float:
-        """D after which a model of this size is at a loss; infinite at its :meth:`floor` and below."""
+        """D after which a model of this size is at a loss; infinite at its :meth:`floor` and below, NaN for NaN."""
         above = (loss - self.floor(parameters)) / self.B
-        power = -math.log(above) / self.beta if above > 0 else math.inf
-        return math.exp(power) if power < 700 else math.inf
+        power = math.inf if above <= 0 else -math.log(above) / self.beta
+        return math.inf if power >= 700 else math.exp(power)
 
 
 HOFFMANN = Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)

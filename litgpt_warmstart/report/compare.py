@@ -131,10 +131,11 @@ class Arm:
 
         If it carries all that the base has learnt from D_b tokens, the target needs D_b fewer of its D_t. So the
         speed-up is 1 / (1 - D_b / D_t) at most, with the base's compute C_b of scratch's C_t in the denominator, too.
+        NaN where what the base took is not known.
         """
         tokens = fmean(self.pairs["base_tokens"] / self.pairs["scratch_tokens"])
         flops = fmean(self.pairs["base_hoffmann_flops"] / self.pairs["scratch_hoffmann_flops"])
-        return (1 / (1 - tokens), 1 / (1 - tokens + flops)) if tokens < 1 else (math.inf, math.inf)
+        return (math.inf, math.inf) if tokens >= 1 else (1 / (1 - tokens), 1 / (1 - tokens + flops))
 
     @cached_property
     def loss_limits(self) -> tuple[float, float]:

@@ -54,8 +54,9 @@ class Run:
     """By Hoffmann et al.'s count."""
     matmul_parameters: int
     """All but the embedding, the head included, see :func:`litgpt_warmstart.method.flops.matmul_parameters`."""
-    base_tokens: int
-    """Of all training that its weights come from; of a run from scratch, shrink 0 included, none."""
+    base_tokens: float
+    """Of all training that its weights come from; of a run from scratch, shrink 0 included, none; NaN where no record
+    tells, as of another program's checkpoint."""
     base_flops: float
     """Hoffmann FLOPs of the same; NaN where its lineage does not tell."""
     val_losses: pd.Series
@@ -304,7 +305,7 @@ def _read(name: str, folder: Path) -> Run:
         tokens=int(rows[-1]["tokens"]),
         flops_per_token=float(per_token),  # times a column of tokens, whole numbers would end at 2^63
         matmul_parameters=matmul_parameters(config),
-        base_tokens=sum(ancestor.tokens for ancestor in lineage),
+        base_tokens=(sum(ancestor.tokens for ancestor in lineage) or math.nan) if lineage else 0,
         base_flops=sum((_flops_of(ancestor, record) for ancestor in lineage), 0.0),
         val_losses=val_losses,
         losses=curve(rows, "loss").dropna(),

@@ -10,6 +10,7 @@ from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.compare import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
 from litgpt_warmstart.report.sections import gain_table, sentences
+from litgpt_warmstart.run.record import Ancestor
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
 
@@ -219,3 +220,12 @@ def test_paired_seeds_of_one_order_keep_their_paired_interval(study):
     assert not arm.is_of_lineages and not any("lineages" in sentence for sentence in sentences(comparison))
     last = gain_table(arm, arm.at_tokens).iloc[-1]
     assert last["high"] == pytest.approx(-0.9 + 4.303 * 0.1 / math.sqrt(3))
+
+
+def test_what_growth_can_give_is_not_known_where_no_record_tells_what_the_base_took(make_run):
+    make_run("scratch", [9.0, 6.0, 5.0])
+    unknown = Ancestor("pythia-14m", "checkpoints/EleutherAI/pythia-14m", "0" * 64, 10)
+    make_run("warm", [8.0, 4.0, 3.0], shrink=0.4, lineage=(unknown,))
+    (arm,) = compared(make_run).comparisons[0].arms
+    assert arm.speed_up.mean > 1.5 and not arm.is_beyond_growth
+    assert all(math.isnan(limit) for limit in (*arm.limits, *arm.loss_limits))
