@@ -59,8 +59,9 @@ def tokens_spared(base_parameters: float, base_tokens: float, target_parameters:
 def limits(parameters: Sequence[float], tokens: Sequence[float], flops: Sequence[float]) -> Limits:
     """The limits of a growth, given those of base and target: parameters, tokens and FLOPs of their training.
 
-    The target's tokens and FLOPs are those of its whole budget.
+    The target's tokens and FLOPs are those of its whole budget. Of what is NaN, as not known, the limits are NaN.
     """
     spared = tokens_spared(parameters[0], tokens[0], parameters[1]) if tokens[0] else 0.0
-    loss, carried, base = spared / tokens[1], tokens[0] / tokens[1], flops[0] / flops[1]
+    loss, carried = (min(each / tokens[1], 1.0) for each in (spared, tokens[0]))  # NaN where it stands first
+    base = flops[0] / flops[1]
     return Limits(loss, loss - base, carried, carried - base)

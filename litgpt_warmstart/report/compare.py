@@ -5,7 +5,6 @@ an arm, over seeds; arms with the same settings and budget are a comparison. See
 an order of data of its own, which the runs of a pair share.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from litgpt_warmstart.method.limits import limits
-from litgpt_warmstart.method.limits import speed_up as share_as_speed_up
+from litgpt_warmstart.method.limits import Limits, limits
 from litgpt_warmstart.report.runs import ORDER, Found, Run
 from litgpt_warmstart.report.statistics import (
     Estimate,
@@ -125,34 +123,20 @@ class Arm:
         """Warmstart's validation loss less scratch's: the ``first_val_loss`` or the last, ``val_loss``."""
         return self.less_scratch(self.pairs[when], self.pairs[f"scratch_{when}"])
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The most that growth can give, without and with the base's compute.
-
-        If it carries all that the base has learnt from D_b tokens, the target needs D_b fewer of its D_t. So the
-        speed-up is 1 / (1 - D_b / D_t) at most, with the base's compute C_b of scratch's C_t in the denominator, too.
-        NaN where what the base took is not known.
-        """
-        tokens = fmean(self.pairs["base_tokens"] / self.pairs["scratch_tokens"])
-        flops = fmean(self.pairs["base_hoffmann_flops"] / self.pairs["scratch_hoffmann_flops"])
-        return (math.inf, math.inf) if tokens >= 1 else (1 / (1 - tokens), 1 / (1 - tokens + flops))
-
     @cached_property
-    def loss_limits(self) -> tuple[float, float]:
-        """The same if growth carries the base's loss alone, see :mod:`litgpt_warmstart.method.limits`; NaN where what
-        the base took is not known."""
-        rows = self.pairs
-        columns = [rows[[f"{of}_{what}" for of in ("base", "scratch")]].to_numpy()
-                   for what in ("parameters", "tokens", "hoffmann_flops")]  # fmt: skip
-        found = [limits(*row) for row in zip(*columns, strict=True)]
-        own, whole = fmean(each.loss for each in found), fmean(each.loss_with_base for each in found)
-        return share_as_speed_up(own), share_as_speed_up(whole)
+    def at_most(self) -> dict[str, float]:
+        """The most that growth can give as speed-ups, see :class:`litgpt_warmstart.method.limits.Limits`, by the means
+        over seeds of what it can save; NaN where what the base took is not known."""
+        names = ("parameters", "tokens", "hoffmann_flops")
+        columns = [self.pairs[[f"base_{name}", f"scratch_{name}"]].to_numpy() for name in names]
+        found = [vars(limits(*row)).values() for row in zip(*columns, strict=True)]
+        return Limits(*map(fmean, zip(*found, strict=True))).speed_ups
 
     @property
     def is_beyond_growth(self) -> bool:
         """Whether a speed-up is more than growth can give, so that something else is behind it."""
-        counted = (self.speed_up, self.limits[0]), (self.speed_up_with_base, self.limits[1])
-        return any(found.seeds > 0 and found.mean > limit for found, limit in counted)
+        counted = (self.speed_up, "tokens"), (self.speed_up_with_base, "tokens_with_base")
+        return any(found.seeds > 0 and found.mean > self.at_most[carried] for found, carried in counted)
 
 
 def _pair(warm: Run, scratch: Run) -> dict[str, Any]:

@@ -83,16 +83,16 @@ def speed_up_row(comparison: Comparison, arm: Arm) -> dict[str, Any]:
     ):  # fmt: skip
         columns |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     columns |= {f"{kind}_runs": " ".join(arm.pairs[f"{kind}_run"]) for kind in ("warmstart", "scratch")}
-    names = "speed_up_limit", "speed_up_with_base_limit"
-    columns |= dict(zip(names, arm.limits, strict=True))
-    columns |= dict(zip([f"{name}_if_loss" for name in names], arm.loss_limits, strict=True))
+    for carried, ending in (("tokens", ""), ("loss", "_if_loss")):
+        for counted in ("", "_with_base"):
+            columns[f"speed_up{counted}_limit{ending}"] = arm.at_most[f"{carried}{counted}"]
     return columns | {"distrust": arm.is_beyond_growth}
 
 
 def _speed_up_shown(comparison: Comparison, arm: Arm) -> dict[str, str]:
     limits = [
-        " to ".join(f"{limit:.2f}" if math.isfinite(limit) else "-" for limit in pair)
-        for pair in zip(arm.loss_limits, arm.limits, strict=True)
+        " to ".join(f"{arm.at_most[name]:.2f}" if math.isfinite(arm.at_most[name]) else "-" for name in pair)
+        for pair in (("loss", "tokens"), ("loss_with_base", "tokens_with_base"))
     ]
     told = [found.words() if arm.reached else "never" for found in (arm.speed_up, arm.speed_up_with_base)]
     return {
@@ -164,10 +164,10 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def beyond_growth(comparison: Comparison) -> str | None:
     """What to say where a warmstart saved more than its base's tokens can be worth: no credit to growth."""
-    beyond = next((arm.limits for arm in comparison.arms if arm.is_beyond_growth), None)
+    beyond = next((arm.at_most for arm in comparison.arms if arm.is_beyond_growth), None)
     if beyond is None:
         return None
-    limit, with_base = beyond
+    limit, with_base = beyond["tokens"], beyond["tokens_with_base"]
     return (
         f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
         f" speed-up of {limit:.2f} at most, {with_base:.2f} with the base counted: one to {DISTRUST}. Look at the"

@@ -47,3 +47,11 @@ def test_shares_are_speed_ups_and_are_told_in_a_sentence():
     assert found.speed_ups["tokens_with_base"] == pytest.approx(4 / 3)
     assert "50% (2.00x) if it carries what the base's tokens taught, 25% (1.33x) with the base counted" in found.words
     assert limits((1.0, 2.0), (0, 10), (0, 1)).loss == 0  # of a base that was never trained
+
+
+def test_no_more_than_all_tokens_are_spared_and_the_base_still_counts():
+    found = limits((1e9, 2e9), (1e11, 2e9), (2.5, 1.0))
+    assert (found.loss, found.loss_with_base, found.tokens, found.tokens_with_base) == (1, -1.5, 1, -1.5)
+    assert found.speed_ups["tokens_with_base"] == 0.4
+    unknown = limits((1e9, 2e9), (math.nan, 2e9), (math.nan, 1.0))
+    assert all(math.isnan(share) for share in (*vars(unknown).values(), *unknown.speed_ups.values()))

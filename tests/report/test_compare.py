@@ -45,8 +45,9 @@ def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study
     assert first.mean == first.low == first.high == -2.0
     assert arm.loss_difference("val_loss").mean == pytest.approx(-0.9)
     # The base had a quarter of the target's tokens: 1 / (1 - 1/4) is all that they can save, less with its compute.
-    assert arm.limits == pytest.approx((4 / 3, 1 / (0.75 + base / whole)))
-    assert 1 < arm.loss_limits[0] < arm.limits[0] and arm.loss_limits[1] < arm.loss_limits[0]
+    most = arm.at_most
+    assert (most["tokens"], most["tokens_with_base"]) == pytest.approx((4 / 3, 1 / (0.75 + base / whole)))
+    assert 1 < most["loss"] < most["tokens"] and most["loss_with_base"] < most["loss"]
     assert arm.is_beyond_growth  # 2.4 times
 
 
@@ -228,4 +229,4 @@ def test_what_growth_can_give_is_not_known_where_no_record_tells_what_the_base_t
     make_run("warm", [8.0, 4.0, 3.0], shrink=0.4, lineage=(unknown,))
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.speed_up.mean > 1.5 and not arm.is_beyond_growth
-    assert all(math.isnan(limit) for limit in (*arm.limits, *arm.loss_limits))
+    assert all(math.isnan(limit) for limit in arm.at_most.values())
