@@ -1,6 +1,7 @@
 """warmstart.yaml: where a checkpoint's weights come from and what they have seen."""
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -136,6 +137,11 @@ class Record:
     def data_uses(self) -> tuple[DataUse, ...]:
         """Everything that these weights have seen, oldest first."""
         return tuple(d for d in (*(a.data for a in self.lineage), self.data) if d)
+
+    @property
+    def lineage_hoffmann_flops(self) -> float:
+        """Of all training before this run; NaN where an older version's entry does not tell."""
+        return sum((ancestor.hoffmann_flops or math.nan for ancestor in self.lineage), 0.0)
 
     def save(self, path: Path) -> None:
         """Write the record as YAML, and below it, as a comment, the SHA-256 of all that stands above."""

@@ -48,6 +48,8 @@ from litgpt_warmstart.study.outcomes import results as outcomes_of
 
 COLUMNS = ("status", "first_val_loss", "val_loss", "tokens", "matmul_flops", "hoffmann_flops")
 """Of the table, what an outcome tells."""
+BESIDE = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
+"""What a run shares with the one from scratch beside it."""
 DROP = "drop_tokens_per_param"
 """Where runs were tracked: when their loss dropped, as they learned to copy."""
 
@@ -271,9 +273,8 @@ def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas
     rows = outcomes_of(runs, outcomes, COLUMNS)
     ended = [run for run in runs if run.factors and outcomes[run.name].status == "finished"]
     curves = {run.name: curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss") for run in ended}
-    same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
-    scratch = rows[from_scratch(rows)].set_index(same)[["status", "val_loss", "run"]].add_prefix("scratch_")
-    rows = rows.join(scratch, on=same)
+    scratch = rows[from_scratch(rows)].set_index(BESIDE)[["status", "val_loss", "run"]].add_prefix("scratch_")
+    rows = rows.join(scratch, on=BESIDE)
     names, reached = list(zip(rows.pop("run"), rows.pop("scratch_run"), strict=True)), []
     for own, beside in names:
         both = own in curves and beside in curves and own != beside
@@ -299,8 +300,7 @@ def drop_tokens_per_param(spec: RunSpec) -> float:
 
 def loss_at_own_compute(run: StudyRun, losses: pandas.Series) -> float:
     """A run's loss where its lineage has taken the Hoffmann FLOPs that its own whole budget would; NaN if never."""
-    lineage = Record.load(run.spec.out_dir / "final" / RECORD).lineage
-    before = sum(ancestor.hoffmann_flops or math.nan for ancestor in lineage)
+    before = Record.load(run.spec.out_dir / "final" / RECORD).lineage_hoffmann_flops
     left = 1 - before / run.spec.flops(run.spec.max_tokens)["hoffmann_flops"]
     return float(losses_at(losses, [run.spec.max_tokens * left])[0])
 
@@ -337,9 +337,8 @@ def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame
 
     Seed by seed and, for seeds that are independent draws, over seeds.
     """
-    same = [name for name in DEFAULTS if name not in Growth().options] + ["seed"]
     grown = rows[(rows["status"] == "finished") & ~from_scratch(rows)]
-    first: Any = grown.groupby(same)[["val_loss"]].first().add_prefix("first_arms_")
+    first: Any = grown.groupby(BESIDE)[["val_loss"]].first().add_prefix("first_arms_")
     pairs = {
         "less scratch's, equal tokens": ("val_loss", "scratch_val_loss"),
         "equal compute, base's counted": ("val_loss_at_scratch_flops", "scratch_val_loss"),
@@ -347,7 +346,7 @@ def comparison(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame
     }
     unpaired = {f"{name}, over seeds": pair for name, pair in list(pairs.items())[:2]}
     told = []
-    for name, seeds in by_arm(rows.join(first, on=same), names):
+    for name, seeds in by_arm(rows.join(first, on=BESIDE), names):
         seeds = seeds[seeds.index.isin(grown.index)]
         less = [estimate((seeds[own] - seeds[other]).dropna()).words(4, "+") for own, other in pairs.values()]
         for own, other in unpaired.values():

@@ -39,7 +39,8 @@ CAPTION = (
     " share of them after which scratch's mean loss is reached, mean over the seeds that reach it. Saved, where all do:"
     " of scratch's Hoffmann FLOPs there, and with the base's counted. Limits: the most that growth can save with the"
     " base counted, if it carries the base's loss, and if it carries what the base's tokens taught;"
-    f" {BEYOND}: more than that."
+    f" {BEYOND}: more than that. At a constant rate a curve's noise touches a loss before its mean does, which flatters"
+    " tokens and savings; cooled losses have none of it."
 )
 
 
@@ -90,16 +91,16 @@ def finished(runs: Sequence[StudyRun], arms: Sequence[Arm], outcomes: Mapping[st
     found = []
     for arm in arms:
         for seed, run in ((seed, ended[name]) for seed in seeds if (name := run_name(arm, seed)) in ended):
-            lineage = Record.load(run.spec.out_dir / "final" / RECORD).lineage
+            record = Record.load(run.spec.out_dir / "final" / RECORD)
             forks = [fork for fork in ended.values() if fork.fork_of == run.spec.out_dir]
             cooled = {math.log(fork.spec.max_tokens): outcomes[fork.name].val_loss for fork in forks}
             found.append(
                 Trained(
                     arm, seed, run.spec, curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss"),
                     pandas.Series(cooled, dtype=float).sort_index(),
-                    lineage[-1].parameters if lineage else 0,
-                    sum(ancestor.tokens for ancestor in lineage),
-                    sum(ancestor.hoffmann_flops or math.nan for ancestor in lineage),
+                    record.lineage[-1].parameters if record.lineage else 0,
+                    sum(ancestor.tokens for ancestor in record.lineage),
+                    record.lineage_hoffmann_flops,
                 )
             )  # fmt: skip
     return found
