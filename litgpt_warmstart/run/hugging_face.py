@@ -38,6 +38,8 @@ NO_PICKLES = (
     "pickles (.bin) are not read, as they can run code: save the model by transformers' save_pretrained, which writes"
     " safetensors"
 )
+ADAPTER = "adapter_config.json"
+"""Of peft: what is beside it is added to a model's weights."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 Tensors = dict[str, torch.Tensor]
@@ -54,6 +56,11 @@ def litgpt_folder(base: Path, option: str) -> Path:
         UserError: The model cannot be had or read, or is none that can be converted; then nothing is written.
     """
     folder = extend_checkpoint_dir(base)
+    if (folder / ADAPTER).is_file() and not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{option} {str(base)!r} holds an adapter ({ADAPTER}): merge it into its model by peft's merge_and_unload,"
+            " save that, and give its folder"
+        )
     if is_hugging_face(folder):
         if CHECKPOINTS.resolve() in folder.resolve().parents:  # fetched by LitGPT, which converts in place
             return _convert(folder, folder)

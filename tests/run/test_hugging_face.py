@@ -262,6 +262,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "rotated": (lambda f: edit(f, rope_parameters=dict(partial_rotary_factor=0.5)), "has rotary_percentage 0.5"),
     "window": (lambda f: edit(f, sliding_window=8), "has sliding_window 8"),
     "theta": (lambda f: edit(f, rope_parameters=dict(rope_theta=1e4 + 0.5)), "rope_base is 10000.5"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter .*: merge it into its model"),
     "tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "the tokenizer in .* is damaged"),
 }  # fmt: skip
 
