@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import UserError, nearest, one_line
 from litgpt_warmstart.method.muon import Muon
 
 DEFAULT = "AdamW"
@@ -79,7 +79,7 @@ def resolve_optimizer(optimizer: str | Mapping[str, Any]) -> ChosenOptimizer:
     for name, value in init_args.items():
         if name == "params" or (name not in parameters and not takes_any):
             known = ", ".join(known for known in parameters if known != "params")
-            raise UserError(f"--optimizer {path} has no argument {name!r}: it takes {known}")
+            raise UserError(f"--optimizer {path} has no argument {name!r}: it takes {known}{nearest(name, parameters)}")
         default = parameters[name].default if name in parameters else None
         init_args[name] = value = _plain(value) if isinstance(value, str) else value
         if not _is_like(value, default):
@@ -139,7 +139,7 @@ def _imported(path: str) -> Any:
     except Exception as error:  # what a user's module does when it is imported
         raise UserError(
             f"no optimizer {path!r} ({one_line(error, 100)}): give a class of torch.optim such as AdamW, or a full"
-            " import path"
+            f" import path{nearest(path, vars(torch.optim))}"
         ) from error
 
 

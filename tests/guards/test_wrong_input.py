@@ -118,6 +118,8 @@ OPTIMIZERS: list[tuple[Sequence[str], str]] = [
     (("--optimizer", "LBFGS"), "entry by entry"),
     (("--optimizer", "Adafactor"), "entry by entry"),
     (("--optimizer", "NoSuch"), "no optimizer 'NoSuch'"),
+    (("--optimizer", "AdmaW"), "did you mean AdamW?"),
+    (("--optimizer.btas", "[0.9, 0.95]"), "did you mean betas?"),
     (("--optimizer", "no.such.Class"), "no optimizer 'no.such.Class'"),
     (("--optimizer", "AdamW", "--optimizer.no_such", "1"), "has no argument 'no_such'"),
     (("--optimizer.betas", "[0.9]"), "betas is [0.9]"),
