@@ -32,12 +32,15 @@ def find_config(command: str, typed: str) -> str:
 
     Args:
         command: The command that it is for.
-        typed: ``quickstart`` is CONFIGS/COMMAND/quickstart.yaml, ``study/figure-01`` CONFIGS/study/figure-01.yaml.
+        typed: ``quickstart`` is CONFIGS/COMMAND/quickstart.yaml, ``study/figure-01`` CONFIGS/study/figure-01.yaml,
+            ``-`` what comes through a pipe.
 
     Raises:
         UserError: Neither is there.
     """
-    if os.path.isfile(typed) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", typed):
+    if not typed.strip():
+        raise UserError("--config is empty: give a file, or the name of one of the package's configs")
+    if typed == "-" or os.path.isfile(typed) or not re.fullmatch(r"[\w-]+(/[\w-]+)*", typed):
         return typed
     for folder in (CONFIGS / command, CONFIGS):
         if (folder / f"{typed}.yaml").is_file():
@@ -141,6 +144,12 @@ class OneLineParser(ArgumentParser):
             kinds = [kind for each in self._all_actions if each.dest == found[1] for kind in get_args(each._typehint)]
             near = nearest(found[2], [each.__name__ for kind in kinds for each in _subclasses(kind)])
             return f"--{found[1]} {found[2]}: there is no such class{near}"
+        if found := re.search(r'Parser key "([\w.]+)": Expected a <class \'list\'>. Got value: (.*)', flat):
+            return f"--{found[1]} {found[2]}: give a list, such as '[{{shrink: [0.2, 0.4]}}]'"
+        if found := re.search(r'Key "([\w.]+)" is required', message):
+            return f"{found[1].rpartition('.')[2]} are missing: give folders, one after another"
+        if found := re.search(r"given class_path '[\w.]+\.DataModule'.* Key '(\w+)' is not expected", flat):
+            return f"--data.{found[1]} is an argument of a data source: name one before it, such as --data PreparedText"
         if found := re.search(r"given class_path '([\w.]+)'.* Key '(\w+)' is not expected", flat):
             path, _, name = found[1].rpartition(".")
             known = inspect.signature(getattr(sys.modules[path], name)).parameters

@@ -1,5 +1,6 @@
 """The command line before a command runs: what is typed, mistyped, printed and completed."""
 
+import io
 import re
 import signal
 import subprocess
@@ -74,6 +75,20 @@ def test_the_version_is_told_with_those_that_matter(typed, words):
 )
 def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words, meant):
     assert f"; did you mean {meant}?" in refused(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["warmstart_report"], "runs are missing: give folders"),
+        (["warmstart_fit", "--points", "validations"], "runs are missing: give folders"),
+        (["warmstart", "--data.data_path", "x"], "--data.data_path is an argument of a data source: name one before"),
+        (["warmstart", "--config", ""], "--config is empty: give a file"),
+        (["warmstart_ablations", "--arms", "{"], "--arms {: give a list, such as '[{shrink: [0.2, 0.4]}]'"),
+    ],
+)
+def test_what_is_missing_is_told_in_words(refused, words, told):
+    assert f"error: {told}" in refused(*words)
 
 
 def test_a_key_of_a_config_file_is_told_so_too_and_what_is_like_nothing_has_no_such_end(refused, tmp_path):
@@ -155,6 +170,14 @@ def test_print_config_prints_what_config_takes_back(typed, tmp_path, name, flags
     (tmp_path / "printed.yaml").write_text(out)
     status, again, err = typed(name, "--config", "printed.yaml", f"--print_config{flags}")
     assert status == 0 and again == out, err
+
+
+def test_a_config_comes_through_a_pipe_too(typed, refused, monkeypatch):
+    _, out, _ = typed("warmstart_grow", "--shrink", 0.25, "--print_config")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(out))
+    assert typed("warmstart_grow", "--config", "-", "--print_config")[1] == out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("shrnik: 1\n"))
+    assert "there is no option 'shrnik'" in refused("warmstart_grow", "--config", "-")
 
 
 def test_a_config_is_found_by_its_name_and_a_file_of_that_name_goes_first(typed, refused, tmp_path):
