@@ -223,6 +223,12 @@ def check_horizons(arms: Sequence[Arm], cooldown_at: Sequence[float], horizons_a
                     f"{option} {at:g} is beyond the arms' {most:g} tokens per parameter: raise --tokens_per_param, or"
                     " leave it out"
                 )
+    for at in horizons_at:
+        if not any(horizons.tells_of(arm, at) for arm in arms):
+            raise UserError(
+                f"--horizons {at:g}: no arm has a loss to compare there, which takes --schedule constant or its own"
+                " end: leave it out"
+            )
     for arm in arms if cooldown_at else ():
         if arm.schedule != "constant":
             raise UserError(

@@ -276,6 +276,7 @@ def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no
         (dict(lineages=True, data=StdlibText(Path("."), order_seed=3)), "--data.order_seed has no meaning with --lin"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at="0.5,2"), "--cooldown_at 2 is beyond the arms' 1 tokens per"),
         (dict(horizons=[0.5, 3]), "--horizons 3 is beyond the arms' 1 tokens per parameter"),
+        (dict(arms=[dict(schedule="wsd")], horizons=[0.5, 1]), "--horizons 0.5: no arm has a loss to compare"),
         (dict(horizons="inf"), "--horizons inf must be above 0"),
         (dict(horizons=[0.5, 0.001]), "--horizons 0.001 is less than one step of 512"),
         (dict(arms=[dict(shrink=0.4)], cooldown_at="1e-3,1"), "--cooldown_at 0.001 is less than one step of 512"),
