@@ -37,8 +37,7 @@ from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
 from litgpt_warmstart.run.folder import check_writable
-from litgpt_warmstart.run.optimizer import DEFAULT as DEFAULT_OPTIMIZER
-from litgpt_warmstart.run.optimizer import ChosenOptimizer, recorded_optimizer, resolve_optimizer
+from litgpt_warmstart.run.optimizer import MUPS, ChosenOptimizer, recorded_optimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.spec import RunSpec
@@ -99,7 +98,7 @@ class CoordCheck:
     """What warmstarts are trained under."""
     over: Over = "width"
     """What grows over the models."""
-    optimizer: ChosenOptimizer = field(default_factory=partial(resolve_optimizer, DEFAULT_OPTIMIZER))
+    optimizer: ChosenOptimizer = field(default_factory=partial(resolve_optimizer, MUPS))
 
     def size(self, config: Config) -> int:
         """Of what grows."""

@@ -337,7 +337,7 @@ def shell(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_command_fits_runs_that_were_trained(tiny_settings, tmp_path):
     """Three widths of two budgets, three in all, and a warmstart."""
-    for width, steps in ((16, 4), (16, 8), (32, 4), (32, 8), (48, 4), (48, 12)):
+    for width, steps in ((16, 8), (16, 16), (32, 8), (32, 16), (48, 8), (48, 24)):
         folder = tmp_path / f"models/{width}"
         folder.mkdir(parents=True, exist_ok=True)
         save_config(neox(width, 2, vocab_size=4096, padded_vocab_size=4096), folder)
@@ -345,7 +345,7 @@ def test_the_command_fits_runs_that_were_trained(tiny_settings, tmp_path):
         out_dir = tmp_path / f"runs/scratch-{width}-{steps}"
         warmstart_scratch.setup(target=str(folder), lr=0.02, train=train, out_dir=out_dir, **tiny_settings)
     warmstart.setup(
-        base=tmp_path / "runs/scratch-16-8/final", target=str(tmp_path / "models/48"), lr=0.02,
+        base=tmp_path / "runs/scratch-16-16/final", target=str(tmp_path / "models/48"), lr=0.02,
         train=TrainArgs(global_batch_size=8, max_steps=8), out_dir=tmp_path / "runs/warm", **tiny_settings,
     )  # fmt: skip
     done = shell(tmp_path / "runs", "--out_dir", tmp_path / "out", "--resamples", 20)
