@@ -1,5 +1,6 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
+import gc
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ def main() -> None:
 
 
 def _main() -> None:
+    gc.disable()
     try:
         import torch
         from jsonargparse import CLI, set_parsing_settings
@@ -31,6 +33,10 @@ def _main() -> None:
             "litgpt-warmstart: error: the installed torchvision was built for another torch, and importing litgpt"
             " crashes on it; nothing here needs it: pip uninstall -y torchvision"
         ) from None
+    finally:
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported stays: looking for garbage in it, now and at the end, is half of a start
+        gc.enable()
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,
         config_read_mode_urls_enabled=False,

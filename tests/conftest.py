@@ -1,5 +1,6 @@
 """Small models of each family, prepared data, and a way to run commands in this process."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs from all but ``-m gpu``, before anything has asked for them: these tests, and what they start."""
     if not shows_gpus(config.getoption("markexpr")):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage pass over what is imported: a look at all of it takes longer than most tests."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,5 +1,6 @@
 """The command line before a command runs: what is typed, mistyped, printed and completed."""
 
+import gc
 import io
 import re
 import signal
@@ -50,6 +51,12 @@ def test_the_version_is_told_with_those_that_matter(typed, words):
     status, out, err = typed(*words, "--version")
     assert status == 0 and not err
     assert re.fullmatch(r"litgpt-warmstart \d\S+, litgpt 0\.5\S+, torch \d\S+\n", out)
+
+
+def test_garbage_is_looked_for_but_not_in_what_was_imported(typed):
+    gc.unfreeze()
+    typed("--version")
+    assert gc.isenabled() and gc.get_freeze_count() > 100_000
 
 
 @pytest.mark.parametrize(

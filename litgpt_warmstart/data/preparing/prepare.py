@@ -12,7 +12,6 @@ All of it happens in a hidden folder beside ``data_path``, which is renamed at t
 The bytes are the same for any number of workers.
 """
 
-import gc
 import os
 import shutil
 import sys
@@ -74,8 +73,6 @@ def prepare(
         if target.is_mount():
             raise UserError(f"{str(asked.data_path)!r} is a mount point: choose a folder in it as --data_path")
         folder = target.with_name(f".{target.name}.partial")
-        # The collector would look again and again through all that was imported, and in forked processes copy it.
-        gc.freeze()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
@@ -91,8 +88,6 @@ def prepare(
                 f"{str(error.filename or folder)!r}: {error.strerror or one_line(error)}; free space, mend that or"
                 " choose another --data_path, and give the same command to go on"
             ) from error
-        finally:
-            gc.unfreeze()
     index = PreparedIndex.read(target / PREPARED)
     request.check_prepared(index, asked, thorough)
     return index
