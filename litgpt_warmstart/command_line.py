@@ -13,7 +13,16 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from litgpt_warmstart import __version__
-from litgpt_warmstart.errors import DEBUG_VARIABLE, UserError, nearest, one_line, whole_number
+from litgpt_warmstart.errors import (
+    DEBUG_VARIABLE,
+    NotYet,
+    UserError,
+    nearest,
+    one_line,
+    only_looking,
+    told_in_one_line,
+    whole_number,
+)
 
 NO_PATH = "is empty: give a path, or leave it out"
 CONFIGS = Path(__file__).parent / "configs"
@@ -61,6 +70,8 @@ class OneLineParser(ArgumentParser):
 
     config_file: Any = None
     """The file that is being read, for messages."""
+    function: Callable[..., Any] | None = None
+    """The command that is called with what is parsed; None of the parser of all commands."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,6 +79,7 @@ class OneLineParser(ArgumentParser):
         self.add_argument("--version", action="version", version=told, help="Print versions and exit.")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
+        self.function = function
         added = super().add_function_arguments(function, *args, **kwargs)
         refused = getattr(function, "refused", ())
         for action in self._actions:
@@ -82,6 +94,24 @@ class OneLineParser(ArgumentParser):
         added = super().add_class_arguments(*args, **kwargs)
         self._take_our_types()
         return added
+
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """For ``--print_config``: with what the command would fill in; where it is not known yet, that is told."""
+        return super().dump(self._filled_in(cfg), *args, **kwargs)
+
+    def _filled_in(self, cfg: Any) -> Any:
+        fill = getattr(self.function, "filled_in", None)
+        if fill is None:
+            return cfg
+        name = f"litgpt {self.function.__module__.rpartition('.')[2]}"
+        arguments = {key: value for key, value in vars(self.instantiate_classes(cfg)).items() if key != "config"}
+        with told_in_one_line(name), only_looking():
+            try:
+                told = fill(**arguments)
+            except NotYet as error:
+                print(f"{name}: what is left out is not filled in: {error}", file=sys.stderr)
+                return cfg
+        return self.parse_object(told, cfg_base=cfg)
 
     def _dump_delete_default_entries(self, subcfg: dict[str, Any], subdefaults: dict[str, Any]) -> None:
         """For ``--print_config=skip_default``, which jsonargparse ends on a class whose default is none."""

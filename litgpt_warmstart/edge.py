@@ -35,7 +35,10 @@ def command(function: Callable[..., Any]) -> Any:
 
 
 def options(
-    *groups: str, without: Collection[str] = (), refused: Collection[str] = ()
+    *groups: str,
+    without: Collection[str] = (),
+    refused: Collection[str] = (),
+    filled_in: Callable[..., Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Have :func:`checked_value` look at a function's arguments, and give it those of some dataclasses, bare.
 
@@ -43,6 +46,8 @@ def options(
     jsonargparse makes options and their help, have the fields with their defaults and attribute docstrings. What the
     function itself has a parameter for, or says in its docstring, goes before a field's. Fields ``without`` which the
     function decides are no options of it; those ``refused``, by their whole names, are not in --help.
+
+    ``filled_in``, called as the function is, gives options with what was left out filled in, for ``--print_config``.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,17 +70,23 @@ def options(
             told = _documented(told, {field.name: docs[field.name] for field in shown})
         signature = own.replace(parameters=parameters)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def gathered(*args: Any, **kwargs: Any) -> dict[str, Any]:
             bound = signature.bind(*args, **kwargs)
             kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
             given = {n: checked_value(n, _as_typed(n, kinds[n], value)) for n, value in bound.arguments.items()}
             for name, (kind, names) in members.items():
                 given[name] = kind(**{field: given.pop(field) for field in names if field in given})
-            return function(**given)
+            return given
 
-        decorated: Any = functools.wraps(function)(call)
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(**gathered(*args, **kwargs))
+
+        decorated: Any = call
         decorated.__signature__ = signature
         decorated.__doc__, decorated.refused = told, frozenset(refused)
+        if fill := filled_in:
+            decorated.filled_in = lambda **arguments: fill(**gathered(**arguments))
         return decorated
 
     return decorate

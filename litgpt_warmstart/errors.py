@@ -6,6 +6,7 @@ import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
 """Environment variable: set to 1 to see the traceback behind a one-line error."""
@@ -31,6 +32,29 @@ class BrokeOff(UserError):
 
 class Busy(UserError):
     """Another process holds what this one wants to write."""
+
+
+class NotYet(UserError):
+    """What a command needs is not given, or not made or fetched yet: there is nothing wrong with what is."""
+
+
+_ONLY_LOOKING = ContextVar("only_looking", default=False)
+
+
+@contextmanager
+def only_looking() -> Iterator[None]:
+    """Have nothing fetched or made meanwhile: what would be raises :class:`NotYet`."""
+    before = _ONLY_LOOKING.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_LOOKING.reset(before)
+
+
+def check_may_make(what: str) -> None:
+    """Raise a NotYet for what would be fetched or made, where there is to be only looking."""
+    if _ONLY_LOOKING.get():
+        raise NotYet(f"{what} when the command runs")
 
 
 def check_above_zero(options: Mapping[str, float | None]) -> None:

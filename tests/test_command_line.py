@@ -3,6 +3,7 @@
 import gc
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import yaml
 
 from litgpt_warmstart.__main__ import main
 from litgpt_warmstart.command_line import CONFIGS
-from litgpt_warmstart.commands import COMMANDS
+from litgpt_warmstart.commands import COMMANDS, warmstart, warmstart_grow
+from litgpt_warmstart.run.spec import TrainArgs
 
 CONFIG_FILES = Path(__file__).parents[1] / "configs"
 
@@ -177,6 +179,77 @@ def test_print_config_prints_what_config_takes_back(typed, tmp_path, name, flags
     (tmp_path / "printed.yaml").write_text(out)
     status, again, err = typed(name, "--config", "printed.yaml", f"--print_config{flags}")
     assert status == 0 and again == out, err
+
+
+def test_print_config_fills_in_what_the_base_gives_and_the_run_says_the_same_of_itself(
+    typed, base, tiny, tiny_settings, tmp_path
+):
+    used = ["--base", base, "--target", tiny[48], "--train.max_steps", 2, "--compile", "false", "--logger_name", "csv"]
+    status, out, err = typed("warmstart", *used, "--print_config")
+    assert (status, err) == (0, "") and list(tmp_path.iterdir()) == []
+    printed = yaml.safe_load(out)
+    (tmp_path / "printed.yaml").write_text(out)
+    assert typed("warmstart", "--config", "printed.yaml", "--print_config")[1] == out
+    assert (printed["lr"], printed["train"]["global_batch_size"], printed["parametrization"]) == (0.02, 8, "mup")
+    assert printed["data"]["init_args"]["data_path"] == str(tiny_settings["data"].data_path)
+    settings = {name: tiny_settings[name] for name in ("compile", "logger_name")}
+    warmstart.setup(base=base, target=tiny[48], train=TrainArgs(max_steps=2), **settings)
+    run = yaml.safe_load((tmp_path / "out/warmstart/final/hyperparameters.yaml").read_text())
+    for not_supported in ("train.epochs", "train.tie_embeddings", "eval.evaluate_example"):
+        group, _, name = not_supported.partition(".")
+        del run[group][name]
+    run["train"]["micro_batch_size"], run["loss_impl"] = None, "auto"  # which the device has been asked for
+    assert {name: printed.pop(name) for name in run} == run and printed == {"resume": False, "overwrite": False}
+
+
+def test_other_commands_fill_in_too(typed, base, tiny):
+    for name in ("warmstart_plan", "warmstart_grow"):
+        _, out, err = typed(name, "--base", base, "--target", tiny[48], "--print_config")
+        assert yaml.safe_load(out)["parametrization"] == "mup" and not err
+    _, out, _ = typed("warmstart_scratch", "--target", "5M", "--data", "StdlibText", "--print_config=skip_default")
+    assert (yaml.safe_load(out)["lr"], yaml.safe_load(out)["train"]) == (0.03, {"global_batch_size": 64})
+    _, out, _ = typed("warmstart_plan", "--max_flops", "1e18", "--print_config=skip_default")
+    assert yaml.safe_load(out) == {"max_flops": 1e18}
+
+
+@pytest.mark.parametrize(
+    ("base", "told"),
+    [
+        ("missing", "--base folder 'missing' does not exist"),
+        ("org/name", "is looked up on the Hub when the command runs"),
+        ("theirs", "'theirs' is converted to LitGPT's format when the command runs"),
+    ],
+)
+def test_print_config_makes_and_fetches_nothing_and_says_what_is_not_known_yet(typed, tmp_path, base, told):
+    (tmp_path / "theirs").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "theirs" / name).touch()
+    status, out, err = typed("warmstart", "--base", base, "--target", "10M", "--print_config")
+    assert status == 0 and yaml.safe_load(out)["lr"] is None and yaml.safe_load(out)["base"] == base
+    assert len(err.splitlines()) == 1 and err.startswith("litgpt warmstart: what is left out") and told in err
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--base BASE --target 10M", "has n_layer 2, target 'warmstart-10m' has 6"),
+        ("--base damaged --target 10M", "is damaged"),
+        ("--base . --target 10M", "is not a checkpoint folder"),
+        ("--base BASE --target 10M --eval.interval -1", "--eval.interval must be above 0"),
+        ("--base BASE --target 10M --shrink 2", "--shrink must lie in [0, 1]"),
+    ],
+)
+def test_print_config_refuses_what_the_command_would(refused, base, tmp_path, words, told):
+    shutil.copytree(base, tmp_path / "damaged")
+    (tmp_path / "damaged/warmstart.yaml").write_text("{")
+    assert told in refused("warmstart", *words.replace("BASE", str(base)).split(), "--print_config")
+
+
+def test_the_folder_that_was_grown_has_a_config_of_its_command(typed, base, tiny, tmp_path):
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    status, out, err = typed("warmstart_grow", "--config", "grown/hyperparameters.yaml", "--print_config")
+    assert status == 0 and yaml.safe_load(out)["out_dir"] == str(tmp_path / "grown"), err
 
 
 def test_a_config_comes_through_a_pipe_too(typed, refused, monkeypatch):

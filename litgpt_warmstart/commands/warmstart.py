@@ -7,11 +7,19 @@ from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.devices import check_here
 from litgpt_warmstart.run.missing import check_given
 from litgpt_warmstart.run.resolve import read_base, resolve
-from litgpt_warmstart.run.spec import RunArgs
+from litgpt_warmstart.run.spec import RunArgs, RunSpec
+
+
+def specify(base: Path | None, target: str | None, growth: Growth, out_dir: Path, run: RunArgs) -> RunSpec:
+    """The run that the arguments come to."""
+    check_given(base=base, target=target)
+    start = read_base(base)
+    own = dict(base=str(start.path), target=target) | growth.options
+    return resolve("warmstart", target, start, growth, out_dir, run, own)
 
 
 @command
-@options("growth", "run")
+@options("growth", "run", filled_in=lambda **arguments: specify(**arguments).hyperparameters)
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -33,8 +41,5 @@ def setup(
     """
     from litgpt_warmstart.run.train import setup as train
 
-    check_given(base=base, target=target)
     check_here(run)
-    start = read_base(base)
-    own = dict(base=str(start.path), target=target) | growth.options
-    return train(resolve("warmstart", target, start, growth, out_dir, run, own))
+    return train(specify(base, target, growth, out_dir, run))

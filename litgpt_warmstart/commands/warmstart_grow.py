@@ -1,20 +1,42 @@
 """litgpt warmstart_grow: the transform alone, into a checkpoint folder."""
 
 from pathlib import Path
+from typing import Any
 
 from litgpt_warmstart.commands.folders import check_apart, folder_to_write
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.parametrization import ParametrizationName
-from litgpt_warmstart.run.checkpoint import RECORD, foreign_entries, read_checkpoint
+from litgpt_warmstart.run.checkpoint import RECORD, Header, foreign_entries, read_checkpoint
 from litgpt_warmstart.run.missing import check_given
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import check_seed, read_base, resolve_models, resolve_parametrization
 
+NOT_GROWN = ("moments",)
+"""Options of a growth that only training has."""
+
+
+def _filled_in(
+    base: Path | None, target: str | None, growth: Growth, mup_base: str | None,
+    parametrization: ParametrizationName | None, **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What is left out, with the growth in its one way to write it."""
+    check_given(base=base, target=target)
+    start = read_base(base)
+    config, tuned = resolve_models(target, start, growth, mup_base, None)
+    carried_by, _ = resolve_parametrization(parametrization, config, tuned, mup_base)
+    return _plain(start, growth, carried_by)
+
+
+def _plain(start: Header, growth: Growth, parametrization: ParametrizationName) -> dict[str, Any]:
+    """As hyperparameters.yaml has them."""
+    options = {name: value for name, value in growth.options.items() if name not in NOT_GROWN}
+    return dict(base=str(start.path)) | options | dict(parametrization=parametrization)
+
 
 @command
-@options("growth", without=("moments",))
+@options("growth", without=NOT_GROWN, filled_in=_filled_in)
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -52,8 +74,8 @@ def setup(
     if (out_dir / RECORD).is_file() and Record.load(out_dir / RECORD).training:
         raise UserError(f"--out_dir {str(out_dir)!r} is a trained checkpoint: choose another")
     check_seed(start, config, growth, seed)
-    arguments = dict(base=str(start.path), target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
-    arguments |= growth.options | {"parametrization": carried_by}
+    arguments = _plain(start, growth, carried_by)
+    arguments |= dict(target=target, out_dir=str(out_dir), mup_base=mup_base, seed=seed)
     record = grow_folder(read_checkpoint(start.path), config, growth, tuned, carried_by, seed, out_dir, arguments)
     told = growth.done(start.config, config, start.path, seed).told
     print(

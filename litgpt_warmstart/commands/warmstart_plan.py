@@ -5,18 +5,24 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
+from litgpt_warmstart.commands.warmstart import specify
 from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.missing import check_given
-from litgpt_warmstart.run.resolve import read_base, resolve
+from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import RunArgs
 
 
+def _filled_in(max_flops: float | None, **arguments: Any) -> dict[str, Any]:
+    """A warmstart's arguments; nothing of proposals."""
+    names = ("base", "target", "growth", "out_dir", "run")
+    return specify(**{name: arguments[name] for name in names}).hyperparameters if max_flops is None else {}
+
+
 @command
-@options("growth", "run")
+@options("growth", "run", filled_in=_filled_in)
 def setup(
     base: Path | None = None,
     target: str | None = None,
@@ -59,10 +65,8 @@ def setup(
     if max_flops is not None:
         told, figures = _proposals(max_flops, base, target, growth, run)
     else:
-        check_given(base=base, target=target)
-        start = read_base(base)
-        spec = resolve("warmstart", target, start, growth, out_dir, run, {})
-        told, figures = make_plan(spec, start, measure, memory, rate)
+        spec = specify(base, target, growth, out_dir, run)
+        told, figures = make_plan(spec, read_header(Path(spec.own["base"])), measure, memory, rate)
     print(told)
     if json is not None:
         try:

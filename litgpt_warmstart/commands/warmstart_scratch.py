@@ -5,11 +5,18 @@ from pathlib import Path
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.run.devices import check_here
 from litgpt_warmstart.run.resolve import read_base, resolve
-from litgpt_warmstart.run.spec import RunArgs
+from litgpt_warmstart.run.spec import RunArgs, RunSpec
+
+
+def specify(target: str | None, initial_checkpoint_dir: Path | None, out_dir: Path, run: RunArgs) -> RunSpec:
+    """The run that the arguments come to."""
+    start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
+    own = dict(target=target, initial_checkpoint_dir=str(start.path) if start else None)
+    return resolve("warmstart_scratch", target, start, None, out_dir, run, own)
 
 
 @command
-@options("run")
+@options("run", filled_in=lambda **arguments: specify(**arguments).hyperparameters)
 def setup(
     target: str | None = None,
     initial_checkpoint_dir: Path | None = None,
@@ -31,6 +38,4 @@ def setup(
     from litgpt_warmstart.run.train import setup as train
 
     check_here(run)
-    start = read_base(initial_checkpoint_dir, "--initial_checkpoint_dir") if initial_checkpoint_dir else None
-    own = dict(target=target, initial_checkpoint_dir=str(start.path) if start else None)
-    return train(resolve("warmstart_scratch", target, start, None, out_dir, run, own))
+    return train(specify(target, initial_checkpoint_dir, out_dir, run))

@@ -19,7 +19,7 @@ from litgpt_warmstart.data.preparing.encode import read_tokenizer, vocab_size
 from litgpt_warmstart.data.preparing.prepare import prepare
 from litgpt_warmstart.data.preparing.read import Split
 from litgpt_warmstart.edge import inheriting_docs
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import NotYet, UserError
 
 
 @inheriting_docs
@@ -63,7 +63,7 @@ class PreparedText(request.TextSource, DataModule):
         """Whether the tokens are there; a UserError where not, and nothing says where to take them from."""
         found = (self.tokenizer_dir / request.PREPARED).is_file()
         if not found and not self.repo_id and not self.text_dir:
-            raise UserError(
+            raise NotYet(
                 f"nothing is prepared in {str(self.data_path)!r}: check --data.data_path, or give --data.text_dir or"
                 " --data.repo_id to prepare it"
             )

@@ -23,7 +23,7 @@ from typing_extensions import TypedDict
 import litgpt_warmstart.data as ours
 from litgpt_warmstart.data.preparing.write import INDEX
 from litgpt_warmstart.data.use import DataUse, class_path
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import NotYet, UserError, one_line
 from litgpt_warmstart.parsing import FileName, Unreadable, parse
 
 
@@ -115,7 +115,7 @@ def recorded_data(use: DataUse) -> DataModule:
         taken = {name: value for name, value in arguments.items() if name == "data_path" or cls in LITGPTS}
         if is_there[cls](data := cls(**taken)):
             return data
-    raise UserError(
+    raise NotYet(
         f"the base's data is not prepared here, and what a checkpoint names is only read: to prepare it, pass"
         f" {_typed(cls, arguments)}"
     )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from litgpt.config import Config, configs, name_to_config
 
-from litgpt_warmstart.errors import UserError, nearest, one_line
+from litgpt_warmstart.errors import NotYet, UserError, nearest, one_line
 from litgpt_warmstart.parsing import Unreadable, parse, read_yaml
 
 PACKAGE = Path(__file__).parents[1]
@@ -138,10 +138,11 @@ def resolve_config(target: str, padded_vocab_size: int | None = None, vocab_size
         if not os.path.exists(path) and (PACKAGE / path).is_file():
             path = PACKAGE / path
         if not os.path.exists(path):
-            raise UserError(f"no model config at {str(path)!r}: give a LitGPT name or an existing model_config.yaml")
+            raise NotYet(f"no model config at {str(path)!r}: give a LitGPT name or an existing model_config.yaml")
         return read_config(path)
     scales = [scale.short_name for scale in SCALES]
-    raise UserError(
+    kind = NotYet if os.sep in target else UserError  # the folder of a run, perhaps, that is to come
+    raise kind(
         f"unknown scale {target!r}: choose one of {', '.join(scales)}, a name from `litgpt pretrain list`, or give the"
         f" path of a model_config.yaml{nearest(target, [*name_to_config, *scales])}"
     )

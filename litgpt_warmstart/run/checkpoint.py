@@ -28,7 +28,7 @@ from litgpt.utils import incremental_save, save_config
 
 from litgpt_warmstart.data.tokenizer_files import NAMES as TOKENIZER_FILES
 from litgpt_warmstart.data.tokenizer_files import TokenizerFiles, read_tokenizer_files
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import NotYet, UserError
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256, others
 from litgpt_warmstart.method.folding import Folding, attention_scores_scalar, without_attention
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, branch_divisor, width_mult
@@ -134,7 +134,7 @@ def read_header(path: Path, what: str = "base") -> Header:
     """
     try:
         if not path.is_dir():
-            raise UserError(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
+            raise NotYet(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
         missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
         if missing:
             hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from litgpt_warmstart.data.preparing.hub import model_config, model_files
 from litgpt_warmstart.data.tokenizer_files import read_tokenizer_files
-from litgpt_warmstart.errors import Busy, UserError, one_line
+from litgpt_warmstart.errors import Busy, UserError, check_may_make, one_line
 from litgpt_warmstart.files import atomic_folder, dump_yaml, entries, file_sha256
 from litgpt_warmstart.method.model import check_supported
 from litgpt_warmstart.parsing import FileName, Unreadable, parse, read_json, read_yaml
@@ -97,6 +97,7 @@ def names_hub_model(base: Path) -> bool:
 
 def _convert(source: Path, destination: Path) -> Path:
     """Convert a folder of transformers' to LitGPT's format; another process that is at it is waited for."""
+    check_may_make(f"{str(source)!r} is converted to LitGPT's format")
     model = read_hf_config(source / HF_CONFIG, destination.name)
     check_supported(model.config)
     shards = _checked(model, _shards(source), source)

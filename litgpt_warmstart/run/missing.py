@@ -1,6 +1,6 @@
 """What a command cannot do without: all that is missing is said at once, with what to give."""
 
-from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.errors import NotYet
 from litgpt_warmstart.method.scales import SCALES
 
 REMEDIES = {
@@ -16,13 +16,13 @@ REMEDIES = {
 
 
 def check_given(**given: object) -> None:
-    """Raise a UserError that names all that a command cannot do without and that is None, and what to give."""
+    """Raise a NotYet that names all that a command cannot do without and that is None, and what to give."""
     if names := [name for name, value in given.items() if value is None]:
         raise missing(*names)
 
 
-def missing(*names: str) -> UserError:
+def missing(*names: str) -> NotYet:
     """What to say of options that a command cannot do without."""
     *others, last = (f"--{name}" for name in names)
     named = f"{', '.join(others)} and {last} are" if others else f"{last} is"
-    return UserError(f"{named} missing: {'; '.join(REMEDIES[name] for name in names)}")
+    return NotYet(f"{named} missing: {'; '.join(REMEDIES[name] for name in names)}")

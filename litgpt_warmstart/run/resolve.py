@@ -15,7 +15,7 @@ from litgpt.utils import extend_checkpoint_dir, init_out_dir
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.edge import LARGEST_INT
-from litgpt_warmstart.errors import UserError, check_above_zero
+from litgpt_warmstart.errors import NotYet, UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.parametrization import (
@@ -215,7 +215,7 @@ def _resolve_scale_eps(asked: bool | None, parametrization: str, optimizer: Chos
     return asked if asked is not None else table.scales_eps and has_eps
 
 
-def _unknown(base_lr: float | None, batch: int | None, tuned: Tuned, without_data: Header | None) -> UserError:
+def _unknown(base_lr: float | None, batch: int | None, tuned: Tuned, without_data: Header | None) -> NotYet:
     """All that neither the user, nor a record, nor the paper says, in one line; data where a base has no record."""
     told = []
     asked = {"learning rate": ("--lr", base_lr), "batch size": ("--train.global_batch_size", batch)}
@@ -231,7 +231,7 @@ def _unknown(base_lr: float | None, batch: int | None, tuned: Tuned, without_dat
             f"no data: {str(without_data.path)!r} has no record of its own; pass --data, e.g. --data PreparedText with"
             " --data.text_dir and --data.tokenizer, its tokenizer's folder"
         )
-    return UserError("; ".join(told))
+    return NotYet("; ".join(told))
 
 
 def _resolve_batch(train: TrainArgs, batch: int, num_devices: int) -> tuple[int, int]:
@@ -278,7 +278,7 @@ def _recorded_data(record: Record | None) -> DataModule:
     try:
         _ = default.vocab_size
     except UserError as error:
-        raise UserError(
+        raise NotYet(
             f"without --data the data is SlimPajama-6B, to be had by litgpt warmstart_prepare_data, but {error}; --data"
             " StdlibText needs no network"
         ) from error

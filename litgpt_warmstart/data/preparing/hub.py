@@ -29,7 +29,7 @@ from huggingface_hub.utils import logging
 from huggingface_hub.utils.tqdm import tqdm
 
 from litgpt_warmstart.data.preparing.read import SourceFile, split_of
-from litgpt_warmstart.errors import UserError, one_line
+from litgpt_warmstart.errors import NotYet, UserError, check_may_make, one_line
 
 RETRY_AFTER = (0.2, 2.0, 10.0)
 """Seconds after which a download that broke off is tried again."""
@@ -42,6 +42,7 @@ def told(what: str, otherwise: str = "") -> Iterator[None]:
 
     ``otherwise`` is what can be done without a network, too.
     """
+    check_may_make(f"{what} is looked up on the Hub")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -135,7 +136,7 @@ def tokenizer_files(tokenizer: str) -> dict[str, bytes]:
     if folder.is_dir():
         paths = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     elif tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") > 1:
-        raise UserError(f"the tokenizer folder {tokenizer!r} does not exist")
+        raise NotYet(f"the tokenizer folder {tokenizer!r} does not exist")
     else:
         with told(f"tokenizer {tokenizer!r}"):
             paths = [path for name in TOKENIZER_FILES if (path := _model_file(tokenizer, name))]
