@@ -74,7 +74,7 @@ class OneLineParser(ArgumentParser):
     """The command that is called with what is parsed; None of the parser of all commands."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # --scale would be taken for --scale_eps
         told = f"litgpt-warmstart {__version__}, litgpt {version('litgpt')}, torch {version('torch')}"
         self.add_argument("--version", action="version", version=told, help="Print versions and exit.")
 

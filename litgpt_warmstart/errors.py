@@ -65,9 +65,10 @@ def check_above_zero(options: Mapping[str, float | None]) -> None:
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
-    """The end of a message about a mistyped word: what is nearest to it, or nothing where nothing is near."""
+    """The end of a message about a mistyped or shortened word: what is nearest, or nothing where nothing is near."""
     lowered = {word.lower(): word for word in known}
-    found = difflib.get_close_matches(typed.lower(), lowered, 1)
+    longer = sorted((word for word in lowered if typed and word.startswith(typed.lower())), key=len)
+    found = longer or difflib.get_close_matches(typed.lower(), lowered, 1)
     return f"; did you mean {lowered[found[0]]}?" if found else ""
 
 

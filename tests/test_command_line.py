@@ -68,6 +68,9 @@ def test_garbage_is_looked_for_but_not_in_what_was_imported(typed):
         ("warmstart --shrnik=0.4", "--shrink"),
         ("warmstart --max_tokens 5", "--train.max_tokens"),
         ("warmstart_grid_search --lr_s 0.1", "--lrs"),
+        ("warmstart_scratch --scale 5M", "--scale_eps"),
+        ("warmstart --targ 70M", "--target"),
+        ("warmstart_plan --train.max_tok=1e6", "--train.max_tokens"),
         ("warmstrat", "warmstart"),
         ("warmstart_plna --base x", "warmstart_plan"),
         ("warmstart --schedule cosin", "cosine"),
@@ -103,6 +106,10 @@ def test_what_is_missing_is_told_in_words(refused, words, told):
 def test_a_key_of_a_config_file_is_told_so_too_and_what_is_like_nothing_has_no_such_end(refused, tmp_path):
     (tmp_path / "wrong.yaml").write_text("shrnik: 0.4\n")
     assert "there is no option 'shrnik'; did you mean shrink?" in refused("warmstart", "--config", "wrong.yaml")
+    (tmp_path / "short.yaml").write_text("train:\n  max_tok: 5\n")
+    assert "there is no option 'train.max_tok'; did you mean train.max_tokens?" in refused(
+        "warmstart", "--config", "short.yaml"
+    )
     assert "did you mean" not in refused("warmstart", "--zzzzzz", 1)
 
 
