@@ -87,10 +87,14 @@ def read_tokenizer_files(folder: Path, sha256: str | None = None) -> TokenizerFi
 
 
 def for_transformers(tokenizer: TokenizerFiles, block_size: int) -> TokenizerFiles:
-    """The same with what transformers goes by in its config: its class, the end of a text, and the longest input."""
+    """The same with what transformers goes by in its config: its class, the end of a text, and the longest input.
+
+    The class is the one that reads tokenizer.json as it stands. With others transformers 5 may take its vocabulary
+    alone and cut text by the class's own rules: to other ids than those that the model was trained on.
+    """
     told: dict[str, Any] = json.loads(tokenizer.files.get(CONFIG, b"{}"))
     if JSON in tokenizer.files:
-        told.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        told["tokenizer_class"] = "PreTrainedTokenizerFast"
         if tokenizer.eos_id is not None and not told.get("eos_token"):
             told["eos_token"] = Tokenizer.from_buffer(tokenizer.files[JSON]).id_to_token(tokenizer.eos_id)
     told["model_max_length"] = block_size

@@ -5,12 +5,14 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 from litgpt.utils import save_config
 from safetensors import SafetensorError, safe_open
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from litgpt_warmstart.commands import warmstart_export, warmstart_grow
 
@@ -123,6 +125,29 @@ def test_a_tokenizer_whose_config_says_little_has_what_transformers_goes_by(base
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert (tokenizer.eos_token_id, tokenizer.model_max_length) == (end, 64)
     assert tokenizer("import os")["input_ids"] == Tokenizer(base).encode("import os").tolist()
+
+
+def test_a_tokenizer_gives_the_ids_of_its_file_whatever_class_it_names(base, tmp_path):
+    """Here punctuation stays together with the ends of lines, which the class's own rules would not do."""
+    from transformers import AutoTokenizer
+
+    lines = Regex(r"[^\s\w]+[\r\n]*|\w+|\s+")
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(lines, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    text, end = "f(x);\n\ng(x);\n\n", "<|endoftext|>"
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([text] * 9, trainers.BpeTrainer(special_tokens=[end], initial_alphabet=alphabet))
+    shutil.copytree(base, tmp_path / "foreign", ignore=shutil.ignore_patterns("warmstart.yaml"))
+    made.save(str(tmp_path / "foreign/tokenizer.json"))
+    named = {"tokenizer_class": "GPTNeoXTokenizer", "eos_token": end}
+    (tmp_path / "foreign/tokenizer_config.json").write_text(json.dumps(named))
+    warmstart_export.setup(tmp_path / "foreign", tmp_path / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer(text)["input_ids"] == made.encode(text).ids and tokenizer.eos_token == end
+    assert tokenizer.decode(made.encode(text).ids) == text
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(base, tmp_path, capsys, monkeypatch):
