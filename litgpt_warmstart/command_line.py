@@ -243,15 +243,15 @@ def _told_plainly(action: type, words: dict[str, Any]) -> type:
     """
 
     class Plain(action):
-        def _check_type(self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
+        def _check_type(self, value: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                return super()._check_type(value, append, cfg, mode)
+                return super()._check_type(value, *args, **kwargs)
             except TypeError as error:
                 number = whole_number(value) if int in words.values() else None
                 if number is None:
                     told = f"--{self.dest} {value}: give {' or '.join(words)}{nearest(str(value), words)}"
                     raise TypeError(told) from error
-                return super()._check_type(number, append, cfg, mode)
+                return super()._check_type(number, *args, **kwargs)
 
     return Plain
 
