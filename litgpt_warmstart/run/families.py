@@ -239,8 +239,8 @@ def read_hf_config(path: Path, name: str) -> HFModel:
     fields |= dict(name=name, vocab_size=sizes["vocab_size"], gelu_approximate=_GELUS.get(act, "none"))
     if theta is not None:
         fields["rope_base"] = int(theta) if theta.is_integer() else theta
-    if rotated is not None:
-        fields["rotary_percentage"] = rotated
+    if rotated is not None or asked == "phi":
+        fields["rotary_percentage"] = rotated or 0.5  # PhiConfig's default; GPTNeoXConfig has LitGPT's
     if adjustments:
         fields["rope_adjustments"] = {_ROPE_ADJUSTMENTS[entry]: value for entry, value in adjustments.items()}
     config = checked_config(fields, where, "a model that LitGPT has")

@@ -96,6 +96,17 @@ def test_a_model_that_transformers_cannot_hold_is_refused_by_the_part():
         hf_config(neox(48, 4, rotary_percentage=0.25))
 
 
+@pytest.mark.parametrize("name", ["gpt_neox", "phi"])
+def test_a_config_json_that_does_not_tell_how_much_is_rotated_means_its_classs_default(name, tmp_path):
+    import transformers
+
+    config = replace(MODELS[name], n_embd=64, head_size=16)
+    told = {entry: value for entry, value in hf_config(config).items() if not entry.startswith(("rotary", "partial"))}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters["partial_rotary_factor"]
+    assert read_hf_config(tmp_path / "config.json", "mine").config.rotary_percentage == theirs
+
+
 def test_the_config_json_of_each_model_that_litgpt_knows_is_read_back(tmp_path):
     """Its name and its count of tokens in use are all that a config.json does not tell."""
     told, path = [], tmp_path / "config.json"
