@@ -37,10 +37,10 @@ def setup(
 ) -> None:
     """Say what ``litgpt warmstart`` with the same arguments takes: tokens, Hoffmann FLOPs, memory, and time here.
 
-    Time and memory come from a few steps of the real target on random tokens. Nothing is downloaded or prepared, and
-    nothing is written but ``--json`` and, in the user's cache, the micro-batch that was the fastest. A warmstart's
-    ``--config`` file is a plan's, too. Warns where growth is larger than what the literature found to pay, and names
-    the stages instead.
+    Time and memory come from a few steps of the real target on random tokens. No data is downloaded or prepared; what
+    is written is ``--json``, a base that has to be converted, and, in the user's cache, the micro-batch that was the
+    fastest. A warmstart's ``--config`` file is a plan's, too. Warns where growth is larger than what the literature
+    found to pay, and names the stages instead.
 
     Arguments:
         base: The small trained checkpoint: a folder of ours, LitGPT's or of transformers' (config.json, safetensors),

@@ -134,7 +134,10 @@ def read_header(path: Path, what: str = "base") -> Header:
     """
     try:
         if not path.is_dir():
-            raise NotYet(f"{what} folder {str(path)!r} does not exist: give the folder of a LitGPT checkpoint")
+            raise NotYet(
+                f"{what} folder {str(path)!r} does not exist: give a checkpoint's folder, LitGPT's or transformers', or"
+                " ORG/NAME of a model on the Hugging Face Hub"
+            )
         missing = [name for name in (WEIGHTS, CONFIG) if not (path / name).is_file()]
         if missing:
             hint = "give its final/ or step-*/ folder" if any(path.glob("*/" + WEIGHTS)) else "give a LitGPT checkpoint"
