@@ -16,7 +16,7 @@ import torch
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.growth import OPERATORS, Growth
-from litgpt_warmstart.method.growth.axis_maps import axes, axis_size, kind_of, split
+from litgpt_warmstart.method.growth.axis_maps import kind_of, shape_of, split
 from litgpt_warmstart.method.growth.operators import Placement
 from litgpt_warmstart.method.model import MuGPT, branch_ends
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, divisors
@@ -53,8 +53,7 @@ def carry(
     operator, source, target = OPERATORS[growth.operator], source_model.config, target_model.config
     growth = replace(growth, alignment=growth.aligned(source, target)[0])
     for name, _ in target_model.named_parameters():
-        position, inner = split(name)
-        origin = name if position is None else f"transformer.h.{operator.block(position, source, target)}.{inner}"
+        position, origin = split(name)[0], operator.source_name(name, source, target)
         if origin not in states:
             raise UserError(f"--moments carried: the base's optimizer has no state of {origin}: pass --moments fresh")
         state = states[origin]
@@ -65,10 +64,10 @@ def carry(
         ratio = now / then
         if position is not None and operator.plain and not any(f".{end}." in name for end in branch_ends(target)):
             # what the branch adds is kept by its last weights, so that less of it comes from them alone
-            ratio /= branch_ratio(source_model, target_model, parametrization)
+            depth = PARAMETRIZATIONS[parametrization].depth
+            ratio /= (target_model.depth_mult / source_model.depth_mult) ** depth.gradients if depth else 1.0
         # where entries come from: what copies of a weight are divided by is no matter of its gradient
-        origins = operator.placement(name, source, target, growth.alignment, seed).origins
-        placement, shape = Placement(origins), [axis_size(axis, target) for axis in axes(name)]
+        placement = Placement(operator.placement(name, source, target, growth.alignment, seed).origins)
         grown: dict[str, Any] = {}
         for what, moment in state.items():
             if not isinstance(moment, torch.Tensor) or moment.dim() == 0:
@@ -78,13 +77,7 @@ def carry(
             power = 0 if what == "momentum_buffer" and "square_avg" in state else POWERS.get(what)
             if power is None:
                 raise UserError(f"--moments carried: {what} of the base's optimizer is not known: pass --moments fresh")
-            grown[what] = torch.zeros(shape)
+            grown[what] = torch.zeros(shape_of(name, target))
             if not nothing:
                 grown[what][placement.held] = placement.taken(moment.float()) / ratio**power
         yield name, grown
-
-
-def branch_ratio(source: MuGPT, target: MuGPT, parametrization: str) -> float:
-    """How many times as small gradients in blocks get by the target's depth."""
-    depth = PARAMETRIZATIONS[parametrization].depth
-    return (target.depth_mult / source.depth_mult) ** depth.gradients if depth else 1.0

@@ -20,7 +20,8 @@ from torch import nn
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.folding import READOUT, Folding, attention_scores_scalar
-from litgpt_warmstart.method.growth import Growth, is_gain
+from litgpt_warmstart.method.growth import Growth
+from litgpt_warmstart.method.growth.axis_maps import is_gain
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.muon import MATCH_ADAMW
 from litgpt_warmstart.method.muon import lr_divisor as muon_lr_divisor
@@ -327,16 +328,12 @@ def build_optimizer(
         lr = base_lr / lr_divisor
         group = dict(params=groups[key], lr=lr, lr_scale=lr / base_lr, weight_decay=decay * lr_divisor)
         if eps_divisor != 1:
-            group["eps"] = eps_of(cls, arguments) / eps_divisor
+            usual = inspect.signature(cls).parameters["eps"].default
+            group["eps"] = arguments.get("eps", usual) / eps_divisor
         if is_matrix and orthogonalizes:
             group["orthogonal"] = True
         described.append(group)
     return cls(described, **arguments, lr=base_lr)
-
-
-def eps_of(cls: Callable[..., torch.optim.Optimizer], arguments: Mapping[str, Any]) -> float:
-    """The eps that an optimizer has where all its groups have one."""
-    return arguments["eps"] if "eps" in arguments else inspect.signature(cls).parameters["eps"].default
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, base_lr: float, lr_multiplier: float) -> None:

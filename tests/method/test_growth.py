@@ -13,6 +13,7 @@ from litgpt.config import Config
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Grown, Growth
+from litgpt_warmstart.method.growth.axis_maps import axes, axis_map, axis_size, heads_reason, is_gain, resolve_alignment
 from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.parsing import Unreadable, parse
 from tests.conftest import FAMILIES, build, llama, neox, randomized
@@ -78,28 +79,28 @@ def config_pairs(draw) -> tuple[Config, Config]:
 @given(config_pairs())
 def test_heads_map_equals_the_definition(pair):
     source, target = pair
-    assume(growth.heads_reason(source, target) is None)
+    assume(heads_reason(source, target) is None)
     for axis in ("qkv", "heads", "norm_q", "norm_k"):
-        assert growth.axis_map(axis, source, target, "heads").tolist() == slow_heads_map(axis, source, target), axis
+        assert axis_map(axis, source, target, "heads").tolist() == slow_heads_map(axis, source, target), axis
 
 
 @settings(max_examples=200, deadline=None)
 @given(config_pairs())
 def test_every_map_is_injective_and_inside_the_target(pair):
     source, target = pair
-    possible, _ = growth.resolve_alignment(source, target, "heads")
+    possible, _ = resolve_alignment(source, target, "heads")
     for alignment, axis in itertools.product((possible, "blocks", "literal"), ("qkv", "heads", "norm_q", "norm_k")):
-        positions = growth.axis_map(axis, source, target, alignment).tolist()
-        assert len(set(positions)) == len(positions) == growth.axis_size(axis, source)
-        assert min(positions) >= 0 and max(positions) < growth.axis_size(axis, target)
+        positions = axis_map(axis, source, target, alignment).tolist()
+        assert len(set(positions)) == len(positions) == axis_size(axis, source)
+        assert min(positions) >= 0 and max(positions) < axis_size(axis, target)
 
 
 def test_blocks_keep_row_r_of_each_of_q_k_and_v_and_literal_pads_the_fused_tensor_as_it_stands():
     source, target = llama(16, 4, n_query_groups=2, head_size=2), llama(32, 4, n_query_groups=2, head_size=3)
-    assert growth.axis_map("heads", source, target, "blocks").tolist() == list(range(8))
+    assert axis_map("heads", source, target, "blocks").tolist() == list(range(8))
     blocks = [*range(8), *(12 + row for row in range(4)), *(18 + row for row in range(4))]
-    assert growth.axis_map("qkv", source, target, "blocks").tolist() == blocks
-    assert growth.axis_map("qkv", source, target, "literal").tolist() == list(range(16))
+    assert axis_map("qkv", source, target, "blocks").tolist() == blocks
+    assert axis_map("qkv", source, target, "literal").tolist() == list(range(16))
 
 
 @pytest.mark.parametrize(
@@ -116,16 +117,16 @@ def test_blocks_keep_row_r_of_each_of_q_k_and_v_and_literal_pads_the_fused_tenso
 def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, reason):
     source = llama(16, 4, n_query_groups=2, head_size=8)
     target = llama(64, 4, **({"n_query_groups": 2, "head_size": 8} | change))
-    assert reason in growth.heads_reason(source, target)
+    assert reason in heads_reason(source, target)
     if target.n_query_groups * target.head_size < 16:  # too few rows even for blocks
         with pytest.raises(UserError, match="does not fit"):
-            growth.resolve_alignment(source, target, "heads")
+            resolve_alignment(source, target, "heads")
     else:
-        assert growth.resolve_alignment(source, target, "heads")[0] == "blocks"
+        assert resolve_alignment(source, target, "heads")[0] == "blocks"
 
 
 def test_5m_to_10m_falls_back_to_blocks():
-    found = growth.resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
+    found = resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
     assert found == ("blocks", "head_size 24 -> 16")
 
 
@@ -149,8 +150,8 @@ def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says(fami
     result = grown(model, target, shrink=1.0, alignment=alignment, perturb=0.0)
     assert result.keys() == dict(build(target).named_parameters()).keys()
     for name, p in model.named_parameters():
-        index = [growth.axis_map(axis, source, target, alignment) for axis in growth.axes(name)]
-        expected = torch.ones(result[name].shape) if growth.is_gain(name) else torch.zeros(result[name].shape)
+        index = [axis_map(axis, source, target, alignment) for axis in axes(name)]
+        expected = torch.ones(result[name].shape) if is_gain(name) else torch.zeros(result[name].shape)
         for place in itertools.product(*(range(n) for n in p.shape)):
             expected[tuple(index[axis][i] for axis, i in enumerate(place))] = p[place].detach()
         assert torch.equal(result[name], expected), name
@@ -218,7 +219,7 @@ def test_a_pair_that_cannot_grow_is_refused_by_name(source, target, names):
 
 def test_attention_that_does_not_fit_is_refused():
     with pytest.raises(UserError, match="more or larger heads"):
-        growth.resolve_alignment(neox(16, 4, head_size=8), neox(32, 2, head_size=8), "heads")
+        resolve_alignment(neox(16, 4, head_size=8), neox(32, 2, head_size=8), "heads")
 
 
 def test_weights_of_another_shape_than_their_config_are_refused():
@@ -242,7 +243,7 @@ def test_the_perturbation_is_independent_of_the_sources_own_init_under_the_same_
 
 def test_an_unknown_parameter_raises():
     with pytest.raises(KeyError, match="gate"):
-        growth.axes("transformer.h.0.mlp.gate.weight")
+        axes("transformer.h.0.mlp.gate.weight")
 
 
 # --- what is asked for, and what is told of it ----------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_an_unknown_parameter_raises():
         (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),
         (dict(operator="pat"), "--operator 'pat' is none of pad, tile, net2net, fpi, stack, interpose, blank"),
         (dict(shrink={}), "--shrink is an empty mapping: give a number, or one for some of embedding, hidden"),
-        (dict(shrink={"hidden": 0.0}, perturb=0.0), "--shrink 0 of hidden with --perturb 0 leaves no weights there"),
+        (dict(shrink={"hidden": 0.0}, perturb=0.0), "--shrink 0 of hidden with --perturb 0 leaves no weights: change"),
         (dict(perturb_where="some"), "--perturb_where 'some' is none of all, new"),
         (dict(growth="loud"), "--growth 'loud' is none of paper, quiet"),
         (dict(shrink={"heads": 1.0}), "--shrink has no class 'heads': choose from embedding, hidden, readout, gains"),

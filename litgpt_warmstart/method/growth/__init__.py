@@ -29,25 +29,9 @@ from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method.folding import Folding
-from litgpt_warmstart.method.growth.axis_maps import (
-    Alignment,
-    Kind,
-    axes,
-    axis_map,
-    axis_size,
-    heads_reason,
-    is_gain,
-    kind_of,
-    resolve_alignment,
-    split,
-)
+from litgpt_warmstart.method.growth.axis_maps import Alignment, Kind, is_gain, kind_of, resolve_alignment, shape_of
 from litgpt_warmstart.method.growth.operators import OPERATORS, OperatorName
 from litgpt_warmstart.method.model import check_supported
-
-__all__ = [
-    "OPERATORS", "Alignment", "Growth", "Grown", "axes", "axis_map", "axis_size", "check_growable", "grow",
-    "grow_tensor", "grown_gain", "heads_reason", "is_gain", "resolve_alignment",
-]  # fmt: skip
 
 Moments = Literal["fresh", "carried"]
 Gains = Literal["shrunk", "added", "copied", "reset"]
@@ -96,11 +80,8 @@ class Growth:
 
     def __post_init__(self) -> None:
         for option in fields(Growth):
-            choices, value = (
-                get_args(option.type) if get_origin(option.type) is Literal else (),
-                getattr(self, option.name),
-            )
-            if choices and value not in choices:
+            choices = get_args(option.type) if get_origin(option.type) is Literal else ()
+            if choices and (value := getattr(self, option.name)) not in choices:
                 raise UserError(f"--{option.name} {value!r} is none of {', '.join(filter(None, choices))}")
         if self.shrink == {}:
             raise UserError(f"--shrink is an empty mapping: give a number, or one for some of {', '.join(KINDS)}")
@@ -112,11 +93,10 @@ class Growth:
         if not 0 <= self.perturb < math.inf:
             raise UserError(f"--perturb must not be negative, got {self.perturb}")
         self._apply_preset()
-        if self.shrink == 0 and self.perturb == 0:
-            raise UserError("--shrink 0 with --perturb 0 leaves no weights: change one of them")
         for kind in ("embedding", "hidden"):  # a readout may begin at 0, gains begin at 1
             if self.shrink_of(kind) == 0 and self.perturb == 0:
-                raise UserError(f"--shrink 0 of {kind} with --perturb 0 leaves no weights there: change one of them")
+                of = f" of {kind}" if isinstance(self.shrink, dict) else ""
+                raise UserError(f"--shrink 0{of} with --perturb 0 leaves no weights: change one of them")
         if not OPERATORS[self.operator].pads:
             own = f"--operator {self.operator}"
             if self.alignment != Growth.alignment:
@@ -362,14 +342,10 @@ def grow(
     growth, operator = replace(growth, alignment=alignment), OPERATORS[growth.operator]
     before, then = foldings or (Folding(source_config), Folding(target_config))
     for name, tensor in initial:
-        position, inner = split(name)
-        origin = name
-        if position is not None:
-            origin = f"transformer.h.{operator.block(position, source_config, target_config)}.{inner}"
+        origin = operator.source_name(name, source_config, target_config)
         if origin not in source:
             raise UserError(f"the base's weights lack {origin!r}: its model_config.yaml describes another model")
-        described = tuple(axis_size(axis, source_config) for axis in axes(origin))
-        weight = source[origin]
+        weight, described = source[origin], shape_of(origin, source_config)
         if tuple(weight.shape) != described:
             raise UserError(
                 f"the base's {origin} has shape {tuple(weight.shape)}, its model_config.yaml says {described}: they"

@@ -80,6 +80,11 @@ def axis_size(axis: Axis, config: Config) -> int:
     }[axis]
 
 
+def shape_of(name: str, config: Config) -> tuple[int, ...]:
+    """Shape of a parameter in a model of this config."""
+    return tuple(axis_size(axis, config) for axis in axes(name))
+
+
 def heads_reason(source: Config, target: Config) -> str | None:
     """Why attention heads cannot be kept one by one from source to target; None if they can."""
     old, new = Sizes.of(source), Sizes.of(target)

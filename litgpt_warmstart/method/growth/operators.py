@@ -32,7 +32,8 @@ class Placement:
     @property
     def held(self) -> tuple[torch.Tensor, ...]:
         """An index of the target's entries that hold one of the source's."""
-        return _grid([torch.nonzero(origin != NEW).flatten() for origin in self.origins])
+        first, *last = (torch.nonzero(origin != NEW).flatten() for origin in self.origins)
+        return (first[:, None], *last) if last else (first,)
 
     def taken(self, source: torch.Tensor) -> torch.Tensor:
         """What those entries hold, in the shape that ``held`` gives."""
@@ -45,11 +46,6 @@ class Placement:
             factor = factor[origin != NEW].to(source.dtype)
             found = found * (factor[:, None] if place < found.dim() - 1 else factor)
         return found
-
-
-def _grid(positions: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """An index of all combinations of positions on one or two axes."""
-    return tuple(positions) if len(positions) == 1 else (positions[0][:, None], positions[1])
 
 
 class Operator:
@@ -68,6 +64,11 @@ class Operator:
     def block(self, position: int, source: Config, target: Config) -> int:
         """The source's block that the target's at a position comes from."""
         return position
+
+    def source_name(self, name: str, source: Config, target: Config) -> str:
+        """The source's parameter that one of the target's comes from."""
+        position, inner = split(name)
+        return name if position is None else f"transformer.h.{self.block(position, source, target)}.{inner}"
 
     def is_blank(self, name: str, source: Config, target: Config) -> bool:
         """Whether a parameter of the target is 0 before the first step, whatever the source has."""

@@ -12,7 +12,7 @@ from litgpt.config import Config
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import OPERATORS, Growth
-from litgpt_warmstart.method.growth.axis_maps import axes, axis_size, kind_of
+from litgpt_warmstart.method.growth.axis_maps import axes, axis_size, is_gain, kind_of
 from litgpt_warmstart.method.growth.operators import NEW
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
@@ -29,7 +29,7 @@ def trained(model: MuGPT, seed: int = 1) -> MuGPT:
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=draws) * 0.3 + growth.is_gain(name))
+            p.copy_(torch.randn(p.shape, generator=draws) * 0.3 + is_gain(name))
     return model
 
 
@@ -229,7 +229,7 @@ def test_new_perturbs_the_entries_alone_that_hold_no_base_weight(alignment, oper
     without = become_deeper(source, target, Growth(0.5, alignment, operator=operator, perturb=0.0))
     init = build(target, seed=3)
     for name, p in with_noise.named_parameters():
-        if growth.is_gain(name):
+        if is_gain(name):
             continue
         places = OPERATORS[operator].placement(name, source.config, target, alignment, 3)
         held = torch.zeros(p.shape, dtype=torch.bool)
@@ -249,7 +249,7 @@ def test_each_class_is_shrunk_by_its_own_number():
     whole = become_deeper(source, target, Growth(**EXACT))
     for name, p in model.named_parameters():
         share = shares[kind_of(name)]
-        expected = torch.ones(32) if growth.is_gain(name) else share * whole.get_parameter(name)
+        expected = torch.ones(32) if is_gain(name) else share * whole.get_parameter(name)
         torch.testing.assert_close(p.detach(), expected.detach(), rtol=0, atol=1e-6)
 
 
