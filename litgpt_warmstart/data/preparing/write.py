@@ -93,65 +93,53 @@ def finished_portion(folder: Path, portion: Portion) -> PortionResult | None:
 
 def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]]) -> PortionResult:
     """Encode a portion of ``files``, each by name with path and sha256, and write its chunks, then its result."""
+    rows, counts = {part.name: 0 for part in portion.parts}, Counter[str]()
+    chunks: defaultdict[str, tuple[Chunk, ...]] = defaultdict(tuple)
+    for number, encoded in enumerate(_encoded(folder, plan, portion, files, rows)):
+        random = _random(plan.seed, portion.number, number)
+        for split in encoded:
+            path = folder / split / f"chunk-{portion.number}-{number}.bin"
+            chunks[split] += (write_chunk(path, _shuffled(encoded[split], random)),)
+            counts[split] += len(encoded[split])
+    result = PortionResult({name: sha256 for name, (_, sha256) in files.items()}, rows, dict(counts), dict(chunks))
+    write_whole(folder / portion.result_name, json.dumps(asdict(result)))
+    return result
+
+
+def _encoded(
+    folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]], rows: dict[str, int]
+) -> Iterator[dict[str, list[np.ndarray]]]:
+    """A portion's documents as tokens, by split, as many as are shuffled at once; counts the ``rows`` of each file."""
     encoder = encoder_of(folder, plan.tokenizer_sha256, plan.encoder)
     held_out_share = plan.source.val_fraction if portion.split == "train" else None
-    rows = dict.fromkeys((part.name for part in portion.parts), 0)
-    waiting = _Documents(folder, plan, portion)
-    checked = 0
+    waiting: defaultdict[str, list[np.ndarray]] = defaultdict(list)
+    checked = characters = 0
     for part in portion.parts:
         for texts in documents(files[part.name][0], part, plan.source.column, plan.source.piece_bytes):
             rows[part.name] += len(texts)
-            texts = [text for text in texts if text and not text.isspace()]
-            for text in texts:
+            for text in (text for text in texts if text and not text.isspace()):
                 if checked < CHECKED_CHARACTERS and encoder.name == "tiktoken":
                     sample = text[: CHECKED_CHARACTERS - checked]
                     checked += len(sample)
                     if not encoder.agrees([sample]):
                         raise EncoderDiffers(part.name)
                 held = held_out_share is not None and held_out(text, held_out_share)
-                waiting.add("val" if held else portion.split, encoder.encode(text), len(text))
-    waiting.write()
-    sha256 = {name: digest for name, (_, digest) in files.items()}
-    result = PortionResult(sha256, rows, dict(waiting.counts), dict(waiting.chunks))
-    write_whole(folder / portion.result_name, json.dumps(asdict(result)))
-    return result
+                ids = encoder.encode(text)
+                document = np.empty(len(ids) + 1, plan.dtype)
+                document[:-1], document[-1] = ids, plan.eos_id
+                waiting["val" if held else portion.split].append(document)
+                characters += len(text)
+                if characters >= SHUFFLED_CHARACTERS:
+                    yield waiting
+                    waiting.clear()
+                    characters = 0
+    yield waiting
 
 
 def held_out(text: str, share: float) -> bool:
     """Whether a document is held out for validation: by its text alone, so that copies of one never part."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"validation").digest()
     return int.from_bytes(digest, "big") < share * 2**64
-
-
-class _Documents:
-    """Documents of a portion on their way to chunks."""
-
-    def __init__(self, folder: Path, plan: Plan, portion: Portion) -> None:
-        self.folder, self.plan, self.portion = folder, plan, portion
-        self.counts: Counter[str] = Counter()
-        self.chunks: defaultdict[str, tuple[Chunk, ...]] = defaultdict(tuple)
-        self._waiting: defaultdict[str, list[np.ndarray]] = defaultdict(list)
-        self._characters = self._times_written = 0
-
-    def add(self, split: Split, ids: np.ndarray, characters: int) -> None:
-        """Take a document, and write what waits where that is enough."""
-        document = np.empty(len(ids) + 1, self.plan.dtype)
-        document[:-1], document[-1] = ids, self.plan.eos_id
-        self._waiting[split].append(document)
-        self._characters += characters
-        if self._characters >= SHUFFLED_CHARACTERS:
-            self.write()
-
-    def write(self) -> None:
-        """Write what waits, shuffled, as a chunk of each split."""
-        number = self._times_written
-        random = _random(self.plan.seed, self.portion.number, number)
-        for split, waiting in self._waiting.items():
-            path = self.folder / split / f"chunk-{self.portion.number}-{number}.bin"
-            self.chunks[split] += (write_chunk(path, _shuffled(waiting, random)),)
-            self.counts[split] += len(waiting)
-        self._waiting.clear()
-        self._characters, self._times_written = 0, number + 1
 
 
 def write_chunk(path: Path, tokens: np.ndarray) -> Chunk:
