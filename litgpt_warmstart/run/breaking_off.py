@@ -65,7 +65,7 @@ def save_whole(run: OpenRun, folder: Path) -> Path:
         BrokeOff: Something cannot be written.
     """
     with run.team.agreed():
-        for file in filter(None, (run.rows, run.tracker and run.tracker.file)):
+        for file in filter(None, (run.rows.file, run.tracker and run.tracker.file)):
             file.flush_to_disk()
     try:
         return save(run, folder)

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,6 @@ _NUMBERS = ("loss", "val_loss", "learning_rate", "tokens_per_sec", "seconds", "m
             "grad_norm", "val_perplexity", "val_bits_per_byte")  # fmt: skip
 METRICS = RowFormat({"step": whole_number, "tokens": whole_number, **dict.fromkeys(_NUMBERS, number)}, optional=4)
 read_metrics = METRICS.read
-
-
 LOGGED_AS = {
     "loss": "train/loss", "learning_rate": "train/learning_rate", "grad_norm": "train/grad_norm",
     "val_loss": "val/loss", "val_perplexity": "val/perplexity", "val_bits_per_byte": "val/bits_per_byte",
@@ -160,15 +158,15 @@ class RowFile:
 class Metrics:
     """What a run goes by of its rows; of several processes only the first has a file of them."""
 
-    def __init__(self, kept: Iterable[Row]) -> None:
-        kept = list(kept)
+    def __init__(self, kept: Sequence[Row], file: RowFile | None = None) -> None:
+        self.file = file
         self.seconds = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         """Training time up to the step that the run goes on from."""
         self.val_losses: dict[float, float] = {}
         """By step, all so far."""
         self._first_train_loss: float | None = None
         for row in kept:
-            Metrics.write(self, **row)
+            self._take_in(row)
 
     @property
     def first_loss(self) -> float | None:
@@ -176,27 +174,16 @@ class Metrics:
         return self.val_losses.get(0, self._first_train_loss)
 
     def write(self, **row: float) -> None:
-        """Take in one row."""
+        """Take in one row, and append it to the file; see :meth:`RowFile.append`."""
+        self._take_in(row)
+        if self.file:
+            self.file.append([row])
+
+    def _take_in(self, row: Row) -> None:
         if "val_loss" in row:
             self.val_losses[row["step"]] = row["val_loss"]
         if self._first_train_loss is None:
             self._first_train_loss = row.get("loss")
-
-    def flush_to_disk(self) -> None:
-        """Nothing is written here."""
-
-
-class MetricsFile(RowFile, Metrics):
-    """The metrics.csv in a run's folder; see :class:`RowFile`."""
-
-    def __init__(self, out_dir: Path, resume_step: int | None = None) -> None:
-        RowFile.__init__(self, out_dir / FILE_NAME, METRICS, resume_step)
-        Metrics.__init__(self, self.kept)
-
-    def write(self, **row: float) -> None:
-        """Append one row; see :meth:`append`."""
-        Metrics.write(self, **row)
-        self.append([row])
 
 
 NOISE = 0.05

@@ -195,7 +195,7 @@ def opened(
     Raises:
         UserError: Another process has the folder, it cannot be written, or the logger fails.
     """
-    opened_files: list[tuple[metrics.MetricsFile, norms.Tracker]] = []
+    opened_files: list[tuple[metrics.RowFile, norms.Tracker]] = []
     with ExitStack() as held:
 
         def open_files() -> list[metrics.Row]:
@@ -203,13 +203,14 @@ def opened(
             return opened_files[0][0].kept
 
         kept = team.first(open_files)
-        rows, tracker = opened_files[0] if opened_files else (metrics.Metrics(kept), None)
+        file, tracker = opened_files[0] if opened_files else (None, None)
+        rows = metrics.Metrics(kept, file)
         yield OpenRun(fabric, team, spec, plan, state, rows, text, tracker, held.enter_context(stop))
 
 
 def _open_files(
     held: ExitStack, fabric: L.Fabric, spec: RunSpec, state: State, resume_dir: Path | None
-) -> tuple[metrics.MetricsFile, norms.Tracker]:
+) -> tuple[metrics.RowFile, norms.Tracker]:
     """Lock the folder, remove what is replaced, and open metrics.csv and, where norms are recorded, norms.csv."""
     out_dir, resume_step = repr(str(spec.out_dir)), state.step_count or None
     probe = first_val_block(spec, fabric.device) if spec.args.track else None
@@ -224,7 +225,8 @@ def _open_files(
         elif spec.args.overwrite:
             remove_run(spec.out_dir)
         claim(spec.out_dir, getattr(fabric.logger, "log_dir", None))
-        rows = held.enter_context(closing(metrics.MetricsFile(spec.out_dir, resume_step)))
+        rows = metrics.RowFile(spec.out_dir / metrics.FILE_NAME, metrics.METRICS, resume_step)
+        held.enter_context(closing(rows))
         tracker = norms.Tracker(fabric, spec, state.gpt, probe, resume_step)
         held.callback(lambda: tracker.file and tracker.file.close())
     except BrokenPipeError:  # of standard output

@@ -14,7 +14,7 @@ from litgpt_warmstart.method.flops import hoffmann_flops_per_token
 from litgpt_warmstart.method.growth import Grown
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, WEIGHTS
-from litgpt_warmstart.run.metrics import MetricsFile, RowFile
+from litgpt_warmstart.run.metrics import METRICS, RowFile
 from litgpt_warmstart.run.norms import FILE_NAME, INDUCTION, NORMS
 from litgpt_warmstart.run.record import Ancestor, Record
 from tests.conftest import neox
@@ -105,15 +105,15 @@ class Maker:
     def metrics(out_dir: Path, val_losses: list[float], steps: int, flops_per_token: float | None = None) -> None:
         """A metrics.csv with a training loss of 9 less a tenth of the step at each step."""
         out_dir.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsFile(out_dir)
+        file = RowFile(out_dir / "metrics.csv", METRICS)
         places = {round(steps * i / (len(val_losses) - 1)): loss for i, loss in enumerate(val_losses)}
         for step in range(steps + 1):
             flops = {"hoffmann_flops": step * PER_STEP * flops_per_token} if flops_per_token else {}
             if step:
-                metrics.write(step=step, tokens=step * PER_STEP, loss=9 - step / 10, **flops)
+                file.append([dict(step=step, tokens=step * PER_STEP, loss=9 - step / 10, **flops)])
             if step in places:
-                metrics.write(step=step, tokens=step * PER_STEP, val_loss=places[step], **flops)
-        metrics.close()
+                file.append([dict(step=step, tokens=step * PER_STEP, val_loss=places[step], **flops)])
+        file.close()
 
 
 @pytest.fixture
