@@ -39,11 +39,6 @@ class DataUse:
     block_size: Size | None = None
     """Tokens of a block that count; None in a record of version 0.1."""
 
-    @property
-    def is_in_stored_order(self) -> bool:
-        """Whether version 0.1 has read prepared tokens as they are stored, which is not gone on with."""
-        return self.fingerprint is not None and self.order_seed is None
-
     def identity(self, other: "DataUse | None" = None) -> dict[str, Any]:
         """What tells the data of a run from another's, in plain values.
 

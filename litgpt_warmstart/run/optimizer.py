@@ -17,9 +17,9 @@ from litgpt_warmstart.method.muon import Muon
 
 DEFAULT = "AdamW"
 OURS = {"betas": [0.9, 0.95], "weight_decay": 0.0}
+"""What a class that has these arguments gets here unless the user says otherwise."""
 MUPS = {"class_path": "torch.optim.Adam", "init_args": {"betas": [0.9, 0.999]}}
 """Adam with torch's betas, as mup's own coordinate check has it."""
-"""What a class that has these arguments gets here unless the user says otherwise."""
 ENTRY_BY_ENTRY = (torch.optim.Adagrad, torch.optim.RMSprop)
 """Optimizers without betas that divide each entry of the gradient by its own size."""
 

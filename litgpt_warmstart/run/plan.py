@@ -167,15 +167,12 @@ def make_plan(
     return "\n".join(lines), figures
 
 
-COUNTED = ("parameters", "tokens", "hoffmann_flops")
-
-
 def savings(source: ModelFigures, target: ModelFigures) -> Limits | None:
     """What the growth can save of the target's training; None where the base's record does not tell what it took."""
     if None in (source.tokens, source.hoffmann_flops):
         return None
-
-    return limits(*((getattr(source, name), getattr(target, name)) for name in COUNTED))
+    counted = ("parameters", "tokens", "hoffmann_flops")
+    return limits(*((getattr(source, name), getattr(target, name)) for name in counted))
 
 
 def savings_lines(found: Limits | None) -> list[str]:

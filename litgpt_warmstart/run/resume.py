@@ -239,7 +239,7 @@ def read_resumed(path: Path, spec: RunSpec, plan: DataPlan) -> Checkpoint:
     was = read.record
     if was is None or not was.training or was.data is None:
         raise UserError(f"--resume {str(path)!r} is no checkpoint of a run of litgpt-warmstart: {elsewhere}")
-    if was.data.is_in_stored_order:
+    if was.data.fingerprint is not None and was.data.order_seed is None:
         raise UserError(
             f"--resume {str(path)!r}: version 0.1 read this run's tokens as they are stored, which is not gone on with:"
             f" {elsewhere}"
