@@ -201,3 +201,18 @@ def made(config: Config) -> dict[str, torch.Tensor]:
     """Random weights of a model, the same at each call."""
     torch.manual_seed(0)
     return {name: torch.randn(w.shape) * 0.3 for name, w in GPT(config).state_dict().items()}
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Call a command with what it refuses; gives the one line that it ends with."""
+
+    def call(command: Callable[..., object], *given: object, **arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            command(*given, **arguments)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 1
+        return line
+
+    return call

@@ -78,28 +78,25 @@ def test_a_warmstart_says_when_its_bases_data_was_prepared_otherwise(tiny, tiny_
     assert Record.load(tmp_path / "b/final/warmstart.yaml").data.start_token == 0
 
 
-def test_without_data_or_a_base_the_data_is_slimpajama(monkeypatch, tmp_path, capsys):
+def test_without_data_or_a_base_the_data_is_slimpajama(monkeypatch, tmp_path, refused):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(SystemExit):
-        warmstart_scratch.setup(target="5M", compile=False)
-    told = capsys.readouterr().err
+    told = refused(warmstart_scratch.setup, target="5M", compile=False)
     assert "without --data the data is SlimPajama-6B" in told and "--data StdlibText needs no network" in told
     assert "tokenizer 'openai-community/gpt2' is not in the Hub's cache, and HF_HUB_OFFLINE is set" in told
     assert not list(tmp_path.glob("out*")) and not list(tmp_path.glob("data*"))
 
 
-def test_another_tokenizer_than_the_bases_is_refused_before_anything_is_prepared(base, tiny, ask, tmp_path, capsys):
+def test_another_tokenizer_than_the_bases_is_refused_before_anything_is_prepared(base, tiny, ask, tmp_path, refused):
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     content = json.loads((base / "tokenizer.json").read_text())
     content["model"]["merges"].pop()
     (tokenizer / "tokenizer.json").write_text(json.dumps(content))
     data = PreparedText(ask.data_path, text_dir=ask.text_dir, tokenizer=str(tokenizer))
-    with pytest.raises(SystemExit):
-        warmstart.setup(base=base, target=tiny[48], data=data, out_dir=tmp_path / "out")
-    assert "has another tokenizer than the one in" in capsys.readouterr().err
+    told = refused(warmstart.setup, base=base, target=tiny[48], data=data, out_dir=tmp_path / "out")
+    assert "has another tokenizer than the one in" in told
     assert not ask.data_path.parent.exists()
 
 
@@ -111,19 +108,17 @@ def test_nothing_prepared_and_nothing_to_prepare_is_told(tmp_path):
             use(PreparedText())
 
 
-def test_the_command_prepares_names_the_module_and_does_nothing_twice(ask, capsys, monkeypatch, tmp_path):
+def test_the_command_prepares_names_the_module_and_does_nothing_twice(ask, capsys, monkeypatch, tmp_path, refused):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         warmstart_prepare_data.setup(text_dir=ask.text_dir, tokenizer=ask.tokenizer, num_workers=1)
         said = capsys.readouterr().out
         assert "Train on it with --data PreparedText --data.data_path data/my text" in said
     assert "Preparing" not in said
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(text_dir=ask.text_dir, repo_id="a/b", num_workers=1)
-    assert "repo_id and text_dir exclude each other" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(text_dir=ask.text_dir, val_fraction=2.0)
-    assert "val_fraction must lie between 0 and 1" in capsys.readouterr().err
+    told = refused(warmstart_prepare_data.setup, text_dir=ask.text_dir, repo_id="a/b", num_workers=1)
+    assert "repo_id and text_dir exclude each other" in told
+    told = refused(warmstart_prepare_data.setup, text_dir=ask.text_dir, val_fraction=2.0)
+    assert "val_fraction must lie between 0 and 1" in told
 
 
 def test_a_new_source_is_called_by_its_module_until_it_is_exported_and_then_a_record_may_choose_it(data, monkeypatch):

@@ -202,27 +202,12 @@ def run(tiny, tiny_settings, tmp_path):
     return start
 
 
-@pytest.fixture
-def refused(run, capsys):
-    """The one line that a run is refused with."""
-
-    def start(*given, **more) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as error:
-            run(*given, **more)
-        (line,) = capsys.readouterr().err.splitlines()
-        assert error.value.code == 1
-        return line
-
-    return start
-
-
 def test_a_wsd_run_logs_its_learning_rates_and_goes_on_longer_from_before_its_cooldown(run, refused, tmp_path, capsys):
     expected = [0, 0.5, 1, 1, 1, 1, 1, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75)]
     assert run(WSD, "wsd") == pytest.approx(expected)
     assert "schedule wsd, 2 warmup steps, 1-sqrt to 0 in steps 6 to 10" in capsys.readouterr().out
     longer = replace(WSD, max_steps=12)
-    told = refused(longer, "wsd", resume=True)  # from final/
+    told = refused(run, longer, "wsd", resume=True)  # from final/
     assert "wsd, 2 warmup steps, 1-sqrt to 0 in steps 6 to 10, now wsd" in told
     assert f"pass --resume {tmp_path / 'step-00000006'}" in told
     rates = run(longer, "wsd", resume=tmp_path / "step-00000006")
@@ -234,7 +219,7 @@ def test_wsd_s_goes_on_from_its_cooled_end_which_stays(run, refused, tmp_path):
     train = replace(TRAIN, max_steps=4, cooldown_steps=2)
     first = [1, 1, 1, 1 / 5.5]
     assert run(train, "wsd-s") == pytest.approx(first)
-    told = refused(replace(train, max_steps=8), "wsd-s", resume=True)
+    told = refused(run, replace(train, max_steps=8), "wsd-s", resume=True)
     assert "pass --train.cooldown_ends [4] to go on after its end" in told
     assert run(replace(train, max_steps=8, cooldown_ends=[4]), "wsd-s", resume=True) == pytest.approx(first * 2)
     assert Record.load(tmp_path / "step-00000004/warmstart.yaml").step_count == 4  # what was final/
@@ -243,7 +228,7 @@ def test_wsd_s_goes_on_from_its_cooled_end_which_stays(run, refused, tmp_path):
 
 def test_a_longer_cosine_is_refused_in_one_line(run, refused):
     run(replace(TRAIN, max_steps=4), "cosine")
-    told = refused(replace(TRAIN, max_steps=8), "cosine", resume=True)
+    told = refused(run, replace(TRAIN, max_steps=8), "cosine", resume=True)
     assert "schedule was cosine, to 0.1 in steps 0 to 4, now cosine, to 0.1 in steps 0 to 8" in told
     assert "from step 1 on: pass the schedule that the run was started with" in told
 
@@ -278,8 +263,8 @@ def test_a_longer_cosine_is_refused_in_one_line(run, refused):
         ("power", dict(power_b=0.0), "--train.power_b must be below 0, got 0.0"),
     ],
 )
-def test_what_cannot_be_or_would_do_nothing_is_refused_in_one_line(refused, schedule, train, told):
-    assert told in refused(replace(TRAIN, **train), schedule)
+def test_what_cannot_be_or_would_do_nothing_is_refused_in_one_line(run, refused, schedule, train, told):
+    assert told in refused(run, replace(TRAIN, **train), schedule)
 
 
 def test_no_warmup_may_be_said_to_every_schedule_that_needs_none():

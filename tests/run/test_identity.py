@@ -33,16 +33,14 @@ def test_an_older_record_tells_the_same_identity_but_for_what_it_does_not_tell(r
 
 
 def test_a_run_of_an_older_version_goes_on_and_is_refused_by_the_same_names(
-    run, base, tiny, tiny_settings, capsys, monkeypatch
+    run, base, tiny, tiny_settings, refused, monkeypatch
 ):
     record = run / "final/warmstart.yaml"
     content = yaml.safe_load(record.read_text()) | {"format_version": 3}
     del content["identity"]
     record.write_text(yaml.safe_dump(content))
     given = dict(base=base, target=tiny[48], out_dir=run, resume=True, train=TRAIN, **tiny_settings)
-    with pytest.raises(SystemExit):
-        warmstart.setup(**given)
-    assert "--resume: shrink was 0.3, now 0.4: pass the settings" in capsys.readouterr().err
+    assert "--resume: shrink was 0.3, now 0.4: pass the settings" in refused(warmstart.setup, **given)
     warmstart.setup(**given, shrink=0.3)
     assert read_header(run / "final").record.step_count == TRAIN.max_steps
 

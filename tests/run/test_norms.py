@@ -202,12 +202,10 @@ def test_a_file_of_before_there_was_a_score_is_read_and_gone_on_with(runs, warm,
 
 
 def test_a_block_in_which_no_model_can_show_that_it_copies_is_refused_before_anything_is_written(
-    scratch, tmp_path, capsys
+    scratch, tmp_path, refused
 ):
-    with pytest.raises(SystemExit):
-        scratch("short", track=1, train=replace(TRAIN, max_seq_length=7))
-    told = "--track has an induction score, which needs sequences of 8 tokens, and these have 7: raise"
-    assert told in capsys.readouterr().err
+    line = refused(scratch, "short", track=1, train=replace(TRAIN, max_seq_length=7))
+    assert "--track has an induction score, which needs sequences of 8 tokens, and these have 7: raise" in line
     assert not (tmp_path / "short").exists()
     scratch("long", track=1, train=replace(TRAIN, max_seq_length=8, max_steps=1))
     assert all(math.isfinite(row["score"]) for row in NORMS.read(tmp_path / "long/norms.csv") if "score" in row)

@@ -93,7 +93,7 @@ def text_files(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_litgpts_own_checkpoint_and_data_work_end_to_end(
-    tiny, tiny_settings, text_files, stdlib_path, tmp_path, capsys
+    tiny, tiny_settings, text_files, stdlib_path, tmp_path, refused
 ):
     stock, config = tmp_path / "stock", Config.from_file(tiny[16])
     tokenizer = dict(tokenizer_dir=stdlib_path, tokenizer=Tokenizer(stdlib_path))
@@ -107,9 +107,7 @@ def test_litgpts_own_checkpoint_and_data_work_end_to_end(
 
     foreign = dict(base=stock / "final", target=tiny[48], **tiny_settings)
     for missing, told in (({"data": None}, "pass --data"), ({"lr": None}, "pass --lr")):
-        with pytest.raises(SystemExit):
-            warmstart.setup(**foreign | {"lr": 0.01, "out_dir": tmp_path / "none"} | missing)
-        assert told in capsys.readouterr().err
+        assert told in refused(warmstart.setup, **foreign | {"lr": 0.01, "out_dir": tmp_path / "none"} | missing)
 
     data = TextFiles(text_files, num_workers=1)
     shared = foreign | dict(data=data, lr=0.01, out_dir=tmp_path / "run")
@@ -122,9 +120,8 @@ def test_litgpts_own_checkpoint_and_data_work_end_to_end(
     warmstart.setup(train=train, resume=tmp_path / "run/step-00000003", **shared)
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=1e-6)
 
-    with pytest.raises(SystemExit):
-        warmstart.setup(**shared | dict(out_dir=tmp_path / "long", train=replace(TRAIN, max_steps=10_000)))
-    assert "the data is too short: 5,120,000 tokens asked" in capsys.readouterr().err
+    told = refused(warmstart.setup, **shared | dict(out_dir=tmp_path / "long", train=replace(TRAIN, max_steps=10_000)))
+    assert "the data is too short: 5,120,000 tokens asked" in told
 
 
 # --- warmstarts ---------------------------------------------------------------------------------------------------

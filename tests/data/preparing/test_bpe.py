@@ -17,7 +17,7 @@ def text_dir(tmp_path, texts):
     return folder
 
 
-def test_a_preparation_trains_its_tokenizer_once_and_prepares_with_it(text_dir, tmp_path, capsys):
+def test_a_preparation_trains_its_tokenizer_once_and_prepares_with_it(text_dir, tmp_path, capsys, refused):
     settings = dict(text_dir=text_dir, tokenizer_vocab_size=300, data_path=tmp_path / "data/tiny")
     warmstart_prepare_data.setup(**settings)
     assert "vocabulary 300" in capsys.readouterr().out
@@ -31,9 +31,8 @@ def test_a_preparation_trains_its_tokenizer_once_and_prepares_with_it(text_dir, 
 
     warmstart_prepare_data.setup(**settings)  # and again
     assert "Already prepared" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(**settings | dict(tokenizer_vocab_size=301))
-    assert "has 300 tokens, not 301" in capsys.readouterr().err
+    told = refused(warmstart_prepare_data.setup, **settings | dict(tokenizer_vocab_size=301))
+    assert "has 300 tokens, not 301" in told
     assert (folder / "tokenizer.json").stat().st_mtime_ns == written
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["tiny", "tiny-tokenizer"]
 
@@ -48,11 +47,9 @@ def test_a_preparation_trains_its_tokenizer_once_and_prepares_with_it(text_dir, 
         (dict(tokenizer_vocab_size=100_000), "too short for 100,000 tokens"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_and_leaves_nothing(settings, told, text_dir, tmp_path, capsys):
+def test_what_cannot_be_trained_is_refused_and_leaves_nothing(settings, told, text_dir, tmp_path, refused):
     settings = dict(text_dir=text_dir, tokenizer_vocab_size=300, data_path=tmp_path / "data/tiny") | settings
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(**settings)
-    assert told in capsys.readouterr().err
+    assert told in refused(warmstart_prepare_data.setup, **settings)
     assert not list(tmp_path.glob("data/*"))
 
 
@@ -70,21 +67,20 @@ def test_of_much_text_each_part_gives_its_share_whatever_the_sizes_of_files(tmp_
     )
 
 
-def test_nothing_is_trained_for_a_preparation_that_is_refused(text_dir, capsys):
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=text_dir / "prepared")
-    assert "lies within text_dir" in capsys.readouterr().err
+def test_nothing_is_trained_for_a_preparation_that_is_refused(text_dir, refused):
+    assert "lies within text_dir" in refused(
+        warmstart_prepare_data.setup, text_dir=text_dir, tokenizer_vocab_size=300, data_path=text_dir / "prepared"
+    )
     assert sorted(path.name for path in text_dir.iterdir()) == [f"{number}.txt" for number in range(5)]
 
 
-def test_a_damaged_tokenizer_is_told_in_one_line_and_a_bare_dot_is_a_folder(text_dir, tmp_path, monkeypatch, capsys):
+def test_a_damaged_tokenizer_is_told_in_one_line_and_a_bare_dot_is_a_folder(text_dir, tmp_path, monkeypatch, refused):
     (tmp_path / "here").mkdir()
     (tmp_path / "here-tokenizer").mkdir()
     (tmp_path / "here-tokenizer/tokenizer.json").write_text("{")
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(SystemExit):
-        warmstart_prepare_data.setup(text_dir=text_dir, tokenizer_vocab_size=300, data_path=".")
-    assert "tokenizer.json' is damaged (" in capsys.readouterr().err
+    told = refused(warmstart_prepare_data.setup, text_dir=text_dir, tokenizer_vocab_size=300, data_path=".")
+    assert "tokenizer.json' is damaged (" in told
 
 
 def test_the_same_text_gives_the_same_tokenizer(texts, tmp_path):
