@@ -14,7 +14,6 @@ from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Grown, Growth
 from litgpt_warmstart.method.growth.axis_maps import axes, axis_map, axis_size, heads_reason, is_gain, resolve_alignment
-from litgpt_warmstart.method.scales import resolve_config
 from litgpt_warmstart.parsing import Unreadable, parse
 from tests.conftest import FAMILIES, build, llama, neox, randomized
 
@@ -119,15 +118,10 @@ def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, re
     target = llama(64, 4, **({"n_query_groups": 2, "head_size": 8} | change))
     assert reason in heads_reason(source, target)
     if target.n_query_groups * target.head_size < 16:  # too few rows even for blocks
-        with pytest.raises(UserError, match="does not fit"):
+        with pytest.raises(UserError, match="does not fit .*more or larger heads"):
             resolve_alignment(source, target, "heads")
     else:
         assert resolve_alignment(source, target, "heads")[0] == "blocks"
-
-
-def test_5m_to_10m_falls_back_to_blocks():
-    found = resolve_alignment(resolve_config("5M"), resolve_config("10M"), "heads")
-    assert found == ("blocks", "head_size 24 -> 16")
 
 
 # --- values -------------------------------------------------------------------------------------------------------
@@ -215,11 +209,6 @@ def test_a_pair_that_cannot_grow_is_refused_by_name(source, target, names):
     with pytest.raises(UserError) as error:
         growth.check_growable(source, target)
     assert all(name in str(error.value) for name in names) and "\n" not in str(error.value)
-
-
-def test_attention_that_does_not_fit_is_refused():
-    with pytest.raises(UserError, match="more or larger heads"):
-        resolve_alignment(neox(16, 4, head_size=8), neox(32, 2, head_size=8), "heads")
 
 
 def test_weights_of_another_shape_than_their_config_are_refused():

@@ -126,15 +126,6 @@ def test_every_parameter_is_in_exactly_one_group(family):
     assert lr_by_name(model, optimizer).keys() == dict(model.named_parameters()).keys()
 
 
-def test_each_matrix_is_scaled_by_its_own_fan_in():
-    base, target = llama(16, 4, intermediate_size=32), llama(32, 4, head_size=12, intermediate_size=128)
-    model = build(target, base)
-    lrs = lr_by_name(model, parametrization.build_optimizer(model, torch.optim.AdamW, {}, 1.0))
-    assert lrs["transformer.h.0.mlp.fc_1.weight"] == pytest.approx(16 / 32)
-    assert lrs["transformer.h.0.mlp.proj.weight"] == pytest.approx(32 / 128)
-    assert lrs["transformer.h.0.attn.proj.weight"] == pytest.approx(16 / 48)
-
-
 def test_initial_std_at_the_mup_base_is_gpt_neoxs_and_shrinks_with_width_only_for_growing_matrices():
     base, target = neox(64, 4, padded_vocab_size=512), neox(256, 16, padded_vocab_size=512)
     small, residual = math.sqrt(2 / (5 * 64)), 1 / (math.sqrt(64) * 2)
@@ -157,13 +148,6 @@ def test_a_parameters_draw_depends_on_seed_name_and_widths_but_not_on_depth():
     name = "transformer.h.1.attn.qkv.weight"
     assert torch.equal(deep.get_parameter(name), shallow.get_parameter(name))
     assert not torch.equal(build(neox(), seed=6).get_parameter(name), shallow.get_parameter(name))
-
-
-def test_standard_parametrization_is_the_target_as_its_own_mup_base():
-    model = build(neox(48, 6))
-    assert all(p.infshape.width_mult() == 1 for p in model.parameters())
-    optimizer = parametrization.build_optimizer(model, torch.optim.AdamW, {}, 0.02)
-    assert {group["lr"] for group in optimizer.param_groups} == {0.02}
 
 
 def test_70m_over_5m_has_the_shapes_that_mup_expects():
@@ -190,8 +174,8 @@ def test_adam_like_optimizers_are_taken(name):
     parametrization.build_optimizer(build(neox()), chosen.cls, chosen.arguments(fused=True), 0.01)
 
 
-@pytest.mark.parametrize("name", ["Rprop", "ASGD", "math.pi", ""])
-def test_other_optimizers_are_refused_by_name(name):
+@pytest.mark.parametrize("name", ["math.pi", ""])
+def test_what_is_no_optimizer_is_refused_by_name(name):
     """More of them in guards/test_wrong_input.py."""
     with pytest.raises(UserError, match=name or "AdamW"):
         resolve_optimizer(name)
