@@ -268,11 +268,9 @@ def val_batches(
     prepare_workers(loader)
     rows = (row for stored in _drawn(loader, randomness, reading) for row in stored)
     rows = itertools.islice(rows, max_blocks)  # the same at each call, each micro-batch and number of processes
-    of_all = iter(lambda: list(itertools.islice(rows, size * num_processes)), [])
-    own = ((each[rank * size : (rank + 1) * size], each[0]) for each in of_all)
-    counts, stored = itertools.tee(own)
-    batches = next_batches((torch.stack(mine or [other]) for mine, other in stored), device)
-    for (mine, _), (input_ids, targets) in zip(counts, batches, strict=True):
+    while of_all := list(itertools.islice(rows, size * num_processes)):
+        mine = of_all[rank * size : (rank + 1) * size]
+        input_ids, targets = next(next_batches([torch.stack(mine or of_all[:1])], device))
         if filling := size - len(input_ids):
             input_ids = torch.cat((input_ids, input_ids[:1].expand(filling, -1)))
             targets = torch.cat((targets, torch.full_like(targets[:1], IGNORE_INDEX).expand(filling, -1)))

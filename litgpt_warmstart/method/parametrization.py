@@ -44,10 +44,8 @@ class Depth:
 
     branches: float
     """What attention and MLP add to the residual stream is divided by this one."""
-    lr: float
-    """Learning rates of all parameters of the blocks are."""
     gradients: float
-    """Their gradients are, by the former, and with them Adam's eps where it is scaled."""
+    """Gradients of the blocks' parameters are, by the former, and with them Adam's eps where it is scaled."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,9 @@ _MUP = Parametrization("muP", matrix=Powers(std=0.5, lr=1.0), logits=1.0, gradie
 PARAMETRIZATIONS = {
     "sp": Parametrization("SP", is_own_base=True),
     "mup": _MUP,
-    # arXiv 2505.01618, table 1, at alpha = 1: its learning rates go with m_L^(alpha - 1).
-    "completep": replace(
-        _MUP, label="CompleteP", depth=Depth(branches=1.0, lr=0.0, gradients=1.0), scales_eps=True
-    ),
-}  # fmt: skip
+    # arXiv 2505.01618, table 1, at alpha = 1: its learning rates go with m_L^(alpha - 1), and stay.
+    "completep": replace(_MUP, label="CompleteP", depth=Depth(branches=1.0, gradients=1.0), scales_eps=True),
+}
 DEFAULT = "mup"  # carries a learning rate where nothing else is said
 DEFAULT_OVER_DEPTH = "completep"
 if TYPE_CHECKING:
@@ -206,11 +202,9 @@ def divisors(model: MuGPT, name: str, parametrization: str = "mup") -> Divisors:
         gradient = 1.0
     elif ".attn.norm_" in name:  # of a gain that all heads share each of them adds a share
         gradient = width**table.gradients
-    lr = width**powers.lr
     if table.depth and name.startswith("transformer.h."):
-        lr *= model.depth_mult**table.depth.lr
         gradient *= model.depth_mult**table.depth.gradients
-    return Divisors(width**powers.std, lr, gradient)
+    return Divisors(width**powers.std, width**powers.lr, gradient)
 
 
 def initial_weights(
@@ -317,9 +311,7 @@ def build_optimizer(
         if is_matrix and orthogonalizes:
             outputs, inputs = infshape
             now, base = (outputs.dim, inputs.dim), (outputs.base_dim, inputs.base_dim)
-            depth = PARAMETRIZATIONS[parametrization].depth
-            lr_divisor = muon_lr_divisor(now, base, adjust_lr_fn) * (model.depth_mult**depth.lr if depth else 1.0)
-            eps_divisor = 1.0
+            lr_divisor, eps_divisor = muon_lr_divisor(now, base, adjust_lr_fn), 1.0
         groups.setdefault((is_matrix, lr_divisor, eps_divisor), []).append(parameter)
     decay = arguments.get("weight_decay", 0.0)
     described = []
