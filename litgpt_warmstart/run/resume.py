@@ -6,7 +6,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,18 @@ class State:
 
 @dataclass
 class OpenRun:
-    """A run whose folder is its own: all that training, telling and saving need."""
+    """A run that is going on: all that training, telling and saving need."""
 
     fabric: L.Fabric
     team: Team
     spec: RunSpec
     plan: DataPlan
     state: State
-    rows: Metrics
     text: Text
-    tracker: norms.Tracker | None
-    """In the first process."""
     stop: StopRequest
+    rows: Metrics = field(default_factory=lambda: Metrics([]))
+    tracker: norms.Tracker | None = None
+    """In the first process, once its files are open."""
 
     def heard(self) -> StopRequest:
         """The wish to stop, of whichever process a signal came to."""

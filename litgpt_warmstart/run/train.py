@@ -133,8 +133,9 @@ def main(fabric: L.Fabric, team: Team, spec: RunSpec, resume_dir: Path | None = 
     describe(fabric, spec, state, plan, choices)
 
     stop = StopRequest(tells=team.is_first)
+    run = OpenRun(fabric, team, spec, plan, state, text, stop)
     try:
-        with opened(fabric, team, spec, plan, state, text, stop, resume_dir) as run:
+        with opened(run, resume_dir):
             try:
                 fit(run, loader)
                 ended = not stop or state.step_count == spec.max_steps
@@ -184,35 +185,26 @@ def _busy(spec: RunSpec) -> str:
 
 
 @contextmanager
-def opened(
-    fabric: L.Fabric, team: Team, spec: RunSpec, plan: DataPlan, state: State, text: Text, stop: StopRequest,
-    resume_dir: Path | None,
-) -> Iterator[OpenRun]:  # fmt: skip
-    """The run with its folder locked, what it replaces removed, its files open, and signals taken as wishes.
+def opened(run: OpenRun, resume_dir: Path | None) -> Iterator[None]:
+    """A run's folder locked, what it replaces removed, its files open, and signals taken as wishes.
 
     The first process alone has them, and the others know of earlier rows what it has read.
 
     Raises:
         UserError: Another process has the folder, it cannot be written, or the logger fails.
     """
-    opened_files: list[tuple[metrics.RowFile, norms.Tracker]] = []
     with ExitStack() as held:
-
-        def open_files() -> list[metrics.Row]:
-            opened_files.append(_open_files(held, fabric, spec, state, resume_dir))
-            return opened_files[0][0].kept
-
-        kept = team.first(open_files)
-        file, tracker = opened_files[0] if opened_files else (None, None)
-        rows = metrics.Metrics(kept, file)
-        yield OpenRun(fabric, team, spec, plan, state, rows, text, tracker, held.enter_context(stop))
+        kept = run.team.first(partial(_open_files, held, run, resume_dir))
+        if not run.team.is_first:
+            run.rows = metrics.Metrics(kept)
+        held.enter_context(run.stop)
+        yield
 
 
-def _open_files(
-    held: ExitStack, fabric: L.Fabric, spec: RunSpec, state: State, resume_dir: Path | None
-) -> tuple[metrics.RowFile, norms.Tracker]:
-    """Lock the folder, remove what is replaced, and open metrics.csv and, where norms are recorded, norms.csv."""
-    out_dir, resume_step = repr(str(spec.out_dir)), state.step_count or None
+def _open_files(held: ExitStack, run: OpenRun, resume_dir: Path | None) -> list[metrics.Row]:
+    """Lock the folder, remove what is replaced, and open metrics.csv, whose rows are given, and norms.csv."""
+    fabric, spec = run.fabric, run.spec
+    out_dir, resume_step = repr(str(spec.out_dir)), run.state.step_count or None
     probe = first_val_block(spec, fabric.device) if spec.args.track else None
     try:
         spec.out_dir.mkdir(parents=True, exist_ok=True)
@@ -225,10 +217,12 @@ def _open_files(
         elif spec.args.overwrite:
             remove_run(spec.out_dir)
         claim(spec.out_dir, getattr(fabric.logger, "log_dir", None))
-        rows = metrics.RowFile(spec.out_dir / metrics.FILE_NAME, metrics.METRICS, resume_step)
-        held.enter_context(closing(rows))
-        tracker = norms.Tracker(fabric, spec, state.gpt, probe, resume_step)
-        held.callback(lambda: tracker.file and tracker.file.close())
+        file = metrics.RowFile(spec.out_dir / metrics.FILE_NAME, metrics.METRICS, resume_step)
+        held.enter_context(closing(file))
+        run.rows = metrics.Metrics(file.kept, file)
+        run.tracker = norms.Tracker(fabric, spec, run.state.gpt, probe, resume_step)
+        if run.tracker.file:
+            held.enter_context(closing(run.tracker.file))
     except BrokenPipeError:  # of standard output
         raise
     except OSError as error:
@@ -238,7 +232,7 @@ def _open_files(
             fabric.logger.log_hyperparams(spec.hyperparameters)
         except Exception as error:
             raise _logger_failed(spec, error) from error
-    return rows, tracker
+    return file.kept
 
 
 def check_end(spec: RunSpec, rows: metrics.Metrics, folder: Path) -> None:
