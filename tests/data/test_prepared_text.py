@@ -5,12 +5,10 @@ from dataclasses import replace
 
 import huggingface_hub.constants
 import pytest
-import torch
 
 import litgpt_warmstart.data as ours
 from litgpt_warmstart.commands import warmstart, warmstart_prepare_data, warmstart_scratch
 from litgpt_warmstart.data import PreparedText, SlimPajama6B
-from litgpt_warmstart.data.blocks import BlockOrder, BlockRange
 from litgpt_warmstart.data.preparing import request
 from litgpt_warmstart.data.recorded import recorded_data
 from litgpt_warmstart.data.use import DataUse, class_path, init_args
@@ -27,20 +25,6 @@ def data(ask, small) -> PreparedText:
     data = PreparedText(ask.data_path)
     data.prepare_data()
     return data
-
-
-def test_blocks_are_those_of_the_stream_across_chunks(data):
-    stream = data.tokens("train")
-    order = BlockOrder(data.num_blocks("train", 64), 5)
-    assert len(order) == len(stream) // 65
-    boundary = stream.starts[1] // 65  # the block that two chunks share
-    assert stream.starts[1] % 65 != 0
-    place = min(list(order).index(boundary), len(order) - 4)
-    (batch,) = data.train_batches(BlockRange(order, place, place + 4, 64), 4)
-    assert batch.shape == (4, 65) and batch.dtype == torch.uint16
-    blocks = [order[place + i] for i in range(4)]
-    assert boundary in blocks
-    assert batch.tolist() == [stream[block * 65 : (block + 1) * 65].tolist() for block in blocks]
 
 
 def test_it_is_prepared_at_first_use(ask):

@@ -179,16 +179,6 @@ def test_a_resumed_run_that_is_not_tracked_leaves_other_rows_of_that_name_alone(
     assert (tmp_path / "run/norms.csv").read_text() == "mine,too\n1,2\n"
 
 
-def test_a_resumed_run_keeps_its_norms_with_a_spoiled_header_aside_and_goes_on(runs, warm, tmp_path):
-    resumed = tmp_path / "run"
-    shutil.copytree(runs["tracked"], resumed)
-    spoiled = b"?" + (resumed / "norms.csv").read_bytes()
-    (resumed / "norms.csv").write_bytes(spoiled)
-    warm("run", resume=True, track=2, train=replace(TRAIN, max_steps=6))
-    assert steps(resumed) == [0, 2, 4, 5, 6]
-    assert (resumed / "norms.csv.damaged-1").read_bytes() == spoiled
-
-
 def test_a_file_of_before_there_was_a_score_is_read_and_gone_on_with(runs, warm, tmp_path):
     older = tmp_path / "run"
     shutil.copytree(runs["tracked"], older)

@@ -166,18 +166,11 @@ def test_too_small_a_disk_is_told_before_anything_is_read(ask, monkeypatch):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        ("", "is damaged"),
         ("[]", "is damaged"),
         ("{}", "is damaged"),
-        ('{"format_version": "x"}', "is damaged"),
         ("[" * 10**5, "is damaged"),
         ({"chunks": {"train": [{"name": "a", "tokens": "many", "sha256": ""}]}}, "is damaged"),
-        ({"chunks": 5}, "is damaged"),
         ({"format_version": 9, "new": 1}, "format version 9, this litgpt-warmstart reads up to 2: upgrade it"),
-        (
-            {"format_version": 1, "tokens": {}},
-            "by litgpt-warmstart 0.1, in another format.*: prepare it again",
-        ),
     ],
 )
 def test_a_damaged_index_or_one_of_another_format_is_one_line(ask, damage, told):
