@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,21 +75,11 @@ def llama(n_embd: int = 16, n_head: int = 4, **changes: object) -> Config:
 FAMILIES: dict[str, Callable[..., Config]] = {
     "neox": neox,
     "llama": llama,
-    "qwen3": lambda *a, **k: llama(*a, norm_qk=True, **k),
-    "olmo2": lambda *a, **k: llama(
-        *a,
-        **{
-            "norm_qk": True,
-            "norm_qk_type": "olmo2",
-            "post_attention_norm": True,
-            "post_mlp_norm": True,
-            "norm_1": False,
-            "norm_2": False,
-        }
-        | k,
-    ),  # fmt: skip
-    "phi": lambda *a, **k: neox(*a, **{"lm_head_bias": True, "shared_attention_norm": True} | k),
-}
+    "qwen3": partial(llama, norm_qk=True),
+    "olmo2": partial(llama, norm_qk=True, norm_qk_type="olmo2", post_attention_norm=True, post_mlp_norm=True,
+                     norm_1=False, norm_2=False),
+    "phi": partial(neox, lm_head_bias=True, shared_attention_norm=True),
+}  # fmt: skip
 """Block types with a maker each: (n_embd, n_head) -> Config."""
 
 
