@@ -106,10 +106,10 @@ class TokenStream:
     Each time a file is opened anew, so that one that is gone or was replaced is noticed.
     """
 
-    def __init__(self, chunks: Sequence[tuple[Path, int]], dtype: np.dtype, header_bytes: int = HEADER_BYTES) -> None:
+    def __init__(self, chunks: Sequence[tuple[Path, int]], dtype: np.dtype) -> None:
         self.paths = [path for path, _ in chunks]
         self.starts = list(accumulate((tokens for _, tokens in chunks), initial=0))
-        self.dtype, self.header_bytes = dtype, header_bytes
+        self.dtype = dtype
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -132,7 +132,7 @@ class TokenStream:
         path = self.paths[number]
         try:
             with path.open("rb", buffering=0) as file:
-                file.seek(self.header_bytes + first * self.dtype.itemsize)
+                file.seek(HEADER_BYTES + first * self.dtype.itemsize)
                 read = file.readinto(tokens.data.cast("B"))
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be read ({error.strerror or error}): {REMEDY}") from error
