@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import docstring_parser
 from litgpt.data import DataModule
@@ -93,7 +93,11 @@ def options(
 
 
 def _as_typed(option: str, kind: Any, value: Any) -> Any:
-    """Text that Python has given for a path as one, and 1e6 for a whole number; flags' values are these already."""
+    """Text that Python has given for a path as one, and 1e6 for a whole number; flags' values are these already.
+
+    Raises:
+        UserError: A fraction where a whole number is declared, or a word that is none of those declared.
+    """
     kinds = get_args(kind)
     if isinstance(value, list) and kinds == (Path,):
         return [_as_typed(option, Path, each) for each in value]
@@ -101,9 +105,12 @@ def _as_typed(option: str, kind: Any, value: Any) -> Any:
         if (number := whole_number(value)) is None:
             raise UserError(f"--{option} {value}: give a whole number")
         return number
-    words = [word for each in kinds for word in get_args(each)]  # such as auto
+    literals = [each for each in (kind, *kinds) if get_origin(each) is Literal]
+    words = [word for each in literals for word in get_args(each)]  # such as auto
     if not isinstance(value, str) or not value.strip() or value in words or str in kinds:
         return value
+    if words and Path not in kinds:
+        raise UserError(f"--{option} {value!r} is none of {', '.join(filter(None, words))}")
     return Path(value) if Path in (kind, *kinds) else value
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import litgpt.args
 from litgpt.args import LogArgs
@@ -190,8 +190,6 @@ class RunArgs(ScheduleChoice):
             raise UserError("--eval.max_new_tokens is for --sample: give a prompt, or leave it out")
         if self.keep_last is not None and self.train.save_interval is None:
             raise UserError("--keep_last has nothing to remove with --train.save_interval null: leave one of them out")
-        if self.strategy not in get_args(Strategy):
-            raise UserError(f"--strategy {self.strategy!r} is none of {', '.join(get_args(Strategy))}: choose one")
         if hasattr(self.data, "prompt_style"):
             raise UserError(
                 f"--data {type(self.data).__name__} is for instruction tuning: take one for pretraining, e.g. TextFiles"
