@@ -203,7 +203,7 @@ def refused(capsys: pytest.CaptureFixture) -> Callable[..., str]:
         with pytest.raises(SystemExit) as stopped:
             command(*given, **arguments)
         (line,) = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == 1
+        assert stopped.value.code == 1 and line.startswith("litgpt warmstart")
         return line
 
     return call

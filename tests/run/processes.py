@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from litgpt_warmstart.errors import UserError
@@ -45,12 +44,8 @@ def grow(small: RunSpec, spec: RunSpec, out_dir: Path, team: Team) -> None:
     (out_dir / f"{team.rank}.json").write_text(json.dumps({"peak": peak, "kept": kept}))
 
 
-def say_what_is_agreed(folder: Path) -> partial:
-    """Work that writes down what a process agrees on with another one, and fails in both for what the first tells."""
-    return partial(_agree, folder)
-
-
-def _agree(folder: Path, team: Team) -> None:
+def agree(folder: Path, team: Team) -> None:
+    """Write down what a process agrees on with another one, and fail in both for what the first tells."""
     import torch.distributed as dist
 
     assert team.environment is not None

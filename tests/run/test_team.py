@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from litgpt_warmstart.errors import BrokeOff, UserError
 from litgpt_warmstart.run import launch, team
 from litgpt_warmstart.run.launch import carry_out
 from litgpt_warmstart.run.team import Team
-from tests.run.processes import say_what_is_agreed
+from tests.run.processes import agree
 
 
 def test_one_process_agrees_with_itself():
@@ -28,7 +29,7 @@ def test_one_process_agrees_with_itself():
 def test_two_processes_agree_and_an_error_of_one_is_an_error_of_both(tmp_path):
     carry_out(lambda team: None, 1, 1)
     with pytest.raises(UserError, match=r"^told by the first$"):
-        carry_out(say_what_is_agreed(tmp_path), 2, 1)
+        carry_out(partial(agree, tmp_path), 2, 1)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [
         "largest 1.0, first 0, in turn 0, another process of the run has failed, the first has failed",
         "largest 1.0, first 0, in turn 1, process 1 has failed, the first has failed",

@@ -37,17 +37,3 @@ def make_spec(tiny, settings, tmp_path) -> Callable[..., RunSpec]:
         return resolve("warmstart_scratch", tiny[16], None, None, tmp_path / "runs" / folder, args, own)
 
     return make
-
-
-@pytest.fixture
-def refused(capsys) -> Callable[..., str]:
-    """Calls a command, and gives the one line that it ends with."""
-
-    def call(command: Callable[..., None], **arguments: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            command(**arguments)
-        (line,) = capsys.readouterr().err.splitlines()
-        assert stopped.value.code == 1 and line.startswith("litgpt warmstart_")
-        return line
-
-    return call
