@@ -1,14 +1,17 @@
-"""Several devices for one run: how many there may be, and how they share the model.
+"""What devices can do: how many a run may have, how they share its model, and the most that one computes.
 
 ddp     each device holds all weights, gradients and moments; gradients are averaged
 fsdp    each holds a part of every one of them; a block's weights are gathered while it computes
 """
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from litgpt.config import Config
 from litgpt.utils import parse_devices
 
@@ -18,6 +21,8 @@ from litgpt_warmstart.run.spec import CUDA_GRAPHS, RunArgs, RunSpec
 
 ROOM = 0.75
 """The part of a device's memory that weights, gradients and moments may take; activations need the rest."""
+SIZE, ROUNDS = 512, 5
+"""Of the matrices whose product tells a CPU's rate, and how often it is taken: a few hundredths of a second."""
 
 
 def count_devices(devices: int | str) -> int:
@@ -144,3 +149,34 @@ def share(spec: RunSpec, memory: int | None = None, bytes_per_sec: float | None 
         sent = sent_part * (2 * parameters + spec.config.n_layer * block) * spec.accumulation_iters
     seconds = sent / bytes_per_sec if bytes_per_sec else None
     return Share(devices, strategy, why, state, gathered, round(sent), seconds)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """FLOPs per second of dense matrix products: a GPU's data sheet's, a CPU's as measured with this process's threads.
+
+    Args:
+        device: Where the run is.
+        precision: Fabric's, such as ``bf16-mixed``.
+
+    Returns:
+        None for a GPU that Lightning has no data sheet of.
+    """
+    dtype = {"32": torch.float32, "bf": torch.bfloat16, "16": torch.float16}[precision[:2]]
+    if device.type == "cpu":
+        return _measured(dtype, torch.get_num_threads())
+    if "H200" in torch.cuda.get_device_name(device):  # an H100's; Lightning 2.6 has those with sparsity, twice as many
+        tf32 = torch.get_float32_matmul_precision() != "highest"
+        return 989.4e12 if dtype != torch.float32 else 494.7e12 if tf32 else 66.9e12
+    return get_available_flops(device, dtype)
+
+
+@lru_cache
+def _measured(dtype: torch.dtype, threads: int) -> float:
+    """The best of a few products; ``threads`` tells one answer from another."""
+    factor, product = torch.ones(SIZE, SIZE, dtype=dtype), torch.empty(SIZE, SIZE, dtype=dtype)
+    seconds = []
+    for _ in range(ROUNDS):
+        begun = time.perf_counter()
+        torch.mm(factor, factor, out=product)
+        seconds.append(time.perf_counter() - begun)
+    return 2 * SIZE**3 / min(seconds)

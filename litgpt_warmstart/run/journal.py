@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from litgpt_warmstart.errors import Diverged
 from litgpt_warmstart.run.breaking_off import blaming, tell
+from litgpt_warmstart.run.devices import peak_flops
 from litgpt_warmstart.run.metrics import LOGGED_AS
 from litgpt_warmstart.run.resume import OpenRun, remedy
 from litgpt_warmstart.run.sharding import gathered
-from litgpt_warmstart.run.utilization import peak_flops
 
 MOST_NATS = 700.0
 """A float holds the exponential of this."""

@@ -1,12 +1,22 @@
-"""How many devices there may be, and how they share a model."""
+"""How many devices there may be, how they share a model, and the most that one computes."""
 
 import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.run.devices import ROOM, check_here, choose_strategy, count_devices, devices_here, state_bytes
+from litgpt_warmstart.run.devices import (
+    ROOM,
+    _measured,
+    check_here,
+    choose_strategy,
+    count_devices,
+    devices_here,
+    peak_flops,
+    state_bytes,
+)
 from litgpt_warmstart.run.resolve import resolve
 from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs
 
@@ -69,3 +79,33 @@ def test_a_batch_that_does_not_divide_is_refused(spec, tiny, tiny_settings, tmp_
         with pytest.raises(UserError, match=told):
             resolve("warmstart_scratch", tiny[16], None, None, tmp_path, args, {})
     assert (spec.device_batch_size, spec.micro_batch_size, spec.accumulation_iters) == (4, 4, 1)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Have CUDA say that it is some GPU."""
+
+    def named(name: str) -> torch.device:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+        return torch.device("cuda")
+
+    return named
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200"])
+def test_an_h100_and_an_h200_have_the_dense_figure_of_their_data_sheet(gpu, name):
+    assert peak_flops(gpu(name), "bf16-mixed") == peak_flops(gpu(name), "16-mixed") == 989.4e12
+    assert peak_flops(gpu(name), "bf16-true") == 989.4e12
+
+
+def test_a_gpu_that_nobody_knows_has_none(gpu):
+    assert peak_flops(gpu("Some GPU"), "bf16-mixed") is None
+
+
+def test_a_cpu_is_measured_once_with_its_threads_and_draws_nothing(monkeypatch):
+    _measured.cache_clear()
+    state = torch.get_rng_state()
+    rate = peak_flops(torch.device("cpu"), "32-true")
+    assert 1e8 < rate < 1e14 and torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(torch, "mm", None)
+    assert peak_flops(torch.device("cpu"), "32-true") == rate
