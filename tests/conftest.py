@@ -17,7 +17,9 @@ from litgpt.utils import save_config
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.data.loaders import start_method_kept
+from litgpt_warmstart.method.growth import Growth, grow
 from litgpt_warmstart.method.model import MuGPT
+from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS, folding, initial_weights, load_weights
 from litgpt_warmstart.run import checkpoint
 from litgpt_warmstart.run.build import build_model
 from litgpt_warmstart.run.metrics import read_metrics
@@ -94,6 +96,16 @@ def randomized(model: MuGPT, seed: int = 1) -> MuGPT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1 + 0.2)
+    return model
+
+
+def become(source: MuGPT, target: Config, how: Growth, mup_base: Config, name: str = "mup", seed: int = 3) -> MuGPT:
+    """The model that training would start with, grown from one that was trained under the same muP base."""
+    before, then = (c if PARAMETRIZATIONS[name].is_own_base else mup_base for c in (source.config, target))
+    model = build(target, then, parametrization=name)
+    foldings = folding(source.config, before, name), folding(model.config, then, name)
+    initial = initial_weights(model, then, seed, how, name)
+    load_weights(model, grow(source.state_dict(), initial, source.config, model.config, how, foldings, seed))
     return model
 
 

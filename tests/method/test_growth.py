@@ -15,16 +15,7 @@ from litgpt_warmstart.method import growth, parametrization
 from litgpt_warmstart.method.growth import Grown, Growth
 from litgpt_warmstart.method.growth.axis_maps import axes, axis_map, axis_size, heads_reason, is_gain, resolve_alignment
 from litgpt_warmstart.parsing import Unreadable, parse
-from tests.conftest import FAMILIES, build, llama, neox, randomized
-
-
-def grown(source_model, target: Config, shrink: float, alignment="heads", mup_base=None, seed=3, perturb=1.0):
-    """State dict of ``target`` grown from a model."""
-    model, how = build(target, mup_base or source_model.config), Growth(shrink, alignment, perturb)
-    initial = parametrization.initial_weights(model, mup_base or source_model.config, seed, how)
-    source = {name: p.detach() for name, p in source_model.named_parameters()}
-    return dict(growth.grow(source, initial, source_model.config, target, how))
-
+from tests.conftest import FAMILIES, become, build, llama, neox, randomized
 
 # --- the map against a slow reference, written from the definition -------------------------------------------------
 
@@ -131,7 +122,7 @@ def test_heads_that_cannot_be_kept_give_way_to_blocks_with_the_reason(change, re
 def test_shrink_0_equals_the_vanilla_mup_init_bit_for_bit(family):
     source, target = FAMILIES[family](16, 4), FAMILIES[family](64, 8)
     vanilla = {name: p.detach() for name, p in build(target, source, seed=3).named_parameters()}
-    for name, tensor in grown(randomized(build(source)), target, shrink=0.0).items():
+    for name, tensor in become(randomized(build(source)), target, Growth(0.0), source).state_dict().items():
         assert torch.equal(tensor.view(torch.int32), vanilla[name].view(torch.int32)), name
 
 
@@ -141,7 +132,7 @@ def test_shrink_0_equals_the_vanilla_mup_init_bit_for_bit(family):
 def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says(family, alignment, size):
     source, target = FAMILIES[family](16, 4), FAMILIES[family](*size)
     model = randomized(build(source))
-    result = grown(model, target, shrink=1.0, alignment=alignment, perturb=0.0)
+    result = become(model, target, Growth(1.0, alignment, 0.0), source).state_dict()
     assert result.keys() == dict(build(target).named_parameters()).keys()
     for name, p in model.named_parameters():
         index = [axis_map(axis, source, target, alignment) for axis in axes(name)]
@@ -154,7 +145,7 @@ def test_shrink_1_without_perturbation_embeds_the_source_where_the_map_says(fami
 def test_a_weight_becomes_shrink_times_source_plus_the_init_and_a_gain_moves_towards_1():
     source, target = neox(16, 2), neox(32, 4)
     model = randomized(build(source))
-    result, init = grown(model, target, shrink=0.4), build(target, source, seed=3)
+    result, init = become(model, target, Growth(0.4), source).state_dict(), build(target, source, seed=3)
     fc = "transformer.h.0.mlp.fc.weight"
     torch.testing.assert_close(
         result[fc][:64, :16], init.get_parameter(fc)[:64, :16] + 0.4 * model.get_parameter(fc), rtol=0, atol=1e-7

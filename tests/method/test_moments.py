@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from litgpt.config import Config
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
-from litgpt_warmstart.method.growth import Growth, grow
+from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.moments import carry
-from tests.conftest import FAMILIES, build, neox
+from tests.conftest import FAMILIES, become, build, neox
 
 TOKENS = torch.randint(0, 96, (4, 33), generator=torch.Generator().manual_seed(0))
 
@@ -29,15 +28,6 @@ def carried(source: MuGPT, target: MuGPT, growth: Growth, name: str, **state: ob
         for n, g in gradients(source).items()
     }
     return dict(carry(states, source, target, growth, name))
-
-
-def grown(source: MuGPT, config: Config, base: Config, growth: Growth, name: str) -> MuGPT:
-    target = build(config, base, parametrization=name)
-    foldings = [parametrization.folding(m.config, base, name) for m in (source, target)]
-    initial = parametrization.initial_weights(target, base, 1, growth, name)
-    weights = grow(source.state_dict(), initial, source.config, target.config, growth, (foldings[0], foldings[1]))
-    parametrization.load_weights(target, weights)
-    return target
 
 
 def trained(model: MuGPT) -> MuGPT:
@@ -58,7 +48,7 @@ def test_where_the_function_is_preserved_they_are_the_grown_models_own(family, o
     more = dict(n_query_groups=n_head * base.n_query_groups // 4, n_layer=n_layer)
     source, config = trained(build(base)), FAMILIES[family](n_embd, n_head, **more)
     growth = Growth(1.0, perturb=0.0, gains="copied", operator=operator)
-    target = grown(source, config, base, growth, name)
+    target = become(source, config, growth, base, name)
     torch.testing.assert_close(target(TOKENS), copy.deepcopy(source)(TOKENS), rtol=1e-4, atol=1e-5)
     states, own = carried(source, target, growth, name), gradients(target)
     for parameter, state in states.items():

@@ -17,7 +17,7 @@ from litgpt_warmstart.method.growth.operators import NEW
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.parametrization import PARAMETRIZATIONS
 from litgpt_warmstart.method.scales import resolve_config
-from tests.conftest import FAMILIES, build, llama, neox
+from tests.conftest import FAMILIES, become, build, llama, neox
 
 WIDER = [name for name, operator in OPERATORS.items() if not operator.pads]
 DEEPER = [name for name, operator in OPERATORS.items() if operator.deepens]
@@ -30,20 +30,6 @@ def trained(model: MuGPT, seed: int = 1) -> MuGPT:
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.randn(p.shape, generator=draws) * 0.3 + is_gain(name))
-    return model
-
-
-def become(source: MuGPT, target: Config, how: Growth, mup_base: Config, name: str = "mup", seed: int = 3) -> MuGPT:
-    """The model that training would start with, grown from one that was trained under the same muP base."""
-    bases = [c if PARAMETRIZATIONS[name].is_own_base else mup_base for c in (source.config, target)]
-    model = build(target, bases[1], parametrization=name)
-    initial = parametrization.initial_weights(model, bases[1], seed, how, name)
-    weights = {name: p.detach() for name, p in source.named_parameters()}
-    before, then = (
-        parametrization.folding(c, base, name) for c, base in zip((source.config, model.config), bases, strict=True)
-    )
-    grown = growth.grow(weights, initial, source.config, model.config, how, (before, then), seed)
-    parametrization.load_weights(model, grown)
     return model
 
 
