@@ -1,11 +1,15 @@
 """``litgpt-warmstart COMMAND`` and ``python -m litgpt_warmstart COMMAND``: our commands without LitGPT's script."""
 
+import functools
 import gc
 import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
+
+_freeze_once = functools.cache(gc.freeze)
+"""Looking for garbage in what is imported, which stays, is half of a start: while it goes on, and at the end."""
 
 
 def main() -> None:
@@ -34,8 +38,7 @@ def _main() -> None:
             " crashes on it; nothing here needs it: pip uninstall -y torchvision"
         ) from None
     finally:
-        if not gc.get_freeze_count():
-            gc.freeze()  # what is imported stays: looking for garbage in it, now and at the end, is half of a start
+        _freeze_once()
         gc.enable()
     set_parsing_settings(
         docstring_parse_attribute_docstrings=True,

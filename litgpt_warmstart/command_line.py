@@ -6,6 +6,7 @@ import re
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -27,6 +28,12 @@ from litgpt_warmstart.errors import (
 NO_PATH = "is empty: give a path, or leave it out"
 CONFIGS = Path(__file__).parent / "configs"
 """The configs that are installed with the package."""
+
+
+@cache
+def _versions() -> str:
+    """Of those that matter; each parser has them, and its commands' do."""
+    return f"litgpt-warmstart {__version__}, litgpt {version('litgpt')}, torch {version('torch')}"
 
 
 def typed_path(text: str) -> Path:
@@ -75,8 +82,7 @@ class OneLineParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # --scale would be taken for --scale_eps
-        told = f"litgpt-warmstart {__version__}, litgpt {version('litgpt')}, torch {version('torch')}"
-        self.add_argument("--version", action="version", version=told, help="Print versions and exit.")
+        self.add_argument("--version", action="version", version=_versions(), help="Print versions and exit.")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
         self.function = function

@@ -1,6 +1,7 @@
 """Small models of each family, prepared data, and a way to run commands in this process."""
 
 import gc
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -149,6 +150,14 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
             make(folder)
             made.touch()
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def stack_without_sources() -> Iterator[None]:
+    """jsonargparse 4.41 asks inspect.stack() who has called it, which would read the sources of pytest's 40 frames."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspect, "stack", partial(inspect.stack, 0))
+        yield
 
 
 @pytest.fixture(autouse=True)

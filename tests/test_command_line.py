@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from litgpt_warmstart.__main__ import main
+from litgpt_warmstart.__main__ import _freeze_once, main
 from litgpt_warmstart.command_line import CONFIGS
 from litgpt_warmstart.commands import COMMANDS, warmstart, warmstart_grow
 from litgpt_warmstart.run.spec import TrainArgs
@@ -57,6 +57,7 @@ def test_the_version_is_told_with_those_that_matter(typed, words):
 
 def test_garbage_is_looked_for_but_not_in_what_was_imported(typed):
     gc.unfreeze()
+    _freeze_once.cache_clear()
     typed("--version")
     assert gc.isenabled() and gc.get_freeze_count() > 100_000
 
