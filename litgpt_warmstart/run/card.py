@@ -39,11 +39,7 @@ print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), 
 _USE_LITGPT = """\
 A LitGPT checkpoint folder: `litgpt generate FOLDER --prompt "Once"`, where FOLDER is this one, downloaded.
 """
-_METHOD = """\
-litgpt-warmstart, by the method of [Warmstarting for Scaling Language Models](https://arxiv.org/abs/2411.07340), on
-LitGPT: a model is grown and pretrained to continue text, and tuned for nothing else. What muP multiplies by while
-training is in the weights.
-"""
+_PAPER = ", after [Warmstarting for Scaling Language Models](https://arxiv.org/abs/2411.07340)"
 
 
 def checked_license(name: str) -> str:
@@ -135,6 +131,8 @@ def _of_record(record: Record, val_loss: float | None) -> list[str]:
             "seed": training["seed"],
             "validation loss": val_loss and f"{val_loss:.4f} nats per token",
         }
+    paper = _PAPER if any(model.growth for model in (*record.lineage, record)) else ""
+    pretrained = "The model was pretrained to continue text. " if training else ""
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     return [
         "## Lineage\n",
@@ -142,7 +140,8 @@ def _of_record(record: Record, val_loss: float | None) -> list[str]:
         "## Training\n",
         _table(("", ""), [(name, str(value)) for name, value in rows.items() if value is not None]),
         "## Made with\n",
-        f"{_METHOD}\nVersions: {versions}\n",
+        f"litgpt-warmstart, on LitGPT{paper}. {pretrained}What muP multiplies by while training is in the weights.\n",
+        f"Versions: {versions}\n",
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from litgpt_warmstart.commands import warmstart_export
+from litgpt_warmstart.commands import warmstart_export, warmstart_grow
 from litgpt_warmstart.run.card import hub_name, is_as_written, model_card
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.record import Ancestor
@@ -48,6 +48,14 @@ def test_a_warmstarts_card_tells_lineage_growth_data_budget_figures_and_licence(
         f"torch {record.versions['torch']}",
     ):
         assert row in told.text, row
+
+
+def test_a_card_tells_of_growing_and_training_where_there_was_some(base, tiny, tmp_path):
+    trained = card(base).text
+    assert "2411.07340" not in trained and "pretrained to continue text" in trained
+    warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
+    grown = card(tmp_path / "grown").text
+    assert "2411.07340" in grown and "pretrained to" not in grown
 
 
 def test_nothing_of_the_machine_is_told(warm, tmp_path):
