@@ -8,17 +8,20 @@ import traceback
 import warnings
 from pathlib import Path
 
+from litgpt_warmstart.errors import ended_by_signals, exit_status
+
 _freeze_once = functools.cache(gc.freeze)
 """Looking for garbage in what is imported, which stays, is half of a start: while it goes on, and at the end."""
 
 
 def main() -> None:
-    """Parse the command line and run a command; Ctrl-C while it starts ends it quietly."""
+    """Parse the command line and run a command; Ctrl-C, or a signal, while it starts ends it quietly."""
     try:
-        _main()
-    except KeyboardInterrupt:
+        with ended_by_signals():
+            _main()
+    except KeyboardInterrupt as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one, while the first ends it
-        raise SystemExit(130) from None
+        raise SystemExit(exit_status(error)) from None
 
 
 def _main() -> None:

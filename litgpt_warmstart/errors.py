@@ -3,10 +3,12 @@
 import difflib
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from types import FrameType
 
 DEBUG_VARIABLE = "LITGPT_WARMSTART_DEBUG"
 """Environment variable: set to 1 to see the traceback behind a one-line error."""
@@ -105,12 +107,53 @@ def _cause(text: str) -> str:
     return ends[0] if len(ends) == 1 else f"{ends[0].rstrip(' .')}: {ends[-1]}"
 
 
+class Ended(KeyboardInterrupt):
+    """A signal came that ends programs: to everything here it is what Ctrl-C is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+
+def exit_status(error: BaseException) -> int:
+    """What a command ends with: 128 and the number of a signal, as shells have it, or 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + (error.signal if isinstance(error, Ended) else signal.SIGINT)
+    return 1
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise, so that nothing half-written stays; further ones do not break into that.
+
+    What is ignored, as under nohup, or handled by others stays so, and forked processes just end.
+    """
+    process = os.getpid()
+    mine = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        for each in mine:
+            signal.signal(each, signal.SIG_IGN)
+        raise Ended(number)
+
+    for number in mine:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
+
+
 STDOUT_IS_GONE = "standard output cannot be written: nobody reads it any more, or its disk is full"
 
 
 @contextmanager
 def told_in_one_line(command: str) -> Iterator[None]:
-    """Print what a user did wrong, or ended, as one line on standard error, and exit with status 1; 130 for Ctrl-C.
+    """Print what a user did wrong, or ended, as one line on standard error, and exit with :func:`exit_status`.
 
     The line begins with the command's name.
     """
@@ -125,7 +168,7 @@ def told_in_one_line(command: str) -> Iterator[None]:
         stdout_is_gone()
         with suppress(OSError):  # the terminal may have been closed
             print(f"{command}: {told}", file=sys.stderr)
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        raise SystemExit(exit_status(error)) from None
 
 
 def _told(error: BaseException) -> str | None:
@@ -136,7 +179,7 @@ def _told(error: BaseException) -> str | None:
         case ModuleNotFoundError() if error.name in STUDY_PACKAGES:
             return f"error: {error.name} is not installed: pip install 'litgpt-warmstart[study]'"
         case KeyboardInterrupt():
-            return "interrupted"
+            return f"ended by {error.signal.name}" if isinstance(error, Ended) else "interrupted"
         case BrokenPipeError():
             return f"error: {STDOUT_IS_GONE}" if reader_is_gone() else None
         case PermissionError():

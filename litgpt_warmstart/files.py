@@ -185,13 +185,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # x: never through a link that somebody has put there meanwhile
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
-    flush_to_disk(partial)
     try:
+        with partial.open("xb") as file:  # x: never through a link that somebody has put there meanwhile
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        flush_to_disk(partial)
         os.replace(partial, path)
-    except OSError:  # a folder of that name
-        partial.unlink()
+    except BaseException:  # a full disk, a folder of that name, a signal
+        partial.unlink(missing_ok=True)
         raise
 
 

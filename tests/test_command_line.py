@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import re
 import shutil
 import signal
@@ -288,6 +289,47 @@ def test_the_configs_are_in_the_package_and_name_models_that_are_found_from_anyw
     assert all((CONFIGS / name).is_file() for name in names) and len(names) > 50
     monkeypatch.chdir(tmp_path)
     assert resolve_config("configs/study/cpu/models/width-48.yaml").n_embd == 48
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("name", "words", "midst"),
+    [
+        ("warmstart_grow", "--base theirs --target wide.yaml --out_dir out", "hugging_face.save_config"),
+        ("warmstart_export", "--checkpoint_dir BASE --out_dir out", "export.save_file"),
+        ("warmstart_grow", "--base BASE --target WIDE --out_dir out", "checkpoint.save_config"),
+    ],
+)
+def test_a_signal_leaves_nothing_half_written(typed, base, tiny, tmp_path, monkeypatch, number, name, words, midst):
+    """It comes in the midst of writing; a second one does not break into cleaning up."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=64)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).save_pretrained(tmp_path / "theirs")
+
+    def send(*written: object, **more: object) -> None:
+        (partial,) = [path for path in tmp_path.rglob(".*.partial") if path.is_dir()]
+        assert any(partial.iterdir())
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(f"litgpt_warmstart.run.{midst}", send)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    status, _, err = typed(name, *words.replace("BASE", str(base)).replace("WIDE", tiny[48]).split())
+    assert status == 128 + number and err.endswith(f"litgpt {name}: ended by {number.name}\n")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".partial"]
+    assert before == {each: signal.getsignal(each) for each in before}
+
+
+def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, monkeypatch):
+    from litgpt_warmstart import files
+    from litgpt_warmstart.errors import Ended, ended_by_signals
+
+    monkeypatch.setattr(files, "flush_to_disk", lambda path: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Ended), ended_by_signals():
+        files.write_whole(tmp_path / "table.csv", "a,b")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
