@@ -71,6 +71,20 @@ def others(folder: Path, names: Collection[str]) -> list[str]:
 
 
 @contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """After an error, remove a folder and its parents again, as far as they were made meanwhile and hold nothing."""
+    folder = folder.absolute()
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        yield
+    except BaseException:
+        for each in missing:
+            with suppress(OSError):
+                each.rmdir()
+        raise
+
+
+@contextmanager
 def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) -> Iterator[Path]:
     """A folder to fill that appears at ``path`` whole or not at all; an older folder there is replaced.
 
@@ -79,7 +93,7 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
     """
     path = Path(os.path.abspath(path))
     partial, older = partial_folder(path), older_folder(path)
-    with ExitStack() as held:
+    with removed_if_empty(path.parent), ExitStack() as held:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(partial, f"another process is writing {str(path)!r}: wait for it"))

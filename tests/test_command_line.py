@@ -322,6 +322,23 @@ def test_a_signal_leaves_nothing_half_written(typed, base, tiny, tmp_path, monke
     assert before == {each: signal.getsignal(each) for each in before}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "warmstart_prepare_data --repo_id org/nothing --data_path a/b/data",
+        "warmstart_prepare_data --text_dir texts --tokenizer ./nothing --data_path a/b/data",
+        "warmstart_prepare_data --text_dir texts --tokenizer_vocab_size 100 --data_path a/b/data",
+        "warmstart_grid_search --target 5M --data StdlibText --cpus_per_run 2 --out_dir a/b/grid",
+    ],
+)
+def test_a_command_that_fails_leaves_no_empty_folders(typed, tmp_path, monkeypatch, words):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/one.txt").write_text("some text\n" * 100)
+    assert typed(*words.split())[0] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
 def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, monkeypatch):
     from litgpt_warmstart import files
     from litgpt_warmstart.errors import Ended, ended_by_signals

@@ -9,7 +9,7 @@ from litgpt_warmstart.commands.warmstart import specify
 from litgpt_warmstart.data import PreparedText
 from litgpt_warmstart.edge import command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
-from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.files import removed_if_empty, write_whole
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.run.checkpoint import read_header
 from litgpt_warmstart.run.spec import RunArgs
@@ -70,8 +70,9 @@ def setup(
     print(told)
     if json is not None:
         try:
-            json.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(json, dumps(figures, indent=1) + "\n")
+            with removed_if_empty(json.parent):
+                json.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(json, dumps(figures, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write --json {str(json)!r}: {error.strerror}: choose another file") from error
 

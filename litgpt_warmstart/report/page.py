@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from litgpt_warmstart.errors import UserError
-from litgpt_warmstart.files import write_whole
+from litgpt_warmstart.files import removed_if_empty, write_whole
 from litgpt_warmstart.report.figures import Figure
 from litgpt_warmstart.report.runs import Found
 
@@ -123,7 +123,8 @@ def as_text(frame: pd.DataFrame) -> str:
 def writing(option: str, path: Path) -> Iterator[None]:
     """Have what a user named, and cannot be written, told in one line."""
     try:
-        yield
+        with removed_if_empty(path):
+            yield
     except OSError as error:
         raise UserError(f"cannot write {option} {str(path)!r}: {error.strerror}: choose another") from error
 

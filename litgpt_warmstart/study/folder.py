@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas
 
 from litgpt_warmstart.errors import UserError, one_line
-from litgpt_warmstart.files import LOCK, entries, locked
+from litgpt_warmstart.files import LOCK, entries, locked, removed_if_empty
 from litgpt_warmstart.report.page import Section, writing
 from litgpt_warmstart.report.runs import display_names
 from litgpt_warmstart.run.folder import check_writable
@@ -40,15 +40,16 @@ def study_folder(out_dir: Path) -> Iterator[None]:
         raise UserError(f"--out_dir {str(out_dir)!r} is the folder of a run: choose another for the study")
     check_writable(out_dir)
     made = not out_dir.exists()
-    with writing("--out_dir", out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-    with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
-        try:
-            yield
-        finally:
-            if made and entries(out_dir) == [LOCK]:
-                (out_dir / LOCK).unlink()
-                out_dir.rmdir()
+    with removed_if_empty(out_dir.parent):
+        with writing("--out_dir", out_dir):
+            out_dir.mkdir(parents=True, exist_ok=True)
+        with locked(out_dir, f"another process is at the study in {str(out_dir)!r}: wait for it, or choose another"):
+            try:
+                yield
+            finally:
+                if made and entries(out_dir) == [LOCK]:
+                    (out_dir / LOCK).unlink()
+                    out_dir.rmdir()
 
 
 def read_table(path: Path) -> pandas.DataFrame:

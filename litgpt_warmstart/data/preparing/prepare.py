@@ -33,7 +33,7 @@ from litgpt_warmstart.data.preparing.read import SPLITS, SourceFile, text_bytes
 from litgpt_warmstart.data.preparing.request import PLAN, PREPARED, Chunk, Plan, Preparation, PreparedIndex
 from litgpt_warmstart.errors import UserError, one_line
 from litgpt_warmstart.executors import Task, carry_out_in_processes
-from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked
+from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked, removed_if_empty
 
 VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
@@ -74,11 +74,12 @@ def prepare(
             raise UserError(f"{str(asked.data_path)!r} is a mount point: choose a folder in it as --data_path")
         folder = target.with_name(f".{target.name}.partial")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
-                if not (target / PREPARED).is_file():
-                    _prepare_into(target, folder, asked, say, carry_out)
-                    thorough = False
+            with removed_if_empty(folder.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+                with locked(folder, f"another process is preparing {str(asked.data_path)!r}: wait for it"):
+                    if not (target / PREPARED).is_file():
+                        _prepare_into(target, folder, asked, say, carry_out)
+                        thorough = False
         except KeyboardInterrupt:
             if folder.exists():
                 say(f"The same command goes on; what is done is in {str(folder)!r}")
