@@ -110,7 +110,7 @@ def _convert(source: Path, destination: Path) -> Path:
                     f"Converting {str(source)!r} ({model.family.architecture}) to LitGPT's format: {str(destination)!r}"
                 )
                 with incremental_save(partial / WEIGHTS) as file:
-                    file.save(_weights(model, map(load_file, shards), file))
+                    file.save(_weights(model, map(_finite, shards), file))
                 if tokenizer:
                     tokenizer.write(partial)
                 write_hf_configs(partial, model.config, tokenizer)
@@ -193,6 +193,16 @@ def _checked(model: HFModel, shards: list[Path], source: Path) -> list[Path]:
         if weights[name].dtype not in DTYPES:
             raise UserError(f"{told}: {name} is of {weights[name].dtype}: quantized weights cannot be grown")
     return shards
+
+
+def _finite(shard: Path) -> Tensors:
+    """A file's tensors; a UserError where one that is converted has a NaN or Inf."""
+    tensors = load_file(shard)
+    for name, tensor in tensors.items():
+        is_mask = name.endswith("masked_bias")  # of older GPT-NeoX, -inf in fp16, and no weight
+        if tensor.dtype in DTYPES and not is_mask and not torch.isfinite(tensor).all():
+            raise UserError(f"{str(shard)!r} holds NaN or Inf in {name}: take an earlier checkpoint of that model")
+    return tensors
 
 
 def _without_values(shard: Path) -> Tensors:

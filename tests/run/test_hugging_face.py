@@ -14,6 +14,7 @@ import transformers
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import save_config
+from safetensors.torch import load_file, save_file
 
 from litgpt_warmstart.commands import warmstart, warmstart_grow
 from litgpt_warmstart.errors import UserError
@@ -112,6 +113,28 @@ def llama(tmp_path: Path) -> Path:
     """A folder of transformers', of several files."""
     made("Llama").save_pretrained(tmp_path / "theirs/Llama-tiny", max_shard_size="600KB")
     return tmp_path / "theirs/Llama-tiny"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_of_and_nothing_is_left(llama, here, value):
+    shard = sorted(llama.glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    name = max(tensors)
+    tensors[name].view(-1)[3] = value
+    save_file(tensors, shard)
+    with pytest.raises(UserError, match=rf"{shard.name}' holds NaN or Inf in {name}: take an earlier"):
+        read_base(llama)
+    assert list(here.iterdir()) == []
+    tensors[name].view(-1)[3] = 0.0
+    save_file(tensors, shard)
+    assert read_base(llama).config.n_embd == 32
+
+
+def test_a_mask_of_older_models_may_be_infinite(tmp_path):
+    made("GPTNeoX").save_pretrained(tmp_path / "theirs/pythia-tiny")
+    file = tmp_path / "theirs/pythia-tiny/model.safetensors"
+    save_file(load_file(file) | {"gpt_neox.layers.0.attention.masked_bias": torch.tensor(float("-inf"))}, file)
+    assert read_base(tmp_path / "theirs/pythia-tiny").config.n_embd == 32
 
 
 @pytest.mark.parametrize("name", MODELS)
