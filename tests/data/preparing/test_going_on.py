@@ -1,13 +1,13 @@
 """A preparation that was stopped, killed or short of space goes on, and ends with the same bytes."""
 
 import errno
+import multiprocessing
 import os
+import select
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 
 import pytest
 
@@ -16,23 +16,19 @@ from litgpt_warmstart.data.preparing import read, write
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, here, prepare, quiet, stop_after
 
-ROOT = Path(preparing.__file__).parents[3]
 
-PREPARE = """
-import sys
-sys.path.insert(0, {root!r})
-from pathlib import PosixPath
-from litgpt_warmstart.data.preparing import prepare, read, write
-from litgpt_warmstart.data.preparing.request import Preparation
-read.BLOCK_BYTES, write.PORTION_BYTES, write.SHUFFLED_CHARACTERS = 10_000, 60_000, 80_000
-prepare.prepare({ask!r}, say=str)
-"""
+def start(ask) -> tuple[BaseProcess, int]:
+    """A preparation with two workers in a process of its own, and the end of a pipe that they all hold as stderr."""
 
+    def run() -> None:
+        os.dup2(held, 2)
+        preparing.prepare(ask, say=str)
 
-def start(ask) -> subprocess.Popen:
-    """A preparation as in the fixture ``small``, in a process of its own, with two workers."""
-    script = PREPARE.format(root=str(ROOT), ask=ask)
-    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    end, held = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    os.close(held)
+    return process, end
 
 
 @pytest.mark.slow
@@ -41,12 +37,15 @@ def test_killed_in_its_middle_it_leaves_no_process_and_ends_with_the_same_bytes(
     done = ask.data_path.with_name(f".{ask.data_path.name}.partial") / "portions"
     kills = 0
     for num_portions in (1, 4, 7):
-        process = start(ask)
-        while process.poll() is None and len(list(done.glob("*.json"))) < num_portions:
+        process, end = start(ask)
+        while process.is_alive() and len(list(done.glob("*.json"))) < num_portions:
             time.sleep(0.001)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
-        assert process.communicate(timeout=10)[1] == ""  # which ends when no worker holds the pipe any more
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert select.select([end], [], [], 10)[0]
+        assert os.read(end, 100) == b""  # no worker holds the pipe any more, or has said a word
+        os.close(end)
     assert kills >= 2
     if not ask.data_path.exists():
         prepare(ask)
