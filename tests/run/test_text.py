@@ -3,6 +3,7 @@
 import ast
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,9 +12,12 @@ from litgpt.tokenizer import Tokenizer
 
 from litgpt_warmstart.commands import warmstart_scratch
 from litgpt_warmstart.data import StdlibText
+from litgpt_warmstart.run.launch import carry_out
 from litgpt_warmstart.run.metrics import read_metrics
-from litgpt_warmstart.run.spec import EvalArgs
+from litgpt_warmstart.run.resolve import resolve
+from litgpt_warmstart.run.spec import EvalArgs, RunArgs
 from tests.conftest import TRAIN, assert_same_weights, losses
+from tests.run.processes import train
 
 EVAL = EvalArgs(interval=4, max_iters=10)
 
@@ -84,6 +88,24 @@ def test_the_last_sample_is_what_stock_generate_gives_of_the_checkpoint(warm, ca
     generate(out_dir / "final", prompt="class A", max_new_tokens=8, temperature=0.0, precision="32-true")
     written = ast.literal_eval(told.removeprefix("sample: "))
     assert written.startswith("class A") and f"\n{written}\n" in capsys.readouterr().out
+
+
+def test_a_sample_of_two_devices_is_written_once_and_is_that_of_one(tiny, tiny_settings, tmp_path, capfd):
+    def samples(*runs: str) -> list[str]:
+        specs = []
+        for strategy in runs:
+            settings = tiny_settings | dict(eval=EvalArgs(interval=2, max_iters=4, max_new_tokens=8))
+            settings |= dict(train=replace(TRAIN, micro_batch_size=2, max_steps=2), sample="class A", lr=0.02)
+            args = RunArgs(**settings, devices=2 if strategy else 1, strategy=strategy or "auto")
+            specs.append(
+                (resolve("warmstart_scratch", tiny[48], None, None, tmp_path / f"run-{strategy}", args, {}), None)
+            )
+        carry_out(partial(train, specs), 2 if any(runs) else 1, 1)
+        return [line for line in capfd.readouterr().out.splitlines() if line.startswith("sample: ")]
+
+    first, last = samples("")
+    assert first != last and first.startswith("sample: 'class A")
+    assert samples("ddp", "fsdp") == [first, last] * 2
 
 
 def test_a_sample_that_cannot_be_is_one_line_before_anything_is_written(scratch, without_tokenizer, tmp_path, refused):
