@@ -193,15 +193,22 @@ def find(paths: Sequence[Path], results: Sequence[str] = ()) -> Found:
     in_any_order = [({**run.settings, ORDER: None}, run.max_tokens) for run in runs]
     growths = [(run.record.growth and run.record.growth.options, run.ancestors) for run in runs]
     runs = [
-        replace(
-            run,
-            settings_key=settings.index(settings[at]),
-            comparison_key=in_any_order.index(in_any_order[at]),
-            growth_key=growths.index(growths[at]),
-        )
-        for at, run in enumerate(runs)
+        replace(run, settings_key=settings.index(s), comparison_key=in_any_order.index(o), growth_key=growths.index(g))
+        for run, s, o, g in zip(runs, settings, in_any_order, growths, strict=True)
     ]
     return Found(runs, left_out, {name: list(folders.values()) for name, folders in kinds.items()})
+
+
+def find_all(folders: Sequence[Path]) -> dict[Path, Run]:
+    """Read the runs of these folders, by folder.
+
+    Raises:
+        UserError: One cannot be read.
+    """
+    found = find(folders) if folders else Found([], {}, {})
+    for name, why in found.left_out.items():
+        raise UserError(f"{name}: {why}")
+    return {run.folder: run for run in found.runs}
 
 
 def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
@@ -216,18 +223,6 @@ def is_run(folder: Path, names: set[str]) -> bool:
     """Whether a folder, with these names in it, is a run's."""
     saved = [name for name in names if name == "final" or name.startswith("step-")]
     return FILE_NAME in names or any((folder / name / RECORD).is_file() for name in saved)
-
-
-def newest_record(folder: Path) -> tuple[Path, Record] | None:
-    """The checkpoint folder of a run with the most optimizer steps, and its record; nothing is renamed or mended.
-
-    Raises:
-        UserError: No record of the run can be read.
-    """
-    found, unread = trained(folder)
-    if unread and not found:
-        raise UserError(unread[-1][1])
-    return next(iter(found.items()), None)
 
 
 def _why_diverged(folder: Path) -> str | None:
@@ -256,14 +251,17 @@ def _read(name: str, folder: Path) -> Run:
     Raises:
         UserError: It cannot be compared: it saved no checkpoint, holds no validation losses, or a file is damaged.
     """
-    saved, rows, diverged = newest_record(folder), read_metrics(folder / FILE_NAME), _why_diverged(folder)
-    if saved is None:
+    found, unread = trained(folder)
+    if unread and not found:
+        raise UserError(unread[-1][1])
+    rows, diverged = read_metrics(folder / FILE_NAME), _why_diverged(folder)
+    if not found:
         reached = f"step {rows[-1]['step']:,.0f}, no checkpoint yet" if rows else "no run in this folder"
         raise UserError(diverged or f"{reached}{_written(folder)}")
     val_losses = curve(rows, "val_loss")
     if val_losses.empty:
         raise UserError(f"{str(folder / FILE_NAME)!r} has no validation losses: set --eval.interval for the run")
-    checkpoint, record = saved
+    checkpoint, record = next(iter(found.items()))
     config = read_config(checkpoint / CONFIG)
     try:
         asked = parse(_Asked, read_yaml(checkpoint / HYPERPARAMETERS))

@@ -81,7 +81,7 @@ def speed_up_row(comparison: Comparison, arm: Arm) -> dict[str, Any]:
         ("speed_up", arm.speed_up), ("speed_up_with_base", arm.speed_up_with_base),
         ("first_val_loss_minus_scratch", first), ("val_loss_minus_scratch", arm.loss_difference("val_loss")),
     ):  # fmt: skip
-        columns |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        columns |= found.columns(name)
     columns |= {f"{kind}_runs": " ".join(arm.pairs[f"{kind}_run"]) for kind in ("warmstart", "scratch")}
     for carried, ending in (("tokens", ""), ("loss", "_if_loss")):
         for counted in ("", "_with_base"):

@@ -108,12 +108,20 @@ class Estimate:
         mean = "at once" if math.isinf(self.mean) else f"{self.mean:{sign}.{digits}f}"
         if not self.has_interval:
             return f"{mean} (no interval: one seed)"
-        return mean if math.isinf(self.low) else f"{mean} ({self.interval(digits, sign)})"
-
-    def interval(self, digits: int = 2, sign: str = "") -> str:
-        """The interval in words."""
+        if math.isinf(self.low):
+            return mean
         high = "and more" if math.isinf(self.high) else f"to {self.high:{sign}.{digits}f}"
-        return f"{self.low:{sign}.{digits}f} {high}"
+        return f"{mean} ({self.low:{sign}.{digits}f} {high})"
+
+    def columns(self, name: str) -> dict[str, float]:
+        """The mean and its interval as a table has them: NAME, NAME_low and NAME_high."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def in_words(value: float, low: float = math.nan, high: float = math.nan, form: str = ".2f") -> str:
+    """A number with its interval, where it has one; a dash for none."""
+    words = [f"{each:{form}}" if math.isfinite(each) else "unbounded" for each in (value, low, high)]
+    return "-" if math.isnan(value) else words[0] if math.isnan(low) else f"{words[0]} ({words[1]} to {words[2]})"
 
 
 def estimate(values: Sequence[float] | pd.Series) -> Estimate:

@@ -23,7 +23,7 @@ from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.report.figures import dots
 from litgpt_warmstart.report.page import as_text, write_csv
-from litgpt_warmstart.report.runs import curve
+from litgpt_warmstart.report.runs import Run, find_all
 from litgpt_warmstart.report.statistics import (
     difference,
     drop_tokens,
@@ -32,12 +32,7 @@ from litgpt_warmstart.report.statistics import (
     tokens_to_last_loss,
     tokens_to_reach,
 )
-from litgpt_warmstart.run.checkpoint import RECORD
 from litgpt_warmstart.run.hugging_face import names_hub_model
-from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.run.norms import FILE_NAME as NORMS_FILE
-from litgpt_warmstart.run.norms import NORMS
-from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import draw_alike, read_base, used_seed
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study import horizons
@@ -63,7 +58,10 @@ def conclude(
     outcomes: Mapping[str, Outcome],
 ) -> None:
     """Write the tables and the picture, and print what came of each arm; ``at`` has the places of its horizons."""
-    rows = results(runs, outcomes)
+    ended = {run.name: run.spec.out_dir for run in runs if run.factors and outcomes[run.name].status == "finished"}
+    found = find_all(list(ended.values()))
+    read = {name: found[folder] for name, folder in ended.items()}
+    rows = results(runs, outcomes, read)
     write_csv(out_dir / f"{name}.csv", rows)
     shared, names = labels(arms)
     losses = {
@@ -77,7 +75,7 @@ def conclude(
     print(f"\n{shared}\n\n{as_text(table(rows, names))}")
     if not (compared := comparison(rows, names)).empty:
         print(f"\nLast val losses, seed by seed, or over seeds (Welch's), with 95% intervals\n\n{as_text(compared)}")
-    trained = horizons.finished(runs, arms, outcomes)
+    trained = horizons.finished(runs, arms, outcomes, read)
     answers = horizons.answers(trained, dict(zip(arms, names, strict=True)), **at)
     if answers.empty:
         print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
@@ -274,41 +272,32 @@ def read_in_order(spec: RunSpec, order_seed: int) -> RunSpec:
     return replace(spec, data=data, args=replace(spec.args, data=data))
 
 
-def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> pandas.DataFrame:
-    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch."""
+def results(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome], read: Mapping[str, Run]) -> pandas.DataFrame:
+    """A row a run that trains an arm: what it was, and how it ended beside its run from scratch.
+
+    Those that have finished are ``read`` by name; where some were tracked, rows say when their loss dropped, too.
+    """
     rows = outcomes_of(runs, outcomes, COLUMNS)
-    ended = [run for run in runs if run.factors and outcomes[run.name].status == "finished"]
-    curves = {run.name: curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss") for run in ended}
     scratch = rows[from_scratch(rows)].set_index(BESIDE)[["status", "val_loss", "run"]].add_prefix("scratch_")
     rows = rows.join(scratch, on=BESIDE)
-    names, reached = list(zip(rows.pop("run"), rows.pop("scratch_run"), strict=True)), []
-    for own, beside in names:
-        both = own in curves and beside in curves and own != beside
-        loss = curves[beside].iloc[-1] if both else math.nan
-        reached.append(
-            (tokens_to_reach(curves[own], loss), tokens_to_last_loss(curves[beside])) if both else (loss, loss)
-        )
-    rows[["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss"]] = reached
-    at_compute = {run.name: loss_at_own_compute(run, curves[run.name]) for run in ended}
-    own_names = [own for own, _ in names]
-    found = {"val_loss_at_scratch_flops": at_compute}
-    if any(run.spec.args.track for run in ended):
-        found[DROP] = {run.name: drop_tokens_per_param(run.spec) for run in ended}
-    told = {column: [values.get(own, math.nan) for own in own_names] for column, values in found.items()}
-    return rows.assign(**told, run=own_names)
+    told = []
+    for own, beside in zip(rows.pop("run"), rows.pop("scratch_run"), strict=True):
+        run, other, row = read.get(own), read.get(beside), {}
+        if run and other and run is not other:
+            row["tokens_to_scratch_val_loss"] = tokens_to_reach(run.val_losses, other.val_loss)
+            row["scratch_tokens_to_scratch_val_loss"] = tokens_to_last_loss(other.val_losses)
+        if run:
+            row["val_loss_at_scratch_flops"] = loss_at_own_compute(run)
+            row[DROP] = drop_tokens(run.induction) / run.record.parameters
+        told.append(row | {"run": own})
+    columns = ["tokens_to_scratch_val_loss", "scratch_tokens_to_scratch_val_loss", "val_loss_at_scratch_flops"]
+    columns += [DROP] * any(len(run.norms) for run in read.values())
+    return rows.join(pandas.DataFrame(told, columns=[*columns, "run"]).astype(dict.fromkeys(columns, float)))
 
 
-def drop_tokens_per_param(spec: RunSpec) -> float:
-    """When a tracked run learned to copy, with which its loss drops; NaN where it was not tracked, or never did."""
-    scores = curve(NORMS.read(spec.out_dir / NORMS_FILE), "score")
-    return drop_tokens(scores) / parameter_count(spec.config)
-
-
-def loss_at_own_compute(run: StudyRun, losses: pandas.Series) -> float:
+def loss_at_own_compute(run: Run) -> float:
     """A run's loss where its lineage has taken the Hoffmann FLOPs that its own whole budget would; NaN if never."""
-    before = Record.load(run.spec.out_dir / "final" / RECORD).lineage_hoffmann_flops
-    left = 1 - before / run.spec.flops(run.spec.max_tokens)["hoffmann_flops"]
-    return float(losses_at(losses, [run.spec.max_tokens * left])[0])
+    return float(losses_at(run.val_losses, [run.tokens * (1 - run.base_flops / run.own_flops)])[0])
 
 
 def table(rows: pandas.DataFrame, names: Sequence[str]) -> pandas.DataFrame:

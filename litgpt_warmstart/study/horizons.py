@@ -6,6 +6,7 @@ tokens. A warmstart is held against scratch as good as it gets: of the learning 
 with the lowest mean loss there.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +18,9 @@ import pandas
 
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.limits import limits
-from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.report.page import Section, Table
-from litgpt_warmstart.report.runs import Found, curve
-from litgpt_warmstart.report.statistics import Estimate, difference, estimate, losses_at, tokens_to_reach
-from litgpt_warmstart.run.checkpoint import RECORD
-from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
-from litgpt_warmstart.run.record import Record
-from litgpt_warmstart.run.spec import RunSpec
+from litgpt_warmstart.report.runs import Found, Run
+from litgpt_warmstart.report.statistics import difference, estimate, in_words, losses_at, tokens_to_reach
 from litgpt_warmstart.study.arms import Arm, run_name
 from litgpt_warmstart.study.folder import add_parts, read_table
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun
@@ -44,65 +40,46 @@ CAPTION = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
-    """A finished run of an arm, and what its weights come from."""
+    """A finished run of an arm, as trained and cooled down."""
 
     arm: Arm
-    seed: int
-    spec: RunSpec
-    as_trained: pandas.Series
-    """Validation losses by tokens."""
+    run: Run
     cooled: pandas.Series
     """Last validation losses of its forks by the logarithm of their tokens."""
-    base_parameters: int = 0
-    base_tokens: int = 0
-    """Of its whole lineage; none from scratch."""
-    base_flops: float = 0.0
-    """Hoffmann FLOPs of the same; NaN where they are not known."""
 
     def tokens_at(self, tokens_per_param: float) -> int:
         """Tokens of a horizon, in whole steps."""
-        per_step = self.spec.tokens_per_step
-        return int(tokens_per_param * parameter_count(self.spec.config)) // per_step * per_step
-
-    def flops(self, tokens: float) -> float:
-        """Hoffmann FLOPs of so many tokens."""
-        return tokens * self.spec.flops(1)["hoffmann_flops"]
+        per_step = self.run.tokens // self.run.record.step_count
+        return int(tokens_per_param * self.run.record.parameters) // per_step * per_step
 
     def loss(self, tokens: float, is_cooled: bool) -> float:
         """Its loss after so many tokens; NaN beyond what it tells."""
         if not is_cooled:
-            return float(losses_at(self.as_trained, [tokens])[0])
+            return float(losses_at(self.run.val_losses, [tokens])[0])
         return float(losses_at(self.cooled, [math.log(tokens)])[0]) if tokens > 0 else math.nan
 
     def tokens_to_reach(self, loss: float, is_cooled: bool) -> float:
         """Tokens after which it first has a loss; NaN where it never has, or has it at its first horizon already."""
         if not is_cooled:
-            return tokens_to_reach(self.as_trained, loss)
+            return tokens_to_reach(self.run.val_losses, loss)
         is_between = len(self.cooled) > 0 and self.cooled.iloc[0] > loss
         return math.exp(tokens_to_reach(self.cooled, loss)) if is_between else math.nan
 
 
-def finished(runs: Sequence[StudyRun], arms: Sequence[Arm], outcomes: Mapping[str, Outcome]) -> list[Trained]:
-    """The runs of arms that have finished, as their folders tell of them."""
-    ended = {run.name: run for run in runs if outcomes[run.name].status == "finished"}
+def finished(
+    runs: Sequence[StudyRun], arms: Sequence[Arm], outcomes: Mapping[str, Outcome], read: Mapping[str, Run]
+) -> list[Trained]:
+    """The runs of arms that have finished, ``read`` by name."""
+    forks = [run for run in runs if run.fork_of and outcomes[run.name].status == "finished"]
     seeds = dict.fromkeys(run.factors["seed"] for run in runs if run.factors)
     found = []
-    for arm in arms:
-        for seed, run in ((seed, ended[name]) for seed in seeds if (name := run_name(arm, seed)) in ended):
-            record = Record.load(run.spec.out_dir / "final" / RECORD)
-            forks = [fork for fork in ended.values() if fork.fork_of == run.spec.out_dir]
-            cooled = {math.log(fork.spec.max_tokens): outcomes[fork.name].val_loss for fork in forks}
-            found.append(
-                Trained(
-                    arm, seed, run.spec, curve(read_metrics(run.spec.out_dir / FILE_NAME), "val_loss"),
-                    pandas.Series(cooled, dtype=float).sort_index(),
-                    record.lineage[-1].parameters if record.lineage else 0,
-                    sum(ancestor.tokens for ancestor in record.lineage),
-                    record.lineage_hoffmann_flops,
-                )
-            )  # fmt: skip
+    for arm, seed in itertools.product(arms, seeds):
+        if run := read.get(run_name(arm, seed)):
+            own = [fork for fork in forks if fork.fork_of == run.folder]
+            cooled = {math.log(fork.spec.max_tokens): outcomes[fork.name].val_loss for fork in own}
+            found.append(Trained(arm, run, pandas.Series(cooled, dtype=float).sort_index()))
     return found
 
 
@@ -114,14 +91,14 @@ def answers(
     rows = []
     for at, is_cooled in places:
         losses: dict[Arm, dict[int, float]] = {}
-        for run in trained:
-            loss = run.loss(run.tokens_at(at), is_cooled) if tells_of(run.arm, at) else math.nan
+        for one in trained:
+            loss = one.loss(one.tokens_at(at), is_cooled) if tells_of(one.arm, at) else math.nan
             if not math.isnan(loss):
-                losses.setdefault(run.arm, {})[run.seed] = loss
+                losses.setdefault(one.arm, {})[one.run.seed] = loss
         for arm in losses:
             if scratch := best_scratch(arm, losses):
-                runs = [run for run in trained if run.arm == arm and run.seed in losses[arm]]
-                row = _row(runs, losses[arm], losses[scratch], is_cooled, at)
+                own = [one for one in trained if one.arm == arm and one.run.seed in losses[arm]]
+                row = _row(own, losses[arm], losses[scratch], is_cooled, at)
                 rate = "cooled" if is_cooled else arm.schedule
                 told = dict(arm=names[arm], tokens_per_param=at, rate=rate, scratch=names[scratch])
                 rows.append(told | row)
@@ -149,21 +126,18 @@ def best_scratch(arm: Arm, losses: Mapping[Arm, Mapping[int, float]]) -> Arm | N
 
 
 def _row(
-    runs: Sequence[Trained], own: Mapping[int, float], scratch: Mapping[int, float], is_cooled: bool, at: float
+    trained: Sequence[Trained], own: Mapping[int, float], scratch: Mapping[int, float], is_cooled: bool, at: float
 ) -> dict[str, Any]:
     """What the runs of an arm, one a seed, with these losses at a horizon, tell beside those from scratch."""
-    run = runs[0]
-    tokens = run.tokens_at(at)
-    whole, scratch_loss = run.flops(tokens), float(np.mean([*scratch.values()]))
-    at_compute = {
-        one.seed: one.loss(tokens * (1 - one.base_flops / whole), is_cooled) if one.base_flops else own[one.seed]
-        for one in runs
-    }
+    run, tokens = trained[0].run, trained[0].tokens_at(at)
+    whole, scratch_loss = tokens * run.flops_per_token, float(np.mean([*scratch.values()]))
+    base_flops = {one.run.seed: one.run.base_flops for one in trained}
+    at_compute = {one.run.seed: one.loss(tokens * (1 - base_flops[one.run.seed] / whole), is_cooled) for one in trained}
     at_compute = {seed: loss for seed, loss in at_compute.items() if not math.isnan(loss)}
     is_scratch = own == scratch
-    reached = [] if is_scratch else [one.tokens_to_reach(scratch_loss, is_cooled) / tokens for one in runs]
+    reached = [] if is_scratch else [one.tokens_to_reach(scratch_loss, is_cooled) / tokens for one in trained]
     shares = estimate([share for share in reached if not math.isnan(share)])
-    base_flops = float(np.mean([one.base_flops for one in runs]))
+    base_flops = float(np.mean([*base_flops.values()]))
     saved = 1 - shares.mean if shares.seeds == len(own) else math.nan  # the mean of those that do flatters the arm
     of_base = base_flops / whole
     row = {
@@ -173,30 +147,22 @@ def _row(
     for name, losses in (("less_scratch", own), ("at_equal_compute", at_compute)):
         paired = [losses[seed] - scratch[seed] for seed in losses if seed in scratch]
         over_seeds = difference([*losses.values()], [*scratch.values()])
-        row |= _told(name, estimate([]) if is_scratch else over_seeds)
-        row |= _told(f"{name}_paired", estimate([] if is_scratch else paired))
-    row |= _told("share", shares) | {"reached": shares.seeds, "saved": saved, "saved_with_base": saved - of_base}
-    at_most = limits(
-        (run.base_parameters, parameter_count(run.spec.config)), (run.base_tokens, tokens), (base_flops, whole)
-    ) if run.base_tokens else None  # fmt: skip
+        row |= (estimate([]) if is_scratch else over_seeds).columns(name)
+        row |= estimate([] if is_scratch else paired).columns(f"{name}_paired")
+    row |= shares.columns("share") | {"reached": shares.seeds, "saved": saved, "saved_with_base": saved - of_base}
+    sizes = (run.record.lineage[-1].parameters, run.record.parameters) if run.base_tokens else ()
+    at_most = limits(sizes, (run.base_tokens, tokens), (base_flops, whole)) if sizes else None
     names = ("loss", "loss_with_base", "tokens", "tokens_with_base")
     row |= {f"limit_{name}": getattr(at_most, name) if at_most else math.nan for name in names}
     beyond = at_most and (saved > at_most.tokens or saved - of_base > at_most.tokens_with_base)
     return row | {BEYOND: bool(beyond)}
 
 
-def _told(name: str, found: Estimate) -> dict[str, float]:
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
 def shown(rows: pandas.DataFrame) -> pandas.DataFrame:
     """The table as text."""
 
     def less(row: Mapping[Any, Any], name: str) -> str:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        if math.isnan(row[name]):
-            return "-"
-        return f"{row[name]:+.4f}" + (f" ({low:+.4f} to {high:+.4f})" if not math.isnan(low) else "")
+        return in_words(*(row[f"{name}{end}"] for end in ("", "_low", "_high")), form="+.4f")
 
     def share(value: float) -> str:
         return "-" if math.isnan(value) else f"{value:.0%}"

@@ -14,6 +14,7 @@ from litgpt_warmstart.report import figures
 from litgpt_warmstart.report.laws import POINT, Taken, fit_law, measured, split, tuned, worth
 from litgpt_warmstart.report.page import Section, Table, as_text, readable, write_csv
 from litgpt_warmstart.report.runs import Found
+from litgpt_warmstart.report.statistics import in_words
 from litgpt_warmstart.study.folder import add_parts
 
 RESULTS, POINTS, WARMSTARTS, PICTURE = "law.csv", "points.csv", "warmstarts.csv", "law.png"
@@ -70,7 +71,7 @@ def told(constants: Any, points: Any, left_out: int) -> list[str]:
 
 def shown(constants: Any) -> pandas.DataFrame:
     """The constants in words."""
-    cells = [_words(*row, form=".4g") for row in constants[["value", "low", "high"]].to_numpy(dtype=float)]
+    cells = [in_words(*row, form=".4g") for row in constants[["value", "low", "high"]].to_numpy(dtype=float)]
     return pandas.DataFrame({"constant": constants["constant"], "value (95% interval)": cells})
 
 
@@ -98,19 +99,13 @@ def shown_worth(warmstarts: Any) -> pandas.DataFrame:
             share = row[f"share_of_scratch_hoffmann_flops{kind}"]
             cells |= {
                 f"took{words}": "-" if math.isnan(share) else f"{share:.1%}",
-                f"speed-up{words}": _words(*(row[f"speed_up{kind}{end}"] for end in ("", "_low", "_high"))),
-                f"at most{words}": f"{_words(row[f'speed_up{kind}_limit_if_loss'])},"
-                f" {_words(row[f'speed_up{kind}_limit'])}",
+                f"speed-up{words}": in_words(*(row[f"speed_up{kind}{end}"] for end in ("", "_low", "_high"))),
+                f"at most{words}": f"{in_words(row[f'speed_up{kind}_limit_if_loss'])},"
+                f" {in_words(row[f'speed_up{kind}_limit'])}",
             }
         marks = [mark for mark in ("distrust", "extrapolated") if row[mark]]
         rows.append(cells | {"": ", ".join(marks)})
     return pandas.DataFrame(rows)
-
-
-def _words(value: float, low: float = math.nan, high: float = math.nan, form: str = ".2f") -> str:
-    """A number with its interval; a dash for none."""
-    words = [f"{each:{form}}" if math.isfinite(each) else "unbounded" for each in (value, low, high)]
-    return "-" if math.isnan(value) else words[0] if math.isnan(low) else f"{words[0]} ({words[1]} to {words[2]})"
 
 
 def picture(constants: Any, points: Any, warmstarts: Any, name: str = "law") -> figures.Figure:

@@ -22,7 +22,7 @@ from litgpt_warmstart.method.scales import resolve_config, short_name
 from litgpt_warmstart.method.schedule import Schedule, recorded_schedule
 from litgpt_warmstart.report.chains import NOT_KNOWN, Chain, lineage_figure, parent
 from litgpt_warmstart.report.page import as_text, write_csv
-from litgpt_warmstart.report.runs import Run, find
+from litgpt_warmstart.report.runs import Run, find, find_all
 from litgpt_warmstart.run.checkpoint import Header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
 from litgpt_warmstart.run.plan import base_figures
@@ -42,10 +42,7 @@ def conclude(runs: Sequence[StudyRun], start: Header | None, out_dir: Path, outc
         if run.name != SCRATCH and outcomes[run.name].status != "finished":
             raise UserError(f"{run.name} {outcomes[run.name].in_words}")
     folders = [run.spec.out_dir for run in runs if outcomes[run.name].status == "finished"]
-    read = find(folders)
-    for name, why in read.left_out.items():
-        raise UserError(f"{name}: {why}")
-    found = {run.folder: run for run in read.runs}
+    found = find_all(folders)
     stages = [found[folder] for folder in folders if folder.name != SCRATCH]
     base = None
     if start and (start.path.parent / FILE_NAME).is_file():

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from litgpt_warmstart.data import StdlibText
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.report.runs import Found
-from litgpt_warmstart.run.resolve import resolve
-from litgpt_warmstart.run.spec import RunArgs, RunSpec, TrainArgs
+from litgpt_warmstart.report.runs import Found, Run, find
+from litgpt_warmstart.run.record import Ancestor
 from litgpt_warmstart.study import horizons
 from litgpt_warmstart.study.arms import Arm
 from litgpt_warmstart.study.horizons import Trained, answers, best_scratch, section, shown
+from tests.report.conftest import Maker
 from tests.study.conftest import rows
 
 PAPER = Arm("small", "large", Growth(), tokens_per_param=60.0)
@@ -22,26 +21,29 @@ SCRATCH = PAPER.scratch
 
 
 @pytest.fixture(scope="module")
-def spec(tiny, tmp_path_factory) -> RunSpec:
-    """A run of width 16 with 256 tokens a step."""
-    folder = tmp_path_factory.mktemp("unused")
-    args = RunArgs(lr=0.1, data=StdlibText(folder / "data"), train=TrainArgs(global_batch_size=4, max_seq_length=64))
-    return resolve("warmstart_scratch", tiny[16], None, None, folder / "run", args, {})
+def made(tmp_path_factory) -> Run:
+    """A run of 40,960 parameters with 512 tokens a step."""
+    (run,) = find([Maker(tmp_path_factory.mktemp("runs"))("made", [9.0, 8.0], width=96)]).runs
+    return run
 
 
-def run(spec, arm: Arm, seed: int, losses: dict[float, float], cooled: dict[float, float] | None = None, **base):
-    """A run with losses at tokens per parameter."""
-    one = Trained(arm, seed, spec, pandas.Series(), pandas.Series())
+def run(
+    made: Run, arm: Arm, seed: int, losses: dict[float, float], cooled: dict[float, float] | None = None, **base: float
+) -> Trained:
+    """A run with losses at tokens per parameter; ``base`` has the tokens and FLOPs of a model of 10,000 parameters."""
+    one = Trained(arm, made, pandas.Series())
     at = pandas.Series({float(one.tokens_at(place)): loss for place, loss in losses.items()})
     forks = {math.log(one.tokens_at(place)): loss for place, loss in (cooled or {}).items()}
-    return replace(one, as_trained=at, cooled=pandas.Series(forks, dtype=float), **base)
+    record = replace(made.record, lineage=(Ancestor("small", "", "0" * 64, 10_000),) * bool(base))
+    own = replace(made, seed=seed, val_losses=at, record=record, **base)
+    return Trained(arm, own, pandas.Series(forks, dtype=float))
 
 
-def test_a_curve_is_told_at_equal_tokens_at_equal_compute_and_by_the_tokens_it_needs(spec):
-    scratch = [run(spec, SCRATCH, seed, {0: 7.0, 20: 5.0 + less, 60: 3.0}) for seed, less in ((1, 0.1), (2, -0.1))]
+def test_a_curve_is_told_at_equal_tokens_at_equal_compute_and_by_the_tokens_it_needs(made):
+    scratch = [run(made, SCRATCH, seed, {0: 7.0, 20: 5.0 + less, 60: 3.0}) for seed, less in ((1, 0.1), (2, -0.1))]
     whole = scratch[0].tokens_at(20)
-    base = dict(base_parameters=10_000, base_tokens=whole // 4, base_flops=scratch[0].flops(whole) / 10)
-    warm = [run(spec, PAPER, seed, {0: 6.0, 20: 4.0 + less, 60: 2.0}, **base) for seed, less in ((1, 0.2), (2, -0.2))]
+    base = dict(base_tokens=whole // 4, base_flops=whole * made.flops_per_token / 10)
+    warm = [run(made, PAPER, seed, {0: 6.0, 20: 4.0 + less, 60: 2.0}, **base) for seed, less in ((1, 0.2), (2, -0.2))]
     names = {SCRATCH: "from scratch", PAPER: "paper"}
     first, second = answers([*scratch, *warm], names, [20], []).to_dict("records")
     assert (first["arm"], second["arm"], second["scratch"]) == ("from scratch", "paper", "from scratch")
@@ -62,10 +64,10 @@ def test_a_curve_is_told_at_equal_tokens_at_equal_compute_and_by_the_tokens_it_n
     assert "51% (2 of 2)" in text and "49%" in text and "39% beyond" in text and "5.0000" in text
 
 
-def test_cooled_losses_are_interpolated_in_the_logarithm_of_tokens_and_told_only_between_horizons(spec):
-    scratch = run(spec, SCRATCH, 1, {0: 9.0, 60: 8.0}, {5: 6.0, 20: 4.0, 60: 3.0})
-    base = dict(base_parameters=10_000, base_tokens=256, base_flops=scratch.flops(scratch.tokens_at(20)) / 2)
-    warm = run(spec, PAPER, 1, {0: 9.0, 60: 8.0}, {5: 5.0, 20: 3.0, 60: 2.0}, **base)
+def test_cooled_losses_are_interpolated_in_the_logarithm_of_tokens_and_told_only_between_horizons(made):
+    scratch = run(made, SCRATCH, 1, {0: 9.0, 60: 8.0}, {5: 6.0, 20: 4.0, 60: 3.0})
+    base = dict(base_tokens=256, base_flops=scratch.tokens_at(20) * made.flops_per_token / 2)
+    warm = run(made, PAPER, 1, {0: 9.0, 60: 8.0}, {5: 5.0, 20: 3.0, 60: 2.0}, **base)
     names = {SCRATCH: "from scratch", PAPER: "paper"}
     found = answers([scratch, warm], names, [], [5, 20, 60]).query("arm == 'paper'").to_dict("records")
     assert [row["rate"] for row in found] == ["cooled"] * 3
@@ -79,19 +81,19 @@ def test_cooled_losses_are_interpolated_in_the_logarithm_of_tokens_and_told_only
     assert shown(pandas.DataFrame(found))["tokens"][0] == "-"
 
 
-def test_nothing_is_saved_where_a_seed_never_comes_to_scratchs_loss(spec):
-    scratch = [run(spec, SCRATCH, seed, {0: 7.0, 20: 5.0}) for seed in (1, 2)]
-    warm = [run(spec, PAPER, seed, {0: 6.0, 20: last}) for seed, last in ((1, 4.0), (2, 5.5))]
+def test_nothing_is_saved_where_a_seed_never_comes_to_scratchs_loss(made):
+    scratch = [run(made, SCRATCH, seed, {0: 7.0, 20: 5.0}) for seed in (1, 2)]
+    warm = [run(made, PAPER, seed, {0: 6.0, 20: last}) for seed, last in ((1, 4.0), (2, 5.5))]
     row = answers([*scratch, *warm], {SCRATCH: "from scratch", PAPER: "paper"}, [20], []).iloc[1]
     assert row["share"] == pytest.approx(0.5, rel=1e-3) and row["reached"] == 1 and math.isnan(row["saved"])
     assert shown(row.to_frame().T)[["tokens", "saved", "with base"]].iloc[0].tolist() == ["50% (1 of 2)", "-", "-"]
 
 
-def test_scratch_is_as_good_as_it_gets_at_each_horizon(spec):
+def test_scratch_is_as_good_as_it_gets_at_each_horizon(made):
     slow, fast = (replace(SCRATCH, lr_factor=factor, tokens_per_param=20.0) for factor in (0.5, 2.0))
     trained = [
-        run(spec, SCRATCH, 1, {0: 7.0, 20: 5.0, 60: 3.0}), run(spec, slow, 1, {0: 7.0, 20: 5.5}),
-        run(spec, fast, 1, {0: 7.0, 20: 4.5}), run(spec, PAPER, 1, {0: 6.0, 20: 4.0, 60: 3.5}),
+        run(made, SCRATCH, 1, {0: 7.0, 20: 5.0, 60: 3.0}), run(made, slow, 1, {0: 7.0, 20: 5.5}),
+        run(made, fast, 1, {0: 7.0, 20: 4.5}), run(made, PAPER, 1, {0: 6.0, 20: 4.0, 60: 3.5}),
     ]  # fmt: skip
     names = {SCRATCH: "1", slow: "0.5", fast: "2", PAPER: "paper"}
     found = answers(trained, names, [20, 60], []).set_index(["arm", "tokens_per_param"])
@@ -104,8 +106,8 @@ def test_scratch_is_as_good_as_it_gets_at_each_horizon(spec):
     assert best_scratch(wsd, {SCRATCH: {1: 5.0}}) is None and not horizons.tells_of(wsd, 20)
 
 
-def test_the_page_has_the_table_of_each_study(spec, tmp_path):
-    trained = [run(spec, SCRATCH, 1, {0: 7.0, 60: 3.0}), run(spec, PAPER, 1, {0: 6.0, 60: 2.5})]
+def test_the_page_has_the_table_of_each_study(made, tmp_path):
+    trained = [run(made, SCRATCH, 1, {0: 7.0, 60: 3.0}), run(made, PAPER, 1, {0: 6.0, 60: 2.5})]
     table = answers(trained, {SCRATCH: "from scratch", PAPER: "shrink 0.4"}, [60], [])
     table.to_csv(tmp_path / "one-horizons.csv", index=False)
     (tmp_path / "two-horizons.csv").write_text("arm,rate\nx\n")
