@@ -42,7 +42,7 @@ from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.run.tuning import is_out_of_memory
-from litgpt_warmstart.study.folder import add_parts, check_results, read_table
+from litgpt_warmstart.study.folder import check_results, read_table, section_of
 from litgpt_warmstart.study.slopes import (
     LIMITS,
     MAX_SLOPE,
@@ -59,9 +59,9 @@ WARMSTART = "warmstart"
 RESULTS, SLOPES, PICTURE = "coord_check.csv", "slopes.csv", "coord_check.png"
 DEFAULT_MULTIPLES = (1, 2, 4, 8)
 """Widths of the models, in widths of the narrowest one."""
-MOST_LAYERS = 1024
 FIELDS = {"width": "n_embd", "depth": "n_layer"}
 """What may grow over the models of a check, and LitGPT's name of it."""
+LARGEST = {"width": LARGEST_SIZE, "depth": 1024}
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,7 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
     if scales is not None:
         configs = [resolve_config(name, config.padded_vocab_size, config.vocab_size) for name in scales]
         option, given = "scales", [each.n_embd for each in configs]
-    if len(given) < 2:
-        raise UserError(f"--{option} has {len(given)} of the two widths or more that are compared")
-    if any(wider <= narrower for narrower, wider in pairwise(given)):
-        raise UserError(f"--{option} must grow from each to the next, got n_embd {', '.join(map(str, given))}")
-    if given[0] < config.n_embd:
-        raise UserError(
-            f"--{option} begins with n_embd {given[0]}, below the {config.n_embd} of {config.name!r}: leave that out"
-        )
-    if given[-1] > LARGEST_SIZE:
-        raise UserError(f"--{option} ends with n_embd {given[-1]}: no model is that large")
+    check_sizes(option, "width", given, config)
     configs = configs or [widened(config, n_embd) for n_embd in given]
     for wider in configs:
         if wider.n_layer != config.n_layer:
@@ -158,18 +149,22 @@ def models(config: Config, widths: Sequence[int] | None, scales: Sequence[str] |
     return tuple(configs)
 
 
+def check_sizes(option: str, over: Over, given: Sequence[int], config: Config) -> None:
+    """Raise a UserError for fewer than two sizes, or some that do not grow, or begin below a model's."""
+    name, own = FIELDS[over], getattr(config, FIELDS[over])
+    if len(given) < 2:
+        raise UserError(f"--{option} has {len(given)} of the two {over}s or more that are compared")
+    if any(larger <= smaller for smaller, larger in pairwise(given)):
+        raise UserError(f"--{option} must grow from each to the next, got {name} {', '.join(map(str, given))}")
+    if given[0] < own:
+        raise UserError(f"--{option} begins with {name} {given[0]}, below the {own} of {config.name!r}: leave that out")
+    if given[-1] > LARGEST[over]:
+        raise UserError(f"--{option} ends with {name} {given[-1]}: no model is that large")
+
+
 def deepened(config: Config, depths: Sequence[int]) -> tuple[Config, ...]:
     """The same model with these numbers of layers, shallowest first."""
-    listed = ", ".join(map(str, depths))
-    if len(depths) < 2:
-        raise UserError(f"--depths has {len(depths)} of the two depths or more that a slope needs")
-    if any(deeper <= shallower for shallower, deeper in pairwise(depths)):
-        raise UserError(f"--depths must grow from each to the next, got n_layer {listed}")
-    if depths[0] < config.n_layer:
-        told = f"--depths begins with n_layer {depths[0]}, below the {config.n_layer} of {config.name!r}"
-        raise UserError(f"{told}: leave that out")
-    if depths[-1] > MOST_LAYERS:
-        raise UserError(f"--depths ends with n_layer {depths[-1]}: no model is that deep")
+    check_sizes("depths", "depth", depths, config)
     return tuple(replace(config, name=f"{config.name}-{depth}-layers", n_layer=depth) for depth in depths)
 
 
@@ -339,11 +334,10 @@ def save(coordinates: pandas.DataFrame, slopes: pandas.DataFrame, title: str, ou
 
 def section(found: Found) -> Section | None:
     """Mean |activation| over width, and its log-log slopes, for each folder of a coordinate check."""
-    whole = Section(
-        "Coordinate checks",
+    sentence = (
         "How each layer's mean absolute activation goes with width, or depth, after a few steps on one batch: L1 ~"
         f" n_embd^slope, or n_layer^slope. A slope above {MAX_SLOPE:g} is growth, as standard parametrization (SP) has"
-        " it; over width under muP, and over both under CompleteP, it is 0 or less.",
+        " it; over width under muP, and over both under CompleteP, it is 0 or less."
     )
 
     def part(name: str, folder: Path, number: int) -> Section:
@@ -354,8 +348,7 @@ def section(found: Found) -> Section | None:
         shown = Table(f"coordinate_slopes_{number}", f"Slopes. {title}", slopes, table(slopes))
         return Section(name, title, figures=[picture(coordinates, title, f"coordinates-{number}")], tables=[shown])
 
-    add_parts(whole, found.results[RESULTS], part)
-    return whole if found.results[RESULTS] else None
+    return section_of("Coordinate checks", sentence, found.results[RESULTS], part)
 
 
 def setting(arguments: Mapping[str, Any], step: int) -> str:

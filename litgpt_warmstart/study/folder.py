@@ -60,13 +60,17 @@ def read_table(path: Path) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def add_parts(section: Section, folders: Sequence[Path], part: Callable[[str, Path, int], Section]) -> None:
-    """Put a part into a section for each folder of a study, made of its name, itself and the part's number.
+def section_of(
+    title: str, sentence: str, folders: Sequence[Path], part: Callable[[str, Path, int], Section]
+) -> Section | None:
+    """A section with a part for each folder of a study, made of its name, itself and the part's number; None of none.
 
     One whose files cannot be read has a note instead.
     """
+    section = Section(title, sentence)
     for name, folder in zip(display_names(folders), folders, strict=True):
         try:
             section.parts.append(part(name, folder, len(section.parts) + 1))
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             section.notes.append(f"Left out: {name}: damaged or half-written: {one_line(error, 100)}")
+    return section if folders else None

@@ -23,7 +23,7 @@ from litgpt_warmstart.run.metrics import ended_diverged
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.arms import OF_OPTIMIZER, expand
-from litgpt_warmstart.study.folder import add_parts, check_results, read_table
+from litgpt_warmstart.study.folder import check_results, read_table, section_of
 from litgpt_warmstart.study.outcomes import Outcome, Study, StudyRun
 from litgpt_warmstart.study.outcomes import results as outcomes_of
 
@@ -224,10 +224,9 @@ def wider(config: Config) -> str:
 
 def section(found: Found) -> Section | None:
     """A heat map for each folder of a grid search."""
-    whole = Section(
-        "Grid searches",
+    sentence = (
         "Last validation loss, mean over seeds, after the same tokens in every cell; the winner is framed. A cell"
-        " diverged if a seed's loss was not finite, or ended above its start and a uniform guess.",
+        " diverged if a seed's loss was not finite, or ended above its start and a uniform guess."
     )
     tables: list[pandas.DataFrame] = []
 
@@ -250,7 +249,7 @@ def section(found: Found) -> Section | None:
         tables.append(rows.reindex(columns=COLUMNS).assign(grid=name)[["grid", *COLUMNS]])
         return Section(f"{name}: {told}", answers=answers, figures=[figure])
 
-    add_parts(whole, found.results[RESULTS], part)
-    if tables:
-        whole.tables.append(Table("grid_searches", "All cells and seeds", pandas.concat(tables)))
-    return whole if found.results[RESULTS] else None
+    whole = section_of("Grid searches", sentence, found.results[RESULTS], part)
+    if whole and tables:
+        whole.tables.append(Table("grid_searches", "", pandas.concat(tables)))
+    return whole

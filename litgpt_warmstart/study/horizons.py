@@ -22,7 +22,7 @@ from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Found, Run
 from litgpt_warmstart.report.statistics import difference, estimate, in_words, losses_at, tokens_to_reach
 from litgpt_warmstart.study.arms import Arm, run_name
-from litgpt_warmstart.study.folder import add_parts, read_table
+from litgpt_warmstart.study.folder import read_table, section_of
 from litgpt_warmstart.study.outcomes import Outcome, StudyRun
 
 RESULTS = "*-horizons.csv"
@@ -189,7 +189,6 @@ def shown(rows: pandas.DataFrame) -> pandas.DataFrame:
 
 def section(found: Found) -> Section | None:
     """The table of each study."""
-    whole = Section("What is saved", CAPTION)
 
     def part(name: str, folder: Path, number: int) -> Section:
         tables = []
@@ -202,5 +201,4 @@ def section(found: Found) -> Section | None:
             tables.append(Table(f"horizons-{number}-{order}", title, rows, shown(rows)))
         return Section(name, tables=tables)
 
-    add_parts(whole, found.results[RESULTS], part)
-    return whole if found.results[RESULTS] else None
+    return section_of("What is saved", CAPTION, found.results[RESULTS], part)

@@ -15,7 +15,7 @@ from litgpt_warmstart.report.laws import POINT, Taken, fit_law, measured, split,
 from litgpt_warmstart.report.page import Section, Table, as_text, readable, write_csv
 from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.report.statistics import in_words
-from litgpt_warmstart.study.folder import add_parts
+from litgpt_warmstart.study.folder import section_of
 
 RESULTS, POINTS, WARMSTARTS, PICTURE = "law.csv", "points.csv", "warmstarts.csv", "law.png"
 COLUMNS = ("constant", "value", "low", "high")
@@ -129,11 +129,10 @@ def picture(constants: Any, points: Any, warmstarts: Any, name: str = "law") -> 
 
 def section(found: Found) -> Section | None:
     """The law of each folder of a fit, and what warmstarts are worth by it."""
-    whole = Section(
-        "Laws",
+    sentence = (
         "L(N, D) = E + A/N^alpha + B/D^beta (arXiv 2203.15556, approach 3), N with the head and without the embedding"
         " (arXiv 2406.19146), fitted to the runs from scratch with the best learning rate and batch at each size and"
-        " budget. A warmstart's speed-up is the compute that scratch takes to its loss, by the law, over its own.",
+        " budget. A warmstart's speed-up is the compute that scratch takes to its loss, by the law, over its own."
     )
 
     def part(name: str, folder: Path, number: int) -> Section:
@@ -147,5 +146,4 @@ def section(found: Found) -> Section | None:
             tables.append(Table(f"law_warmstarts_{number}", caption, warmstarts, shown_worth(warmstarts)))
         return Section(name, figures=[picture(constants, points, warmstarts, f"law-{number}")], tables=tables)
 
-    add_parts(whole, found.results[RESULTS], part)
-    return whole if found.results[RESULTS] else None
+    return section_of("Laws", sentence, found.results[RESULTS], part)

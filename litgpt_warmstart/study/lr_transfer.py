@@ -26,7 +26,7 @@ from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.report.statistics import estimate
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.coord_check import models
-from litgpt_warmstart.study.folder import add_parts, check_results, read_table
+from litgpt_warmstart.study.folder import check_results, read_table, section_of
 from litgpt_warmstart.study.grid_search import results
 from litgpt_warmstart.study.outcomes import OUTCOME, Outcome, Study, StudyRun, read_outcome
 
@@ -338,11 +338,10 @@ def picture(found: Sequence[Sequence[Curve]], title: str, name: str = "lr-transf
 
 def section(found: Found) -> Section | None:
     """Losses over learning rates by width, for each folder of a scan."""
-    whole = Section(
-        "Learning rates over width",
+    sentence = (
         "Last validation loss over learning rates, given at the narrowest model, the same tokens in every run. The"
         " optimum is the least of a parabola, in log learning rate, through the lowest mean and its neighbours; in"
-        " parentheses its 95% interval over seeds. Bands are a standard deviation over seeds.",
+        " parentheses its 95% interval over seeds. Bands are a standard deviation over seeds."
     )
 
     def part(name: str, folder: Path, number: int) -> Section:
@@ -352,5 +351,4 @@ def section(found: Found) -> Section | None:
         figures = [picture(lines, title, f"lr-transfer-{number}")]
         return Section(name, title, answers=verdicts(lines), figures=figures, tables=[shown])
 
-    add_parts(whole, found.results[RESULTS], part)
-    return whole if found.results[RESULTS] else None
+    return section_of("Learning rates over width", sentence, found.results[RESULTS], part)
