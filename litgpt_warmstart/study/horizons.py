@@ -17,7 +17,7 @@ import numpy as np
 import pandas
 
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.method.limits import limits
+from litgpt_warmstart.method.limits import Limits, limits
 from litgpt_warmstart.report.page import Section, Table
 from litgpt_warmstart.report.runs import Found, Run
 from litgpt_warmstart.report.statistics import difference, estimate, in_words, losses_at, tokens_to_reach
@@ -90,18 +90,17 @@ def answers(
     places = sorted({(at, False) for at in horizons} | {(at, True) for at in cooldown_at})
     rows = []
     for at, is_cooled in places:
-        losses: dict[Arm, dict[int, float]] = {}
+        told: dict[Arm, dict[Trained, float]] = {}
         for one in trained:
             loss = one.loss(one.tokens_at(at), is_cooled) if tells_of(one.arm, at) else math.nan
             if not math.isnan(loss):
-                losses.setdefault(one.arm, {})[one.run.seed] = loss
-        for arm in losses:
+                told.setdefault(one.arm, {})[one] = loss
+        losses = {arm: pandas.Series({one.run.seed: loss for one, loss in own.items()}) for arm, own in told.items()}
+        for arm, own in told.items():
             if scratch := best_scratch(arm, losses):
-                own = [one for one in trained if one.arm == arm and one.run.seed in losses[arm]]
-                row = _row(own, losses[arm], losses[scratch], is_cooled, at)
+                row = _row([*own], losses[arm], losses[scratch], is_cooled, at)
                 rate = "cooled" if is_cooled else arm.schedule
-                told = dict(arm=names[arm], tokens_per_param=at, rate=rate, scratch=names[scratch])
-                rows.append(told | row)
+                rows.append(dict(arm=names[arm], tokens_per_param=at, rate=rate, scratch=names[scratch]) | row)
     return pandas.DataFrame(rows)
 
 
@@ -110,7 +109,7 @@ def tells_of(arm: Arm, at: float) -> bool:
     return at == arm.tokens_per_param or (at < arm.tokens_per_param and arm.schedule == "constant")
 
 
-def best_scratch(arm: Arm, losses: Mapping[Arm, Mapping[int, float]]) -> Arm | None:
+def best_scratch(arm: Arm, losses: Mapping[Arm, pandas.Series]) -> Arm | None:
     """Of the arms that train the same from scratch, at any learning rate, the best at a horizon; None without one.
 
     It has the lowest mean loss of those with the most seeds: one that lacks some has diverged with them. A run at a
@@ -122,40 +121,35 @@ def best_scratch(arm: Arm, losses: Mapping[Arm, Mapping[int, float]]) -> Arm | N
         return replace(arm, growth=Growth(shrink=0.0), lr_factor=1.0, **budget)
 
     found = [other for other in losses if other.growth.from_scratch and kin(other) == kin(arm)]
-    return min(found, key=lambda one: (-len(losses[one]), np.mean([*losses[one].values()])), default=None)
+    return min(found, key=lambda one: (-len(losses[one]), losses[one].mean()), default=None)
 
 
-def _row(
-    trained: Sequence[Trained], own: Mapping[int, float], scratch: Mapping[int, float], is_cooled: bool, at: float
-) -> dict[str, Any]:
-    """What the runs of an arm, one a seed, with these losses at a horizon, tell beside those from scratch."""
+def _row(trained: Sequence[Trained], own: Any, scratch: Any, is_cooled: bool, at: float) -> dict[str, Any]:
+    """What the runs of an arm, one a seed, tell beside those from scratch; losses at a horizon are by seed."""
     run, tokens = trained[0].run, trained[0].tokens_at(at)
-    whole, scratch_loss = tokens * run.flops_per_token, float(np.mean([*scratch.values()]))
-    base_flops = {one.run.seed: one.run.base_flops for one in trained}
-    at_compute = {one.run.seed: one.loss(tokens * (1 - base_flops[one.run.seed] / whole), is_cooled) for one in trained}
-    at_compute = {seed: loss for seed, loss in at_compute.items() if not math.isnan(loss)}
-    is_scratch = own == scratch
-    reached = [] if is_scratch else [one.tokens_to_reach(scratch_loss, is_cooled) / tokens for one in trained]
+    whole, is_scratch = tokens * run.flops_per_token, own is scratch
+    spent = {one.run.seed: one.run.base_flops for one in trained}
+    at_compute = {one.run.seed: one.loss(tokens * (1 - spent[one.run.seed] / whole), is_cooled) for one in trained}
+    reached = [] if is_scratch else [one.tokens_to_reach(scratch.mean(), is_cooled) / tokens for one in trained]
     shares = estimate([share for share in reached if not math.isnan(share)])
-    base_flops = float(np.mean([*base_flops.values()]))
     saved = 1 - shares.mean if shares.seeds == len(own) else math.nan  # the mean of those that do flatters the arm
+    base_flops = float(np.mean([*spent.values()]))
     of_base = base_flops / whole
     row = {
-        "tokens": tokens, "seeds": len(own), "scratch_seeds": len(scratch), "loss": float(np.mean([*own.values()])),
-        "scratch_loss": scratch_loss,
+        "tokens": tokens, "seeds": len(own), "scratch_seeds": len(scratch), "loss": own.mean(),
+        "scratch_loss": scratch.mean(),
     }  # fmt: skip
-    for name, losses in (("less_scratch", own), ("at_equal_compute", at_compute)):
-        paired = [losses[seed] - scratch[seed] for seed in losses if seed in scratch]
-        over_seeds = difference([*losses.values()], [*scratch.values()])
+    for name, losses in (("less_scratch", own), ("at_equal_compute", pandas.Series(at_compute).dropna())):
+        over_seeds, paired = difference(losses, scratch), estimate((losses - scratch).dropna())
         row |= (estimate([]) if is_scratch else over_seeds).columns(name)
-        row |= estimate([] if is_scratch else paired).columns(f"{name}_paired")
+        row |= (estimate([]) if is_scratch else paired).columns(f"{name}_paired")
     row |= shares.columns("share") | {"reached": shares.seeds, "saved": saved, "saved_with_base": saved - of_base}
-    sizes = (run.record.lineage[-1].parameters, run.record.parameters) if run.base_tokens else ()
-    at_most = limits(sizes, (run.base_tokens, tokens), (base_flops, whole)) if sizes else None
-    names = ("loss", "loss_with_base", "tokens", "tokens_with_base")
-    row |= {f"limit_{name}": getattr(at_most, name) if at_most else math.nan for name in names}
-    beyond = at_most and (saved > at_most.tokens or saved - of_base > at_most.tokens_with_base)
-    return row | {BEYOND: bool(beyond)}
+    at_most = Limits(*[math.nan] * 4)
+    if run.base_tokens:
+        sizes = run.record.lineage[-1].parameters, run.record.parameters
+        at_most = limits(sizes, (run.base_tokens, tokens), (base_flops, whole))
+    row |= {f"limit_{name}": limit for name, limit in vars(at_most).items()}
+    return row | {BEYOND: bool(saved > at_most.tokens or saved - of_base > at_most.tokens_with_base)}
 
 
 def shown(rows: pandas.DataFrame) -> pandas.DataFrame:

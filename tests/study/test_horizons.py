@@ -101,9 +101,10 @@ def test_scratch_is_as_good_as_it_gets_at_each_horizon(made):
     assert found.loc[("paper", 20), "less_scratch"] == pytest.approx(-0.5)
     assert found.loc[("0.5", 20), "less_scratch"] == pytest.approx(1.0) and ("0.5", 60) not in found.index
     # a rate at which a seed has diverged is not the best
-    assert best_scratch(PAPER, {SCRATCH: {1: 5.0, 2: 5.0}, fast: {1: 4.0}}) == SCRATCH
+    losses = {SCRATCH: pandas.Series([5.0, 5.0]), fast: pandas.Series([4.0])}
+    assert best_scratch(PAPER, losses) == SCRATCH
     wsd = replace(PAPER, schedule="wsd")
-    assert best_scratch(wsd, {SCRATCH: {1: 5.0}}) is None and not horizons.tells_of(wsd, 20)
+    assert best_scratch(wsd, losses) is None and not horizons.tells_of(wsd, 20)
 
 
 def test_the_page_has_the_table_of_each_study(made, tmp_path):
