@@ -114,18 +114,8 @@ def plan(
 ) -> Study:
     """All arms over seeds, runs from scratch among them, after the bases that are trained first.
 
-    Args:
-        make: Resolves a run.
-        arms: See :func:`litgpt_warmstart.study.arms.expand`.
-        seeds: Of initialization and perturbation.
-        bases: Seed, tokens_per_param, schedule and mup_base (None for its own shapes) of bases that are trained.
-        train: Each run takes of it what its schedule has a use for.
-        optimizer: That of arms which have none.
-        out_dir: The study's folder.
-        name: Of the table.
-        lineages: Each seed has a base of its own, trained with it, and an order of data of its own.
-        cooldown_at: Tokens per parameter; up to each, every run is also cooled down, in a folder of its own.
-        horizons_at: Tokens per parameter of the table of what is saved, besides those and the ends of runs.
+    ``make`` resolves a run; ``bases`` has seed, tokens_per_param, schedule and mup_base (None for its own shapes) of
+    bases that are trained; the rest is as the command has it.
     """
     check_results(out_dir / f"{name}.csv", ("base", "target"), f"{name}.png")
     check_results(out_dir / f"{name}-horizons.csv", horizons.FIRST_COLUMNS)
@@ -176,10 +166,8 @@ def plan(
             base = Base(spec.out_dir / "final", spec.config, tuned_at, base_seed, folder)
             found |= {(model, seed): base for seed in ((base_seed,) if lineages else seeds)}
             runs.append(StudyRun(folder, spec))
-    trained = ""
-    if runs:
-        budget = f"{bases['tokens_per_param']:g} tokens per parameter"
-        trained = f"; bases are trained on {budget} (--base_tokens_per_param)"
+    budget = f"{bases['tokens_per_param']:g} tokens per parameter"
+    trained = f"; bases are trained on {budget} (--base_tokens_per_param)" * bool(runs)
     for arm, seed in itertools.product(arms, seeds):
         base, folder = found[arm.base, seed], run_name(arm, seed)
         spec = of_arm(arm, folder, seed, base)

@@ -1,6 +1,5 @@
 """The page and its tables, from run folders to files."""
 
-import csv
 import re
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from litgpt_warmstart.report.write import write_report
 from litgpt_warmstart.run.spec import TrainArgs
 from litgpt_warmstart.study import kinds
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker, fill
+from tests.study.conftest import rows
 
 KINDS = kinds()
 
@@ -42,10 +42,6 @@ class Report:
 
     def rows(self, table: str) -> list[dict[str, str]]:
         return rows(self.out_dir / "tables" / f"{table}.csv")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 COORDINATES = """t,width,module,l1,parametrization,shrink,seed
@@ -219,13 +215,6 @@ def test_a_budget_of_20_tokens_per_parameter_less_a_part_of_a_step_is_no_start_o
         make_run(f"warm-{steps}", [6.0, 5.0, 4.0, 3.0], steps=steps, shrink=0.4, base=base)
     _, long, short = Report(make_run.folder).answers
     assert "the start of a training run" in short and "the start of a training run" not in long
-
-
-def test_a_copy_of_a_run_is_said_to_be_one_and_shown_once(study):
-    study("copies/warm-1", [6.0, 5.0, 4.0, 3.5, 3.0], shrink=0.4, base=study.folder / "base")
-    report = Report(study.folder)
-    (note,) = report.notes
-    assert "repeats" in note and len(report.answers) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """``warmstart_fit``: which runs and losses make a law, what warmstarts are worth by it, and what is refused."""
 
-import csv
 import math
 import random
 import shutil
@@ -26,6 +25,7 @@ from litgpt_warmstart.run.spec import TrainArgs
 from litgpt_warmstart.study import kinds
 from tests.conftest import neox
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP, Maker
+from tests.study.conftest import rows
 
 LAW = Law(E=1.2, A=150.0, alpha=0.5, B=300.0, beta=0.55)
 N = {width: matmul_parameters(neox(width, 2)) for width in (16, 48, 96)}
@@ -69,10 +69,6 @@ def fit(runs: Path, out_dir: Path, **options: object) -> None:
     warmstart_fit.setup.__wrapped__([runs], out_dir, **options)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-
-
 def constants(out_dir: Path) -> dict[str, dict[str, float]]:
     return {row.pop("constant"): {k: float(v or "nan") for k, v in row.items()} for row in rows(out_dir / "law.csv")}
 
@@ -100,10 +96,6 @@ def test_a_law_is_found_again_from_runs_and_a_warmstart_is_worth_what_it_is(make
     points = rows(tmp_path / "out/points.csv")
     assert {int(row["matmul_parameters"]) for row in points} == set(N.values())
     assert all(abs(float(row["residual"])) < 1e-4 for row in points)
-
-
-def test_n_counts_the_head_and_no_embedding():
-    assert N[48] == 2 * 12 * 48**2 + 48 * 96
 
 
 @pytest.mark.parametrize(("ahead", "distrust"), [(1.45, False), (1.55, True)])

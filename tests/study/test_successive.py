@@ -234,12 +234,6 @@ def test_a_chain_may_grow_in_depth_and_then_in_width_and_stays_one_lineage(scale
     assert [use.start_token for use in last.data_uses] == [0, *ends[:-1]]
 
 
-def test_each_growth_of_a_chain_may_have_an_operator_of_its_own(scales, arguments, tmp_path):
-    warmstart_successive.setup(**arguments | dict(scales=scales, out_dir=tmp_path, scratch=False, operator="tile,pad"))
-    records = [read_header(tmp_path / name / "final").record for name in ("2-neox-32", "3-neox-64")]
-    assert [record.growth.operator for record in records] == ["tile", "pad"]
-
-
 def test_compute_is_split_as_asked(scales, arguments, tmp_path):
     given = dict(scales=scales[:2], out_dir=tmp_path, compute_split="0.25,0.75", max_flops=4e9, scratch=False)
     warmstart_successive.setup(**(arguments | given))
