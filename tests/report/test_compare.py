@@ -171,14 +171,6 @@ def test_differences_along_the_budget_are_taken_at_shared_validations_and_at_equ
     assert arm.at_compute.iloc[0].iloc[:2].tolist() == pytest.approx([5.0 - (later - 10) / 10, 6.0])
 
 
-def test_without_the_bases_compute_nothing_is_compared_at_equal_compute(make_run):
-    base = make_run("base", [9.0, 7.0], width=48, steps=10, hoffmann_flops=0)
-    make_run("scratch", [8.0, 6.0, 4.0], width=96)
-    make_run("warm", [6.0, 5.0, 3.0], width=96, shrink=0.4, base=base)
-    (arm,) = compared(make_run).comparisons[0].arms
-    assert arm.at_compute.empty and not arm.at_tokens.empty and arm.speed_up_with_base.seeds == 0
-
-
 def test_seeds_that_are_lineages_are_one_comparison_of_pairs_that_share_their_order(make_run):
     for seed, last in ((1, 4.2), (2, 4.0), (3, 3.8)):
         base = make_run(f"base-{seed}", [9.0, 8.0, 7.0], width=16, steps=10, seed=seed, order=seed)
@@ -223,10 +215,11 @@ def test_paired_seeds_of_one_order_keep_their_paired_interval(study):
     assert last["high"] == pytest.approx(-0.9 + 4.303 * 0.1 / math.sqrt(3))
 
 
-def test_what_growth_can_give_is_not_known_where_no_record_tells_what_the_base_took(make_run):
+def test_where_no_record_tells_what_the_base_took_nothing_is_told_at_equal_compute_nor_what_growth_can_give(make_run):
     make_run("scratch", [9.0, 6.0, 5.0])
     unknown = Ancestor("pythia-14m", "checkpoints/EleutherAI/pythia-14m", "0" * 64, 10)
     make_run("warm", [8.0, 4.0, 3.0], shrink=0.4, lineage=(unknown,))
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.speed_up.mean > 1.5 and not arm.is_beyond_growth
     assert all(math.isnan(limit) for limit in arm.at_most.values())
+    assert arm.at_compute.empty and not arm.at_tokens.empty and arm.speed_up_with_base.seeds == 0
