@@ -78,6 +78,7 @@ def conclude(
     trained = horizons.finished(runs, arms, outcomes, read)
     answers = horizons.answers(trained, dict(zip(arms, names, strict=True)), **at)
     if answers.empty:
+        (out_dir / f"{name}-horizons.csv").unlink(missing_ok=True)  # an earlier one would be taken for this one's
         print(f"Wrote {name}.csv and {name}.png to {str(out_dir)!r}")
         return
     write_csv(out_dir / f"{name}-horizons.csv", answers)

@@ -146,6 +146,15 @@ def test_a_finished_study_goes_on_with_more_arms(study, arguments, capsys):
     assert "5 of 7 runs have ended before" in out and "shrink 1 " in out
 
 
+def test_an_earlier_answer_does_not_stand_where_there_is_none(study, arguments, tmp_path):
+    answer = tmp_path / "ablations-horizons.csv"
+    answer.write_bytes((study / answer.name).read_bytes())
+    diverging = dict(out_dir=tmp_path, lr=1e12, seeds=[1], arms=[dict(shrink=0.4)])
+    warmstart_ablations.setup(**(arguments | diverging))
+    assert {row["status"] for row in rows(tmp_path / "ablations.csv")} <= {"diverged", "skipped"}
+    assert not answer.exists()
+
+
 def test_a_base_may_be_a_checkpoint(arguments, base, tmp_path, monkeypatch):
     given = arguments | dict(out_dir=tmp_path, arms=[dict(shrink=0.4)], lr=None)
     warmstart_ablations.setup(**(given | dict(base=str(base), seeds=3)))
