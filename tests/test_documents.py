@@ -1,4 +1,7 @@
-"""README.md and docs/: a command line in them is one that its program takes, and a file that they name is there."""
+"""README.md and docs/: a command line in them is one that its program takes, and a file that they name is there.
+
+guards/test_documented_commands.py runs those that can be run.
+"""
 
 import argparse
 import re
@@ -25,7 +28,7 @@ TODAYS = [page for page in PAGES if page.name != "LOG.md"]
 """Those that say what is so, not what was."""
 CLASSES = ("--data.", "--optimizer.")
 """Options of classes, which depend on the one that is chosen."""
-PROGRAMS = r"litgpt|litgpt-warmstart|python3?|make|pip|uv|git|cd|\.|torchrun"
+PROGRAMS = r"litgpt|litgpt-warmstart|python3?|make|pip|uv|hf|lm_eval|git|cd|\.|torchrun"
 BLOCK = re.compile(r"^```(\w*)\n([\s\S]*?)^```$|(?<=\n\n)((?: {4}.*\n+)+)", re.M)
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.]*")
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -143,12 +146,23 @@ def pips(words: list[str]) -> None:
     installs(words)
 
 
+def helped(module: str, words: list[str]) -> None:
+    """A program that says what is wrong before it helps."""
+    done = subprocess.run([sys.executable, "-m", module, *words, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def uvs(words: list[str]) -> None:
-    """uv, which says what is wrong before it helps."""
+    """uv."""
     if find_spec("uv"):
-        done = subprocess.run([sys.executable, "-m", "uv", *words, "--help"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        helped("uv", words)
     installs(words)
+
+
+def hubs(words: list[str]) -> None:
+    """huggingface_hub's."""
+    helped("huggingface_hub.cli.hf", words)
+    raise Taken
 
 
 KNOWN: dict[str, Callable[[list[str]], None]] = {
@@ -159,6 +173,8 @@ KNOWN: dict[str, Callable[[list[str]], None]] = {
     "make": makes,
     "pip": pips,
     "uv": uvs,
+    "hf": hubs,
+    "lm_eval": take,
     "git": take,
     "cd": take,
     ".": take,

@@ -13,7 +13,7 @@ from litgpt_warmstart.method.growth import Growth, check_growable
 from litgpt_warmstart.method.laws import HOFFMANN
 from litgpt_warmstart.method.limits import Limits, limits, tokens_spared
 from litgpt_warmstart.method.model import parameter_count
-from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
+from litgpt_warmstart.method.scales import SCALES, find_scale, resolve_config, short_name
 from litgpt_warmstart.run.plan import ABOUT, RELIABLE_GROWTH
 
 DELTAS = (0.8, 0.7, 0.6, 0.5)
@@ -49,8 +49,10 @@ class Proposal:
 
     @property
     def command(self) -> str:
-        """What trains it, but for the budget."""
-        return f"litgpt warmstart_successive --scales {self.base},{self.target} --grow_at {self.delta:g}"
+        """What trains it, but for the budget; where the base's learning rate was not tuned, 5M's is carried to it."""
+        scale = find_scale(self.base)
+        tuned = "" if scale is None or scale.base_lr else f" --mup_base {SCALES[0].short_name}"
+        return f"litgpt warmstart_successive --scales {self.base},{self.target} --grow_at {self.delta:g}{tuned}"
 
 
 def propose(max_flops: float, growth: Growth, block_size: int | None, **vocabulary: int | None) -> list[Proposal]:

@@ -163,8 +163,8 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def answer(self, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
-            if info := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)/revision/(.+)", path):
-                return self.information(*info.groups())
+            if info := re.fullmatch(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+                return self.information(*info.groups("main"))
             if tree := re.fullmatch(r"/api/(models)/([^/]+/[^/]+)/tree/(.+)", path):
                 return self.tree(*tree.groups())
             if resolve := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):

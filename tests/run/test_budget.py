@@ -43,6 +43,7 @@ def test_the_command_prints_what_to_type_and_keeps_it(tmp_path, capsys):
     (command,) = (line for line in told if "litgpt warmstart_successive --scales" in line)
     assert command.startswith("Take the first: litgpt warmstart_successive --scales ") and "--grow_at 0." in command
     held = json.loads(path.read_text())
+    assert all(("--mup_base 5M" in one.command) == (one.base == "35M") for one in propose(1e18, Growth(), None))
     assert held["max_flops"] == 1e18 and held["proposals"][0]["limits"]["tokens"] >= 0.5
     warmstart_plan.setup(max_flops=2e18, json=path)  # it is a plan, and is replaced
 
