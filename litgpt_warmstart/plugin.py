@@ -20,6 +20,7 @@ def register(litgpt_main: Any) -> None:
     from litgpt_warmstart.method import scales
 
     scales.register()
+    mend_download()
     litgpt_main.PARSER_DATA.update(COMMANDS)
     known = litgpt.parser_config.parser_commands()
     if missing := [name for name in COMMANDS if name not in known]:
@@ -37,3 +38,10 @@ def register(litgpt_main: Any) -> None:
                 stock_main()
 
         litgpt_main.main = main
+
+
+def mend_download() -> None:
+    """Let ``litgpt download`` run: LitGPT 0.5.13 reads a setting that huggingface_hub 1, which we need, has not."""
+    import huggingface_hub.constants
+
+    vars(huggingface_hub.constants).setdefault("HF_HUB_ENABLE_HF_TRANSFER", False)

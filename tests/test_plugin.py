@@ -5,6 +5,7 @@ import subprocess
 import sys
 from types import ModuleType
 
+import huggingface_hub.constants
 import litgpt.parser_config
 import pytest
 
@@ -15,6 +16,7 @@ from litgpt_warmstart.commands import COMMANDS
 def test_registering_adds_our_commands_to_both_tables_and_twice_changes_nothing(monkeypatch):
     stock = litgpt.parser_config.parser_commands
     monkeypatch.setattr(litgpt.parser_config, "parser_commands", stock)
+    monkeypatch.delattr(huggingface_hub.constants, "HF_HUB_ENABLE_HF_TRANSFER", raising=False)
     main = ModuleType("litgpt.__main__")
     main.PARSER_DATA, main.parser_commands, main.main = dict.fromkeys(stock()), stock, lambda: None
     for _ in range(2):
@@ -22,6 +24,7 @@ def test_registering_adds_our_commands_to_both_tables_and_twice_changes_nothing(
         assert set(main.PARSER_DATA) == set(main.parser_commands()) == set(litgpt.parser_config.parser_commands())
         assert len(main.parser_commands()) == len(stock()) + len(COMMANDS)
         assert set(main.PARSER_DATA) - set(stock()) == COMMANDS.keys()
+    assert not huggingface_hub.constants.HF_HUB_ENABLE_HF_TRANSFER  # which litgpt download reads
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -24,6 +25,7 @@ from litgpt.__main__ import PARSER_DATA
 from litgpt.config import name_to_config
 
 from litgpt_warmstart.__main__ import main
+from litgpt_warmstart.plugin import mend_download
 from tests.conftest import made_once
 from tests.data.conftest import jsonl, parquet
 from tests.data.hub_server import Hub, Repository, serve
@@ -103,6 +105,7 @@ STANDS_FOR = {
 """What a page writes for something of the reader's -> something in ``world``."""
 
 
+@cache
 def documented(page: Path) -> list[str]:
     """The command lines of a page, those within sentences last; of configs/, those of its files' comments."""
     if page == CONFIGS:
@@ -133,9 +136,6 @@ def lines_of(page: Path) -> list[str]:
 def told_of(line: str, table: dict[str, str]) -> str:
     """What a table says of a line by how it begins; nothing where it does not."""
     return next((told for start, told in table.items() if re.match(rf"{re.escape(start)}(?!\w)", line)), "")
-
-
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @contextlib.contextmanager
@@ -191,6 +191,7 @@ def run(line: str) -> int:
             if program == "python" and words[0] == "-c":
                 exec(words[1], {})
             elif program == "litgpt" and words[0] in PARSER_DATA:
+                mend_download()  # as the hook does
                 CLI({words[0]: PARSER_DATA[words[0]]}, args=words)
             elif program in ("litgpt", "litgpt-warmstart"):
                 main()
@@ -198,7 +199,7 @@ def run(line: str) -> int:
                 patch.setattr(sys, "argv", ["litgpt-warmstart", *words[2:]])
                 main()
             else:
-                raise AssertionError(f"{program} is neither run here nor in PARSED")
+                raise AssertionError(f"{line}\nis of a program that is not run here. {REMEDY}")
         except SystemExit as ended:
             return ended.code if isinstance(ended.code, int) else bool(ended.code)
     return 0
@@ -207,8 +208,8 @@ def run(line: str) -> int:
 @contextlib.contextmanager
 def hub_of(models: Path, tokenizer: Path, cache: Path, texts: Path) -> Iterator[Hub]:
     """A Hub with the data sets and models that pages name, where this user is USER."""
-    texts = [path.read_text() for path in sorted(texts.iterdir())]
-    documents = [text[i : i + 2000] for text in texts for i in range(0, len(text), 2000)]
+    written = [path.read_text() for path in sorted(texts.iterdir())]
+    documents = [text[i : i + 2000] for text in written for i in range(0, len(text), 2000)]
     splits = {"train": documents[40:], "validation": documents[:20], "test": documents[20:40]}
     end = "-00000-of-00001-0123456789abcdef.parquet"
     slimpajama = {f"data/{name}{end}": parquet(split) for name, split in splits.items()}
@@ -237,6 +238,7 @@ def save_model(folder: Path, kind: str, tokenizer: Path, **sizes: object) -> Non
         shutil.copy(tokenizer / name, folder)
 
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 RUNS = (
     "litgpt warmstart_prepare_data",
     "litgpt warmstart_scratch --config configs/warmstart_scratch/quickstart.yaml",
@@ -248,8 +250,6 @@ LAW = (("5M", 2), ("5M", 4), ("10M", 2), ("10M", 4), ("22M", 4), ("22M", 8))
 """Scales and steps of runs from scratch that a law is fitted to."""
 MODELS = {"WIDER": (24, 2), "DEEPER": (12, 4), "48x2": (12, 2), "48x6": (12, 6), "96x6": (24, 6), "96": (24, 2)}
 """Config file -> n_embd and n_layer."""
-
-
 MADE = ("hub", "data/slimpajama-6b", "out/quickstart/base", "out/5M", "out/10M", "out/10M-scratch", "LLAMA.yaml",
         *(f"{name}.yaml" for name in MODELS))  # fmt: skip
 """What ``make_world`` makes under the names that pages have for it."""
@@ -281,7 +281,7 @@ def make_world(folder: Path, texts: Path, data: Path, stdlib: Path) -> None:
 
 
 def names(made: Path, texts: Path, data: Path, stdlib: Path) -> dict[str, Path]:
-    """Where it lies, by the names that pages have for it."""
+    """Where all that lies, by the names that pages have for it."""
     return {name: made / name for name in MADE} | {
         "CKPT": made / "out/5M/final",
         "out/48": made / "out/5M",
@@ -316,14 +316,13 @@ def settle(world: dict[str, Path]) -> None:
         Path(name).symlink_to(path)
 
 
-def written(line: str) -> Path | None:
-    """The folder that a line writes, where it may be one of the world's."""
+def written(line: str) -> Path:
+    """The folder that a line writes, where it may be one of the world's; else the current one."""
     words = shlex.split(line)
     config = option(words, "--config")
     said = yaml.safe_load(Path(config).read_text()) if config else {}
-    option_or_key = "data_path" if words[1] == "warmstart_prepare_data" else "out_dir"
-    default = "data/slimpajama-6b" if words[1] == "warmstart_prepare_data" else ""
-    return Path(option(words, f"--{option_or_key}") or said.get(option_or_key) or default)
+    name, default = ("data_path", "data/slimpajama-6b") if words[1] == "warmstart_prepare_data" else ("out_dir", ".")
+    return Path(option(words, f"--{name}") or said.get(name, default))
 
 
 def play(line: str) -> int:
@@ -375,9 +374,6 @@ def told(world, data, texts, tmp_path, monkeypatch, capfd) -> Iterator[Callable[
 
     with hub_of(world["hub"], data, tmp_path / "cache", texts), small_models():
         yield played
-
-
-WITH_LINES = [page for page in WHERE if lines_of(page)]
 
 
 @pytest.mark.slow
