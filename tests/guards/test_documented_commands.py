@@ -77,12 +77,14 @@ MORE = {
     "litgpt warmstart_scratch --config configs/warmstart_scratch/quickstart.yaml": "--train.max_steps 30",
     "litgpt warmstart_scratch --config configs/warmstart_scratch/quickstart-compare.yaml": "--train.max_steps 6",
     "litgpt warmstart --config configs/warmstart/quickstart.yaml": "--train.max_steps 6",
-    "litgpt warmstart_plan --devices 8": "--base CKPT --target 10M --train.micro_batch_size 1",
+    "litgpt warmstart_plan --devices 8": "--base CKPT --target 10M --train.micro_batch_size 1"
+    " --device_memory_gb 80 --measure false",
     "litgpt warmstart_plan --base out/5M/final --target 70M --data SlimPajama6B": "--data.data_path data/not-yet",
     "litgpt warmstart_grow --base ../mine/Llama-60M": "--target LLAMA.yaml",
     "litgpt warmstart_grow --base HuggingFaceTB/SmolLM2-135M": "--target LLAMA.yaml --overwrite true",
     "litgpt warmstart_successive --config configs/warmstart_successive/quickstart.yaml": "--max_flops 4e9",
-    "litgpt warmstart_ablations --config configs/warmstart_ablations/quickstart.yaml": "--seeds 42,43",
+    "litgpt warmstart_ablations --config configs/warmstart_ablations/quickstart.yaml": "--seeds 42,43"
+    " --tokens_per_param 0.005",
     "litgpt warmstart_coord_check --config configs/study/cpu": "--widths 48,96",
     "litgpt warmstart_coord_check --config configs/study/figure": "--base out/warmstart_scratch/5M/final --widths null"
     " --scales 5M,22M",
@@ -327,8 +329,9 @@ def written(line: str) -> Path:
 
 def play(line: str) -> int:
     """Run a line as a reader does, who has not yet what it writes."""
-    if written(line).is_symlink():
-        written(line).unlink()
+    for place in (written(line), *written(line).parents):
+        if place.is_symlink():
+            place.unlink()
     return run(smaller(line))
 
 
@@ -336,7 +339,9 @@ BLANKS = {
     r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?\*?( <)?": "#",
     r"# (days|hours|h|minutes|min|s)\b": "# s",
     r"\b(grows|ok)\b": "verdict",
-    r"\b(smallest|largest) of --\w+": "edge",
+    r"#(, #)+": "#",
+    r"# is the (smallest|largest) of --\w+( and # is the (smallest|largest) of --\w+)?": "edge",
+    r"\bseeds\b": "seed",
 }
 """What is another in another run: numbers, their marks and units, and what is said of them."""
 
