@@ -120,11 +120,12 @@ class Share:
     def line(self) -> str:
         """In words."""
         gathered = f", and {self.gathered_bytes / 1e9:.2f} GB gathered at a time" if self.gathered_bytes else ""
-        told = f", {self.sent_seconds_per_step:.3g} s where nothing is computed meanwhile"
+        seconds = self.sent_seconds_per_step
+        told = "" if seconds is None else f", {seconds:.3g} s where nothing is computed meanwhile"
         return (
             f"Devices: {self.devices}, {self.strategy} ({self.why}); each has {self.state_bytes / 1e9:.2f} GB of"
             f" weights, gradients and moments{gathered}, and sends {self.sent_bytes_per_step / 1e9:.3g} GB a step"
-            f"{told if self.sent_seconds_per_step is not None else ''}"
+            f"{told}"
         )
 
 

@@ -336,7 +336,7 @@ def play(line: str) -> int:
 
 
 BLANKS = {
-    r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?\*?( <)?": "#",
+    r"[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?\*?( <)?": "#",
     r"# (days|hours|h|minutes|min|s)\b": "# s",
     r"\b(grows|ok)\b": "verdict",
     r"#(, #)+": "#",
