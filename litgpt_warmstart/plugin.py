@@ -44,4 +44,4 @@ def mend_download() -> None:
     """Let ``litgpt download`` run: LitGPT 0.5.13 reads a setting that huggingface_hub 1, which we need, has not."""
     import huggingface_hub.constants
 
-    vars(huggingface_hub.constants).setdefault("HF_HUB_ENABLE_HF_TRANSFER", False)
+    huggingface_hub.constants.__dict__.setdefault("HF_HUB_ENABLE_HF_TRANSFER", False)
