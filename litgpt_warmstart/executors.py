@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -195,7 +196,10 @@ def _connected(address: str | None) -> Any:
         if address not in (None, "auto", "local"):  # ray.init waits for a minute
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init(address=address or "local", include_dashboard=None if address else False)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's would end the driver without a word
     except (OSError, RuntimeError, ValueError) as error:
         if address in (None, "local"):
             told = f"Ray does not start here ({one_line(error, 200)})"
