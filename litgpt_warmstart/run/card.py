@@ -111,8 +111,9 @@ def _dataset(use: DataUse) -> str | None:
 def _of_record(record: Record, val_loss: float | None) -> list[str]:
     """The sections that a record tells: where the weights come from, how they were trained, with what."""
     training, data = record.training, record.data
+    tuned_at = f", tuned at n_embd {record.mup_base_config['n_embd']:,}"
     rows: dict[str, Any] = {
-        "parametrization": f"{record.parametrization}, tuned at n_embd {record.mup_base_config['n_embd']:,}",
+        "parametrization": record.parametrization + (tuned_at if record.parametrization != "sp" else ""),
         "learning rate": record.base_lr and f"{record.base_lr:g}",
     }
     if training and data:

@@ -53,6 +53,8 @@ def test_a_warmstarts_card_tells_lineage_growth_data_budget_figures_and_licence(
 def test_a_card_tells_of_growing_and_training_where_there_was_some(base, tiny, tmp_path):
     trained = card(base).text
     assert "2411.07340" not in trained and "pretrained to continue text" in trained
+    assert "| parametrization | mup, tuned at n_embd 16 |" in trained
+    assert "| parametrization | sp |" in card(base, parametrization="sp").text  # tuned where it is
     warmstart_grow.setup(base=base, target=tiny[48], out_dir=tmp_path / "grown")
     grown = card(tmp_path / "grown").text
     assert "2411.07340" in grown and "pretrained to" not in grown
