@@ -237,6 +237,7 @@ def test_an_unknown_parameter_raises():
         (dict(perturb=-1.0), "--perturb must not be negative"),
         (dict(perturb=float("nan")), "--perturb must not be negative"),
         (dict(shrink=0.0, perturb=0.0), "leaves no weights"),
+        (dict(shrink={"gains": 0.9}, gains="reset"), "--shrink of gains is nothing to --gains reset: leave"),
         (dict(alignment="rows"), "--alignment 'rows' is none of heads, blocks, literal"),
         (dict(operator="pat"), "--operator 'pat' is none of pad, tile, net2net, fpi, stack, interpose, blank"),
         (dict(shrink={}), "--shrink is an empty mapping: give a number, or one for some of embedding, hidden"),

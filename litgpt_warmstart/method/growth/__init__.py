@@ -113,6 +113,10 @@ class Growth:
         shrink, rest = (self.shrink, 0.4) if isinstance(self.shrink, dict) else ({}, self.shrink)
         told = dict.fromkeys(KINDS, rest) | (preset["shrink"] if self.shrink != 0 else {}) | shrink
         shares = {kind: float(share) for kind, share in told.items()}
+        if self.gains in ("copied", "reset"):
+            if shrink.get("gains", shares["hidden"]) != shares["hidden"]:
+                raise UserError(f"--shrink of gains is nothing to --gains {self.gains}: leave one of them out")
+            shares["gains"] = shares["hidden"]
         where = self.perturb_where or preset["perturb_where"]
         quiet = where == "new" and shares.items() >= PRESETS["quiet"]["shrink"].items()
         object.__setattr__(self, "shrink", shares if len(set(shares.values())) > 1 else shares["hidden"])
