@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, dict_to_namespace
 
 from litgpt_warmstart import __version__
 from litgpt_warmstart.errors import (
@@ -275,6 +275,8 @@ def _keeping_the_name(action: type) -> type:
                 before = cfg.get(self.dest)
                 if str(option).startswith(f"--{self.dest}.") and isinstance(before, str):
                     cfg[self.dest] = {"class_path": before}
+                elif option == f"--{self.dest}" and isinstance(before, dict) and "class_path" in before:
+                    cfg[self.dest] = dict_to_namespace(before)  # a file's: jsonargparse looks for its init_args
                 elif option == f"--{self.dest}" and isinstance(before, dict) and "{" not in value:
                     args = parser, cfg, value, f"{option}.class_path"
             return super().__call__(*args, **kwargs)

@@ -349,6 +349,25 @@ def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--optimizer", "Adam"], "Adam"),
+        (
+            ["--optimizer", "{class_path: Adam, init_args: {eps: 1e-9}}"],
+            dict(class_path="Adam", init_args=dict(eps=1e-9)),
+        ),
+        (["--optimizer.eps", "1e-9"], dict(class_path="AdamW", init_args=dict(betas=[0.8, 0.9]), eps="1e-9")),
+    ],
+)
+def test_an_optimizer_that_is_typed_goes_before_a_files(typed, tmp_path, words, told):
+    """A file of ``--print_config``, or of a run, names its class and arguments."""
+    file = tmp_path / "of_run.yaml"
+    file.write_text("optimizer: {class_path: AdamW, init_args: {betas: [0.8, 0.9]}}")
+    status, out, _ = typed("warmstart_scratch", "--config", str(file), *words, "--print_config")
+    assert status == 0 and yaml.safe_load(out)["optimizer"] == told
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_shell_completes_commands_and_options(typed, shell):
     pytest.importorskip("shtab")

@@ -180,6 +180,9 @@ def savings_lines(found: Limits | None) -> list[str]:
     if found is None:
         return ["What growth can save is not known: the base's record does not tell what it took"]
     beyond = found.speed_ups
+    if math.isinf(beyond["tokens"]):
+        times = 1 / beyond["tokens_with_base"]
+        return [f"Growth can save all of so short a training, but the base's took {times:.1f} times its compute"]
     return [
         f"Growth can save {found.words}",
         f"  A speed-up beyond {beyond['tokens']:.2f}, or {beyond['tokens_with_base']:.2f} with the base counted, is one"

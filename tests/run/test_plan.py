@@ -21,6 +21,7 @@ from litgpt_warmstart.data import SlimPajama6B, prepared_text
 from litgpt_warmstart.data.preparing import hub
 from litgpt_warmstart.method.flops import matmul_flops_per_token
 from litgpt_warmstart.method.growth import Growth, check_growable
+from litgpt_warmstart.method.limits import limits
 from litgpt_warmstart.method.scales import SCALES, resolve_config
 from litgpt_warmstart.run import plan as run_plan
 from litgpt_warmstart.run import tuning
@@ -310,3 +311,8 @@ def test_a_plan_of_several_devices_says_what_each_has_and_sends(base, tiny, tiny
         assert found["sent_bytes_per_step"] == round(2 * 7 / 8 * 4 * (2 * parameters + blocks))
     assert found["sent_seconds_per_step"] == pytest.approx(found["sent_bytes_per_step"] / 1e6)
     assert f"Devices: 8, {strategy} (as asked); each has" in told
+
+
+def test_a_budget_that_the_base_has_had_already_is_told_without_a_rate():
+    (line,) = run_plan.savings_lines(limits((100, 300), (2_000, 500), (1_200.0, 900.0)))
+    assert line == "Growth can save all of so short a training, but the base's took 1.3 times its compute"
