@@ -168,10 +168,12 @@ def beyond_growth(comparison: Comparison) -> str | None:
     if beyond is None:
         return None
     limit, with_base = beyond["tokens"], beyond["tokens_with_base"]
+    worth = f"had {1 - 1 / limit:.0%} of the target's tokens, which are worth a speed-up of {limit:.2f} at most,"
+    if math.isinf(limit):
+        worth = "had as many tokens as the target or more, which are worth a speed-up of at most"
     return (
-        f"More than growth can give: the base had {1 - 1 / limit:.0%} of the target's tokens, which are worth a"
-        f" speed-up of {limit:.2f} at most, {with_base:.2f} with the base counted: one to {DISTRUST}. Look at the"
-        " curves: small models have one sudden drop, and where the run from scratch has not had it by its end, a"
+        f"More than growth can give: the base {worth} {with_base:.2f} with the base counted: one to {DISTRUST}. Look"
+        " at the curves: small models have one sudden drop, and where the run from scratch has not had it by its end, a"
         " speed-up tells when it came and not what growth saves."
     )
 

@@ -3,13 +3,15 @@
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.compare import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
-from litgpt_warmstart.report.sections import gain_table, sentences
+from litgpt_warmstart.report.sections import beyond_growth, gain_table, sentences
 from litgpt_warmstart.run.record import Ancestor
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
@@ -64,6 +66,16 @@ def test_a_run_from_scratch_that_left_its_last_loss_again_is_counted_to_where_it
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.pairs["tokens_to_scratch_loss"].item() == 15 * PER_STEP and arm.speed_up.mean == 1.0
     assert not arm.is_beyond_growth
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"), [(4 / 3, "had 25% of"), (math.inf, "had as many tokens as the target or more")]
+)
+def test_what_growth_can_give_at_most_is_told_without_an_infinite_rate(tokens, said):
+    arm = SimpleNamespace(is_beyond_growth=True, at_most={"tokens": tokens, "tokens_with_base": 0.5})
+    comparison: Any = SimpleNamespace(arms=[arm])
+    said_of_it = beyond_growth(comparison)
+    assert said in said_of_it and "0.50 with the base counted" in said_of_it and "inf" not in said_of_it
 
 
 def test_a_warmstart_that_starts_below_the_loss_needs_no_compute_of_its_own(make_run):
