@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser, dict_to_namespace
+from jsonargparse import ActionConfigFile, ArgumentParser
 
 from litgpt_warmstart import __version__
 from litgpt_warmstart.errors import (
@@ -275,10 +275,18 @@ def _keeping_the_name(action: type) -> type:
                 before = cfg.get(self.dest)
                 if str(option).startswith(f"--{self.dest}.") and isinstance(before, str):
                     cfg[self.dest] = {"class_path": before}
-                elif option == f"--{self.dest}" and isinstance(before, dict) and "class_path" in before:
-                    cfg[self.dest] = dict_to_namespace(before)  # a file's: jsonargparse looks for its init_args
-                elif option == f"--{self.dest}" and isinstance(before, dict) and "{" not in value:
-                    args = parser, cfg, value, f"{option}.class_path"
+                elif option == f"--{self.dest}" and isinstance(before, dict):
+                    cfg[self.dest] = None
+                    if "{" not in value:
+                        cfg[self.dest] = _of_class(before, value)
+                        return None
             return super().__call__(*args, **kwargs)
 
     return Keeping
+
+
+def _of_class(given: dict[str, Any], name: str) -> dict[str, Any]:
+    """A class's mapping under another name: a file's ``init_args`` go with its own class, a flag's arguments stay."""
+    same = str(given.get("class_path", name)).rpartition(".")[2] == name.rpartition(".")[2]
+    dropped = {"class_path"} if same else {"class_path", "init_args"}
+    return {"class_path": name} | {argument: value for argument, value in given.items() if argument not in dropped}

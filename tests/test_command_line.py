@@ -352,7 +352,12 @@ def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, mon
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--optimizer", "Adam"], "Adam"),
+        (["--optimizer", "Adam"], dict(class_path="Adam")),
+        (
+            ["--optimizer.betas", "[0.7,0.9]", "--optimizer", "Adam"],
+            dict(class_path="Adam", betas=[0.7, 0.9]),
+        ),
+        (["--optimizer", "torch.optim.AdamW"], dict(class_path="torch.optim.AdamW", init_args=dict(betas=[0.8, 0.9]))),
         (
             ["--optimizer", "{class_path: Adam, init_args: {eps: 1e-9}}"],
             dict(class_path="Adam", init_args=dict(eps=1e-9)),

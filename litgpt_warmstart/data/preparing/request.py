@@ -64,7 +64,7 @@ class TextSource:
     """Column or key that holds the text. Default: text."""
     val_fraction: float | None = None
     """Share of the training documents to hold out, chosen by their text alone, where no file is named validation.
-    Default: 0.01."""
+    Default: 0.01, or as much more as a short text needs."""
     piece_bytes: int | None = None
     """Cut .txt files at line ends into documents of about this size, which are shuffled. Small ones mix a batch of few
     short sequences; large ones keep what belongs together. Default: 65536."""

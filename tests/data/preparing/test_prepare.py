@@ -109,6 +109,17 @@ def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
     assert asked.source.val_fraction == 0.01, "what is asked for is done"
 
 
+def test_of_few_documents_one_is_held_out(ask, texts):
+    few = [text for text in texts if not held_out(text, 0.08)][:20]
+    short = of({"a.jsonl": jsonl(few)}, ask)
+    index = prepare(short)
+    assert index.source.val_fraction in (0.16, 0.32, 0.64)
+    assert index.documents["val"] == sum(held_out(text, index.source.val_fraction) for text in few) > 0
+    assert not any(held_out(text, index.source.val_fraction / 2) for text in few), "no more than need be"
+    with pytest.raises(UserError, match="the val split .* has no text: give it documents or a file named validation"):
+        prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.08))
+
+
 def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(ask, tmp_path):
     long = {f"{n}.txt": "".join(f"{n} {line}\n" for line in range(2000)).encode() for n in range(2)}
     asked, counts = of(long, ask), {}
