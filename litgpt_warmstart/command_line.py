@@ -180,6 +180,15 @@ class OneLineParser(ArgumentParser):
             kinds = [kind for each in self._all_actions if each.dest == found[1] for kind in get_args(each._typehint)]
             near = nearest(found[2], [each.__name__ for kind in kinds for each in _subclasses(kind)])
             return f"--{found[1]} {found[2]}: there is no such class{near}"
+        if found := re.search(r'Parser key "([\w.]+)":.*given class_path \'([\w.]+)\': (?:No )?module', flat):
+            return f"--{found[1]} {found[2]}: there is no such class"
+        if found := re.search(r'Parser key "([\w.]+)": (?:File does not exist|Path is not a file): \'(.*)\'', flat):
+            return f"--{found[1]} {found[2]}: there is no such file"
+        if found := re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', flat):
+            options = [option for option in self._options if option.startswith(f"--{found[1]}.")]
+            return f"--{found[1]} {found[2]}: give {', '.join(options)}"
+        if found := re.search(r'Parser key "([\w.]+)":.*dict\[str, float\].* Given value: (.*)', flat):
+            return f"--{found[1]} {found[2]}: give a number, or a mapping of names to numbers"
         if found := re.search(r'Parser key "([\w.]+)": Expected a <class \'list\'>. Got value: (.*)', flat):
             return f"--{found[1]} {found[2]}: give a list, such as '[{{shrink: [0.2, 0.4]}}]'"
         if found := re.search(r'Key "([\w.]+)" is required', message):

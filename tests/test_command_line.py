@@ -99,6 +99,13 @@ def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words,
         (["warmstart", "--data.data_path", "x"], "--data.data_path is an argument of a data source: name one before"),
         (["warmstart", "--config", ""], "--config is empty: give a file"),
         (["warmstart_ablations", "--arms", "{"], "--arms {: give a list, such as '[{shrink: [0.2, 0.4]}]'"),
+        (["warmstart", "--shrink", "{gains: nan}"], "--shrink {'gains': 'nan'}: give a number, or a mapping of names"),
+        (["warmstart", "--shrink", "much"], "--shrink much: give a number, or a mapping of names to numbers"),
+        (["warmstart", "--data", "nowhere.Text"], "--data nowhere.Text: there is no such class"),
+        (["warmstart", "--data", "litgpt.data.Nothing"], "--data litgpt.data.Nothing: there is no such class"),
+        (["warmstart", "--eval", "3"], "--eval 3: give --eval.interval, "),
+        (["warmstart", "--config", "/no/such.yaml"], "--config /no/such.yaml: there is no such file"),
+        (["warmstart", "--config", "/"], "--config /: there is no such file"),
     ],
 )
 def test_what_is_missing_is_told_in_words(refused, words, told):
