@@ -9,6 +9,7 @@ Intervals are the middle 95% over laws of resamples: of each size as many runs a
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -149,16 +150,21 @@ def measured(runs: Sequence[Run], taken: Taken, from_tokens_per_param: float | N
     points: Any = pd.DataFrame(rows, columns=[*POINT, *GROWN])
     # a run, and a longer one with its seed, are the same up to the end of the first
     points = points.drop_duplicates(["model", *TUNED, "growth", "seed", "tokens", "val_loss"], ignore_index=True)
-    return points.assign(budget=budgets(points["tokens"].tolist()))
+    return points.assign(budget=budgets(points["tokens"].tolist(), points["run"].tolist()))
 
 
-def budgets(tokens: Sequence[int]) -> list[int]:
-    """Of each number of tokens the least that is the same budget."""
+def budgets(tokens: Sequence[int], runs: Sequence[str]) -> list[int]:
+    """Of each number of tokens the least that is the same budget; no two validations of one run are."""
+    runs_at: dict[int, set[str]] = defaultdict(set)
+    for each, run in zip(tokens, runs, strict=True):
+        runs_at[each].add(run)
     least: dict[int, int] = {}
-    budget = 0
-    for each in sorted(set(tokens)):
-        budget = budget if each <= budget * (1 + SAME_BUDGET) else each
+    budget, there = 0, set[str]()
+    for each in sorted(runs_at):
+        if each > budget * (1 + SAME_BUDGET) or there & runs_at[each]:
+            budget, there = each, set()
         least[each] = budget
+        there |= runs_at[each]
     return [least[each] for each in tokens]
 
 

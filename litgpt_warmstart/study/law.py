@@ -20,6 +20,8 @@ from litgpt_warmstart.study.folder import section_of
 RESULTS, POINTS, WARMSTARTS, PICTURE = "law.csv", "points.csv", "warmstarts.csv", "law.png"
 COLUMNS = ("constant", "value", "low", "high")
 """What law.csv begins with."""
+MOST_ROWS = 8
+"""Of one way to warmstart on the terminal."""
 
 
 def conduct(
@@ -76,17 +78,30 @@ def shown(constants: Any) -> pandas.DataFrame:
 
 
 def told_worth(warmstarts: Any) -> list[str]:
-    """What warmstarts are worth, in lines."""
+    """What warmstarts are worth, in lines; of many budgets some, as far apart in the logarithm of tokens as may be."""
+    few = warmstarts.groupby(["warmstart", "learning_rate"], group_keys=False, sort=False)[warmstarts.columns].apply(
+        _few
+    )
     lines = [
         "took: a warmstart's Hoffmann FLOPs over scratch's to its loss, by the law; speed-up: the inverse; at most:"
         " what growth can give, if it carries the base's loss, and if it carries what its tokens taught",
-        as_text(shown_worth(warmstarts)),
+        as_text(shown_worth(few)),
     ]
+    if len(few) < len(warmstarts):
+        lines.append(f"{len(few)} of {len(warmstarts)} budgets; {WARMSTARTS} has all")
     if any(warmstarts["distrust"]):
         lines.append("distrust: more than the base's tokens are worth; another's luck, or a sudden drop, is in it")
     if any(warmstarts["extrapolated"]):
         lines.append("extrapolated: scratch's tokens to that loss, or the size, are beyond the runs of the fit")
     return lines
+
+
+def _few(rows: Any) -> Any:
+    """Of one warmstart's rows the first, the last, and those nearest to equal ratios of tokens between them."""
+    rows = rows.sort_values("tokens")
+    places = np.geomspace(rows["tokens"].iloc[0], rows["tokens"].iloc[-1], MOST_ROWS)
+    nearest = [int((rows["tokens"] - place).abs().to_numpy().argmin()) for place in places]
+    return rows.iloc[sorted({*nearest})]
 
 
 def shown_worth(warmstarts: Any) -> pandas.DataFrame:

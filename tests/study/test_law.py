@@ -148,7 +148,24 @@ def test_of_runs_that_differ_in_learning_rate_or_batch_alone_the_best_is_taken(m
 
 
 def test_budgets_that_batches_cut_to_whole_steps_are_one():
-    assert budgets([1000, 1019, 990, 1021, 1041]) == [990, 1019, 990, 1019, 1041]
+    assert budgets([1000, 1019, 990, 1021, 1041], ["a", "b", "c", "d", "e"]) == [990, 1019, 990, 1019, 1041]
+
+
+def test_validations_of_one_run_are_no_one_budget_however_close():
+    assert budgets([1000, 1010, 1000, 1005, 1010], ["a", "a", "b", "c", "b"]) == [1000, 1010, 1000, 1000, 1010]
+
+
+def test_of_many_validations_of_a_warmstart_some_are_shown_and_all_written(make_run, tmp_path, capsys):
+    add_scratch(make_run, budgets=(320,))
+    losses = [math.log(96), *(loss(96, step) / 1.01 for step in range(10, 330, 10))]
+    for seed in (0, 1):
+        base = make_run.folder / "scratch-48-320-0"
+        make_run(f"warm-{seed}", losses, width=96, steps=320, shrink=0.4, base=base, seed=seed)
+    fit(make_run.folder, tmp_path / "out", points="validations", from_tokens_per_param=0.1, resamples=20)
+    written = rows(tmp_path / "out/warmstarts.csv")
+    assert [row["seeds"] for row in written] == ["2"] * 32
+    told = capsys.readouterr().out
+    assert told.count("shrink 0.4, ") == 8 and "8 of 32 budgets; warmstarts.csv has all" in told
 
 
 def test_validations_are_points_at_a_constant_rate_each_once(make_run, tmp_path):
