@@ -19,13 +19,18 @@ STARTS = (range(0, 30, 5), (0, 0.5, 1, 1.5, 2), range(0, 30, 5), (0, 0.5, 1, 1.5
 TRIED = 4
 """How many of the grid's starts, those with the lowest objective, are followed to their end."""
 
+LEAST_START_E = math.exp(-1)
+"""Of a start that is given: near 0 the law hardly changes with log E, and the descent stays."""
+LEAST_E = 1e-3
+"""In nats per token: what is less is told as 0, to which log E comes down ever more slowly."""
+
 
 @dataclass(frozen=True)
 class Law:
     """Loss in nats per token after D tokens of training from scratch with N parameters."""
 
     E: float
-    """Of the text itself: no model is below it."""
+    """Of the text itself: no model is below it. 0 where the losses show no such floor yet."""
     A: float
     alpha: float
     B: float
@@ -76,7 +81,8 @@ def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[f
     if start is None:
         starts = torch.cartesian_prod(*(torch.tensor(list(axis), dtype=torch.float64) for axis in STARTS))
     else:
-        log_a, log_b, log_e = (math.log(max(constant, 1e-30)) for constant in (start.A, start.B, start.E))
+        log_a, log_b = (math.log(max(constant, 1e-30)) for constant in (start.A, start.B))
+        log_e = math.log(max(start.E, LEAST_START_E))
         starts = torch.tensor([[log_a, start.alpha, log_b, start.beta, log_e]], dtype=torch.float64)
     starts[:, 0] -= starts[:, 1] * mean_n
     starts[:, 2] -= starts[:, 3] * mean_d
@@ -84,7 +90,8 @@ def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[f
         nearest = torch.vmap(objective, chunk_size=256)(starts).argsort()[:TRIED]
     ends = [_descended(objective, starts[number]) for number in nearest]
     log_a, alpha, log_b, beta, log_e = min(ends, key=lambda constants: float(objective(constants)))
-    found = log_e.exp(), (log_a + alpha * mean_n).exp(), alpha, (log_b + beta * mean_d).exp(), beta
+    e = log_e.exp() if log_e > math.log(LEAST_E) else 0.0
+    found = e, (log_a + alpha * mean_n).exp(), alpha, (log_b + beta * mean_d).exp(), beta
     return Law(*(float(value) for value in found))
 
 

@@ -35,6 +35,8 @@ def conduct(
     constants, points = fitted.constants, fitted.points[[*POINT, "fitted", "residual"]]
     warmstarts = worth(measured(warm, taken, from_tokens_per_param), fitted, seed)
     print("\n".join(told(constants, points, len(every) - len(points))))
+    if fitted.law.E == 0:
+        notes.append("E is 0: these losses do not level off yet, so the law says nothing of far more tokens")
     if fitted.law.alpha <= 0:
         notes.append("alpha is not above 0: of these runs larger models are no better, so the law says nothing of size")
     runs = points.groupby("matmul_parameters")["run"].nunique()

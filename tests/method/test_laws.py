@@ -62,3 +62,14 @@ def test_tokens_are_those_after_which_the_loss_is_there():
 def test_below_what_a_size_comes_down_to_no_number_of_tokens_is_enough():
     assert HOFFMANN.tokens(1e9, HOFFMANN.floor(1e9)) == HOFFMANN.tokens(1e9, 1.0) == math.inf
     assert HOFFMANN.tokens(1e9, HOFFMANN.floor(1e9) * (1 + 1e-15)) > 1e40
+
+
+def test_losses_that_do_not_level_off_have_no_floor():
+    law = Law(0.0, 200.0, 0.5, 20.0, 0.13)
+    found = fitted(law)
+    assert found.E == 0 and vars(found) == pytest.approx(vars(law), rel=1e-2)
+
+
+def test_a_start_without_a_floor_finds_one():
+    law = Law(1.5, 300.0, 0.4, 2000.0, 0.5)
+    assert vars(fitted(law, start=Law(0.0, 300.0, 0.4, 2000.0, 0.5))) == pytest.approx(vars(law), rel=1e-2)
