@@ -82,6 +82,7 @@ class OneLineParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)  # --scale would be taken for --scale_eps
+        self.of_file = set[str]()  # what a file says of a class (``--optimizer``), its arguments among them
         self.add_argument("--version", action="version", version=_versions(), help="Print versions and exit.")
 
     def add_function_arguments(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
@@ -141,6 +142,9 @@ class OneLineParser(ArgumentParser):
         self.config_file = cfg_path
         parsed = self._in_one_line(super().parse_path, cfg_path, *args, **kwargs)
         self.config_file = None
+        for action in self._actions:
+            if getattr(action, "_typehint", None) == str | dict and isinstance(parsed.get(action.dest), dict):
+                self.of_file.update(parsed[action.dest])
         return parsed
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
@@ -274,7 +278,8 @@ def _told_plainly(action: type, words: dict[str, Any]) -> type:
 def _keeping_the_name(action: type) -> type:
     """The action of an option that is a class's name or a mapping (``--optimizer``), made to add up.
 
-    jsonargparse forgets the name when a flag gives an argument of the class, and arguments when a flag names it.
+    jsonargparse forgets the name when a flag gives an argument of the class, and arguments when a flag names it. A
+    mapping that is typed takes the place of all that was before it.
     """
 
     class Keeping(action):
@@ -282,20 +287,23 @@ def _keeping_the_name(action: type) -> type:
             if len(args) == 4:
                 parser, cfg, value, option = args
                 before = cfg.get(self.dest)
-                if str(option).startswith(f"--{self.dest}.") and isinstance(before, str):
-                    cfg[self.dest] = {"class_path": before}
-                elif option == f"--{self.dest}" and isinstance(before, dict):
+                names_class = option in (f"--{self.dest}", f"--{self.dest}.class_path")
+                if isinstance(before, dict) and names_class:
                     cfg[self.dest] = None
                     if "{" not in value:
-                        cfg[self.dest] = _of_class(before, value)
+                        cfg[self.dest] = _of_class(before, value, parser.of_file)
                         return None
+                elif not names_class:
+                    parser.of_file.discard(option.removeprefix(f"--{self.dest}."))
+                    if isinstance(before, str):
+                        cfg[self.dest] = {"class_path": before}
             return super().__call__(*args, **kwargs)
 
     return Keeping
 
 
-def _of_class(given: dict[str, Any], name: str) -> dict[str, Any]:
-    """A class's mapping under another name: a file's ``init_args`` go with its own class, a flag's arguments stay."""
+def _of_class(given: dict[str, Any], name: str, of_file: set[str]) -> dict[str, Any]:
+    """A class's mapping under another name: what a file says of its own class goes, a flag's arguments stay."""
     same = str(given.get("class_path", name)).rpartition(".")[2] == name.rpartition(".")[2]
-    dropped = {"class_path"} if same else {"class_path", "init_args"}
+    dropped = {"class_path"} if same else {"class_path"} | of_file
     return {"class_path": name} | {argument: value for argument, value in given.items() if argument not in dropped}

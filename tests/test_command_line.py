@@ -18,6 +18,7 @@ import yaml
 from litgpt_warmstart.__main__ import _freeze_once, main
 from litgpt_warmstart.command_line import CONFIGS
 from litgpt_warmstart.commands import COMMANDS, warmstart, warmstart_grow
+from litgpt_warmstart.run.optimizer import named
 from litgpt_warmstart.run.spec import TrainArgs
 
 CONFIG_FILES = Path(__file__).parents[1] / "configs"
@@ -357,27 +358,23 @@ def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "path", "arguments"),
     [
-        (["--optimizer", "Adam"], dict(class_path="Adam")),
-        (
-            ["--optimizer.betas", "[0.7,0.9]", "--optimizer", "Adam"],
-            dict(class_path="Adam", betas=[0.7, 0.9]),
-        ),
-        (["--optimizer", "torch.optim.AdamW"], dict(class_path="torch.optim.AdamW", init_args=dict(betas=[0.8, 0.9]))),
-        (
-            ["--optimizer", "{class_path: Adam, init_args: {eps: 1e-9}}"],
-            dict(class_path="Adam", init_args=dict(eps=1e-9)),
-        ),
-        (["--optimizer.eps", "1e-9"], dict(class_path="AdamW", init_args=dict(betas=[0.8, 0.9]), eps="1e-9")),
+        (["--optimizer", "Adam"], "Adam", {}),
+        (["--optimizer.class_path", "Adam"], "Adam", {}),
+        (["--optimizer.betas", "[0.7,0.9]", "--optimizer", "Adam"], "Adam", {"betas": [0.7, 0.9]}),
+        (["--optimizer", "torch.optim.AdamW"], "torch.optim.AdamW", {"betas": [0.8, 0.9]}),
+        (["--optimizer", "{class_path: Adam, init_args: {eps: 1e-9}}"], "Adam", {"eps": 1e-9}),
+        (["--optimizer.eps", "1e-9"], "AdamW", {"betas": [0.8, 0.9], "eps": "1e-9"}),
     ],
 )
-def test_an_optimizer_that_is_typed_goes_before_a_files(typed, tmp_path, words, told):
+@pytest.mark.parametrize("in_file", ["init_args: {betas: [0.8, 0.9]}", "betas: [0.8, 0.9]"])
+def test_an_optimizer_that_is_typed_goes_before_a_files(typed, tmp_path, in_file, words, path, arguments):
     """A file of ``--print_config``, or of a run, names its class and arguments."""
     file = tmp_path / "of_run.yaml"
-    file.write_text("optimizer: {class_path: AdamW, init_args: {betas: [0.8, 0.9]}}")
+    file.write_text(f"optimizer: {{class_path: AdamW, {in_file}}}")
     status, out, _ = typed("warmstart_scratch", "--config", str(file), *words, "--print_config")
-    assert status == 0 and yaml.safe_load(out)["optimizer"] == told
+    assert status == 0 and named(yaml.safe_load(out)["optimizer"]) == (path, arguments)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

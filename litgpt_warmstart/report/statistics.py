@@ -42,17 +42,16 @@ def tokens_to_last_loss(curve: pd.Series) -> float:
 
 
 COPIES = -0.1
-"""Nats per token: a model whose induction score never is below does not copy. Before their sudden drop in loss models
-of width 48 and 96 with 2 layers scored within 0.03 of 0, after it -0.2 to -0.45 (docs/LOG.md)."""
+"""Nats per token: a model whose induction score is below has learned to copy. Before their sudden drop in loss models
+of width 48 and 96 with 2 layers scored within 0.03 of 0, after it -0.2 to -0.6 (docs/LOG.md)."""
 
 
 def drop_tokens(scores: pd.Series) -> float:
-    """Tokens at which an induction score has come half of the way from 0 to its lowest value: when copying was learned.
+    """Tokens at which an induction score first falls to :data:`COPIES`, linear between the scores; NaN if it never is.
 
-    Linear between the scores; NaN where the lowest is not below :data:`COPIES`.
+    Not to a share of its lowest, which a longer run would move.
     """
-    lowest = scores.min()  # NaN of none
-    return tokens_to_reach(scores, lowest / 2) if lowest < COPIES else math.nan
+    return tokens_to_reach(scores, COPIES)
 
 
 def placed(curve: Any, before: float, per_token: float) -> Any:

@@ -11,7 +11,7 @@ from litgpt_warmstart.files import write_whole
 from litgpt_warmstart.method.laws import Law
 from litgpt_warmstart.method.schedule import ScheduleName
 from litgpt_warmstart.report import figures
-from litgpt_warmstart.report.laws import POINT, Taken, fit_law, measured, split, tuned, worth
+from litgpt_warmstart.report.laws import POINT, TUNED, Taken, fit_law, measured, split, tuned, worth
 from litgpt_warmstart.report.page import Section, Table, as_text, readable, write_csv
 from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.report.statistics import in_words
@@ -81,25 +81,26 @@ def shown(constants: Any) -> pandas.DataFrame:
 
 def told_worth(warmstarts: Any) -> list[str]:
     """What warmstarts are worth, in lines; of many budgets some, as far apart in the logarithm of tokens as may be."""
-    few = warmstarts.groupby(["warmstart", "learning_rate"], group_keys=False, sort=False)[warmstarts.columns].apply(
-        _few
-    )
+    ways = warmstarts.groupby(["warmstart", *TUNED], group_keys=False, sort=False)[warmstarts.columns]
+    few = ways.apply(_few)
     lines = [
         "took: a warmstart's Hoffmann FLOPs over scratch's to its loss, by the law; speed-up: the inverse; at most:"
         " what growth can give, if it carries the base's loss, and if it carries what its tokens taught",
         as_text(shown_worth(few)),
     ]
     if len(few) < len(warmstarts):
-        lines.append(f"{len(few)} of {len(warmstarts)} budgets; {WARMSTARTS} has all")
-    if any(warmstarts["distrust"]):
+        lines.append(f"{len(few)} of {len(warmstarts)} rows; {WARMSTARTS} has all")
+    if any(few["distrust"]):
         lines.append("distrust: more than the base's tokens are worth; another's luck, or a sudden drop, is in it")
-    if any(warmstarts["extrapolated"]):
+    if any(few["extrapolated"]):
         lines.append("extrapolated: scratch's tokens to that loss, or the size, are beyond the runs of the fit")
     return lines
 
 
 def _few(rows: Any) -> Any:
-    """Of one warmstart's rows the first, the last, and those nearest to equal ratios of tokens between them."""
+    """Of one way's rows, where they are many, the first, the last, and those nearest to equal ratios of tokens."""
+    if len(rows) <= MOST_ROWS:
+        return rows
     rows = rows.sort_values("tokens")
     places = np.geomspace(rows["tokens"].iloc[0], rows["tokens"].iloc[-1], MOST_ROWS)
     nearest = [int((rows["tokens"] - place).abs().to_numpy().argmin()) for place in places]

@@ -338,7 +338,8 @@ def play(line: str) -> int:
 BLANKS = {
     r"[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?\*?( <)?": "#",
     r"# (days|hours|h|minutes|min|s)\b": "# s",
-    r"\b(grows|ok|(not )?lower)\b": "verdict",
+    r"\b(grows|ok)\b": "verdict",
+    r"(?<=the chain's validation loss is #, )(not )?lower": "verdict",
     r"#(, #)+": "#",
     r"# is the (smallest|largest) of --\w+( and # is the (smallest|largest) of --\w+)?": "edge",
     r"\bseeds\b": "seed",

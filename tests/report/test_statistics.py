@@ -38,14 +38,15 @@ def test_tokens_to_reach_interpolates_the_first_crossing(loss, tokens):
 @pytest.mark.parametrize(
     ("scores", "tokens"),
     [
-        (((0, 0.01), (100, 0.0), (200, -0.1), (300, -0.4), (400, -0.3)), 200 + 100 * 0.1 / 0.3),
+        (((0, 0.01), (100, 0.0), (200, -0.1), (300, -0.4), (400, -0.3)), 200),
+        (((0, 0.0), (100, -0.05), (200, -0.25)), 125),
         (((0, -0.3), (100, -0.5)), 0),  # it copied from the beginning
-        (((0, 0.02), (100, -0.1), (200, 0.0)), math.nan),
-        (((0, math.nan), (100, 0.0), (200, -1.0)), 150),
+        (((0, 0.02), (100, -0.09), (200, 0.0)), math.nan),
+        (((0, math.nan), (100, 0.0), (200, -1.0)), 110),
         ((), math.nan),
     ],
 )
-def test_the_drop_is_where_a_score_is_half_way_to_its_lowest_and_nowhere_of_a_model_that_does_not_copy(scores, tokens):
+def test_the_drop_is_where_a_score_first_tells_of_copying_and_nowhere_of_a_model_that_does_not(scores, tokens):
     assert drop_tokens(series(*scores)) == pytest.approx(tokens, nan_ok=True)
 
 

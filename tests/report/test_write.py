@@ -176,9 +176,9 @@ def test_induction_scores_are_drawn_and_tabled_with_the_tokens_of_each_drop_and_
     assert [(row["arm"], float(row["score"])) for row in report.rows("induction_1")][-1] == ("shrink 0.4", -0.4)
     assert {row["kind"] for row in report.rows("norms_over_training_1")} == {"activation", "weight"}
     (pair,) = report.rows("pairs")
-    assert float(pair["drop_tokens"]) == pytest.approx(80 / 3 * PER_STEP) and pair["scratch_drop_tokens"] == ""
+    assert float(pair["drop_tokens"]) == pytest.approx(20 * PER_STEP) and pair["scratch_drop_tokens"] == ""
     dates = {row["run"]: row["drop_tokens_per_param"] for row in report.rows("runs")}
-    assert dates["scratch"] == dates["base"] == "" and float(dates["warm"]) == pytest.approx(4 / 3)
+    assert dates["scratch"] == dates["base"] == "" and float(dates["warm"]) == pytest.approx(1)
     assert "drop tokens per param" in report.page and "drop tokens per param" not in Report(base).page
 
 

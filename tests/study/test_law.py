@@ -165,7 +165,9 @@ def test_of_many_validations_of_a_warmstart_some_are_shown_and_all_written(make_
     written = rows(tmp_path / "out/warmstarts.csv")
     assert [row["seeds"] for row in written] == ["2"] * 32
     told = capsys.readouterr().out
-    assert told.count("shrink 0.4, ") == 8 and "8 of 32 budgets; warmstarts.csv has all" in told
+    assert "8 of 32 rows; warmstarts.csv has all" in told
+    losses = [float(row.split()[10]) for row in told.splitlines() if row.startswith("shrink 0.4, ")]
+    assert losses == pytest.approx([loss(96, step) / 1.01 for step in (10, 20, 30, 40, 70, 120, 200, 320)], abs=1e-4)
 
 
 def test_validations_are_points_at_a_constant_rate_each_once(make_run, tmp_path):

@@ -12,6 +12,7 @@ All of it happens in a hidden folder beside ``data_path``, which is renamed at t
 The bytes are the same for any number of workers.
 """
 
+import math
 import os
 import shutil
 import sys
@@ -38,9 +39,7 @@ from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked, rem
 VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
 MOST_VAL_FRACTION = 0.08
-"""But never a larger share, unless nothing is held out by it."""
-MOST_VAL_FRACTION_OF_FEW = 0.64
-"""The largest share where so few documents are there that smaller ones hold out nothing."""
+"""But never a larger share, unless of so few documents it holds out none: then one."""
 MOST_SHUFFLED_TOKENS = 2**29
 """Of a validation split, in memory; a longer one stays in the order of its files."""
 DOWNLOADS = 4
@@ -148,16 +147,19 @@ def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None
         chunks = {split: [chunk for result in results for chunk in result.chunks.get(split, ())] for split in SPLITS}
         fraction = plan.source.val_fraction
         held_out = sum(chunk.tokens for chunk in chunks["val"])
-        most = MOST_VAL_FRACTION if held_out else MOST_VAL_FRACTION_OF_FEW
-        if fraction is None or asked.val_fraction or held_out >= VAL_TOKENS or fraction >= most:
+        if fraction is None or asked.val_fraction or held_out >= VAL_TOKENS or fraction >= MOST_VAL_FRACTION:
             break
-        fraction = min(2 * fraction, most)
+        least_share = min(result.least_share for result in results)
+        fraction = min(2 * fraction, MOST_VAL_FRACTION)
+        if least_share >= MOST_VAL_FRACTION:
+            fraction = math.ceil(1000 * least_share) / 1000
         say(f"{held_out:,} tokens are held out, too few to validate: beginning anew with val_fraction {fraction:g}")
         plan = _begin_anew(folder, replace(plan, source=replace(plan.source, val_fraction=fraction)))
     for split in ("train", "val"):
         if not chunks[split]:
             shutil.rmtree(folder / "portions")
-            more = " or a file named validation" if fraction else ""
+            more = f", a {'larger' if split == 'val' else 'smaller'} val_fraction" * bool(asked.val_fraction)
+            more += " or a file named validation" * bool(fraction)
             raise UserError(f"the {split} split of {plan.source.name!r} has no text: give it documents{more}")
     _write_index(folder, plan, results, {split: found for split, found in chunks.items() if found})
 

@@ -62,6 +62,8 @@ class PortionResult:
     rows: dict[str, int]
     documents: dict[str, int]
     chunks: dict[str, tuple[Chunk, ...]]
+    least_share: float = 1.0
+    """Of the training documents, above which the first of them is held out."""
 
 
 def portions_of(files: Sequence[SourceFile]) -> Iterator[Portion]:
@@ -95,25 +97,32 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
     """Encode a portion of ``files``, each by name with path and sha256, and write its chunks, then its result."""
     rows, counts = {part.name: 0 for part in portion.parts}, Counter[str]()
     chunks: defaultdict[str, tuple[Chunk, ...]] = defaultdict(tuple)
-    for number, encoded in enumerate(_encoded(folder, plan, portion, files, rows)):
+    least_share = 1.0
+    for number, (encoded, share) in enumerate(_encoded(folder, plan, portion, files, rows)):
+        least_share = min(least_share, share)
         random = _random(plan.seed, portion.number, number)
         for split in encoded:
             path = folder / split / f"chunk-{portion.number}-{number}.bin"
             chunks[split] += (write_chunk(path, _shuffled(encoded[split], random)),)
             counts[split] += len(encoded[split])
-    result = PortionResult({name: sha256 for name, (_, sha256) in files.items()}, rows, dict(counts), dict(chunks))
+    digests = {name: sha256 for name, (_, sha256) in files.items()}
+    result = PortionResult(digests, rows, dict(counts), dict(chunks), least_share)
     write_whole(folder / portion.result_name, json.dumps(asdict(result)))
     return result
 
 
 def _encoded(
     folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]], rows: dict[str, int]
-) -> Iterator[dict[str, list[np.ndarray]]]:
-    """A portion's documents as tokens, by split, as many as are shuffled at once; counts the ``rows`` of each file."""
+) -> Iterator[tuple[dict[str, list[np.ndarray]], float]]:
+    """A portion's documents as tokens, by split, as many as are shuffled at once, and the least of their shares.
+
+    Counts the ``rows`` of each file.
+    """
     encoder = encoder_of(folder, plan.tokenizer_sha256, plan.encoder)
     held_out_share = plan.source.val_fraction if portion.split == "train" else None
     waiting: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     checked = characters = 0
+    least_share = 1.0
     for part in portion.parts:
         for texts in documents(files[part.name][0], part, plan.source.column, plan.source.piece_bytes):
             rows[part.name] += len(texts)
@@ -123,23 +132,25 @@ def _encoded(
                     checked += len(sample)
                     if not encoder.agrees([sample]):
                         raise EncoderDiffers(part.name)
-                held = held_out_share is not None and held_out(text, held_out_share)
+                share = 1.0 if held_out_share is None else share_of(text)
+                held = held_out_share is not None and share < held_out_share
+                least_share = min(least_share, share)
                 ids = encoder.encode(text)
                 document = np.empty(len(ids) + 1, plan.dtype)
                 document[:-1], document[-1] = ids, plan.eos_id
                 waiting["val" if held else portion.split].append(document)
                 characters += len(text)
                 if characters >= SHUFFLED_CHARACTERS:
-                    yield waiting
+                    yield waiting, least_share
                     waiting.clear()
                     characters = 0
-    yield waiting
+    yield waiting, least_share
 
 
-def held_out(text: str, share: float) -> bool:
-    """Whether a document is held out for validation: by its text alone, so that copies of one never part."""
+def share_of(text: str) -> float:
+    """Above which share, 0 to 1, a document is held out for validation: by its text alone, so copies never part."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=b"validation").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return int.from_bytes(digest, "big") / 2**64
 
 
 def write_chunk(path: Path, tokens: np.ndarray) -> Chunk:

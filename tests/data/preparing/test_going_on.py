@@ -126,7 +126,7 @@ def test_two_processes_do_not_prepare_the_same_folder_at_once(ask, small):
 
 
 def test_a_worker_that_is_killed_is_one_line(ask, small, monkeypatch):
-    monkeypatch.setattr(write, "held_out", None)
+    monkeypatch.setattr(write, "share_of", None)
     monkeypatch.setattr(read, "_blocks", lambda *args, **more: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="one of 2 processes was killed, .*: give a smaller --num_workers"):
         preparing.prepare(ask, say=quiet)

@@ -10,7 +10,7 @@ import pytest
 from litgpt_warmstart.data.preparing import encode, request, write
 from litgpt_warmstart.data.preparing import prepare as preparing
 from litgpt_warmstart.data.preparing.read import SourceFile, split_of
-from litgpt_warmstart.data.preparing.write import held_out, portions_of
+from litgpt_warmstart.data.preparing.write import portions_of, share_of
 from litgpt_warmstart.errors import UserError
 from tests.data.conftest import contents, ids_of, jsonl, of, parquet, prepare, quiet, stored_documents
 
@@ -93,7 +93,7 @@ def test_without_validation_files_documents_are_held_out_by_their_text_whatever_
         with pytest.raises(UserError, match="val_fraction 0.1, not 0.2"):
             prepare(replace(ask, data_path=data_path, val_fraction=0.2))
     assert held[1] == held[2]
-    assert len(held[1]) == sum(held_out(text, 0.1) for text in texts[20:])
+    assert len(held[1]) == sum(share_of(text) < 0.1 for text in texts[20:])
     assert 25 <= len(held[1]) <= 75
 
 
@@ -102,21 +102,24 @@ def test_of_a_short_text_enough_is_held_out_to_validate(ask, texts, capsys):
     index = prepare(short, say=print)
     fraction = index.source.val_fraction
     assert 0.01 < fraction <= 0.08 and (index.tokens["val"] >= 20_000 or fraction == 0.08)
-    assert index.documents["val"] == sum(held_out(text, fraction) for text in texts)
+    assert index.documents["val"] == sum(share_of(text) < fraction for text in texts)
     assert "are held out, too few to validate: beginning anew with val_fraction 0.02" in capsys.readouterr().out
     prepare(short)
     asked = prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.01))
     assert asked.source.val_fraction == 0.01, "what is asked for is done"
 
 
-def test_of_few_documents_one_is_held_out(ask, texts):
-    few = [text for text in texts if not held_out(text, 0.08)][:20]
+@pytest.mark.parametrize("number", [2, 3, 20])
+def test_of_few_documents_one_is_held_out(ask, texts, number, capsys):
+    few = [text for text in dict.fromkeys(texts) if share_of(text) > 0.08][:number]
     short = of({"a.jsonl": jsonl(few)}, ask)
-    index = prepare(short)
-    assert index.source.val_fraction in (0.16, 0.32, 0.64)
-    assert index.documents["val"] == sum(held_out(text, index.source.val_fraction) for text in few) > 0
-    assert not any(held_out(text, index.source.val_fraction / 2) for text in few), "no more than need be"
-    with pytest.raises(UserError, match="the val split .* has no text: give it documents or a file named validation"):
+    index = prepare(short, say=print)
+    assert index.documents == {"train": number - 1, "val": 1}
+    assert index.source.val_fraction == pytest.approx(min(map(share_of, few)), abs=1e-3)
+    assert capsys.readouterr().out.count("beginning anew") == 1
+    with pytest.raises(
+        UserError, match="the val split .* no text: .*, a larger val_fraction or a file named validation"
+    ):
         prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.08))
 
 
