@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from litgpt_warmstart import __version__
 from litgpt_warmstart.errors import (
@@ -26,6 +26,10 @@ from litgpt_warmstart.errors import (
 )
 
 NO_PATH = "is empty: give a path, or leave it out"
+IN_WORDS = {
+    "float": "a number", "str": "a name", "dict": "a mapping", "dict[str, float]": "a mapping of names to numbers"
+}  # fmt: skip
+"""The types that an option may have one of."""
 CONFIGS = Path(__file__).parent / "configs"
 """The configs that are installed with the package."""
 
@@ -141,6 +145,10 @@ class OneLineParser(ArgumentParser):
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         self.config_file = cfg_path
         parsed = self._in_one_line(super().parse_path, cfg_path, *args, **kwargs)
+        for group in {option[2:].partition(".")[0] for option in self._options if "." in option}:
+            takes_value = any(action.dest == group and hasattr(action, "_typehint") for action in self._actions)
+            if not takes_value and group in parsed and not isinstance(parsed[group], Namespace):
+                self.error(self._of_group(group, parsed[group]))
         self.config_file = None
         for action in self._actions:
             if getattr(action, "_typehint", None) == str | dict and isinstance(parsed.get(action.dest), dict):
@@ -180,21 +188,16 @@ class OneLineParser(ArgumentParser):
         if self._subcommands_action and (found := re.search(r"subcommand: invalid choice: '([^']*)'", message)):
             return f"there is no command {found[1]!r}{nearest(found[1], self._subcommands_action._name_parser_map)}"
         flat = " ".join(message.split())
-        if found := re.search(r'Parser key "([\w.]+)":.*Expected a dot import path string: (\w+)', flat):
-            kinds = [kind for each in self._all_actions if each.dest == found[1] for kind in get_args(each._typehint)]
-            near = nearest(found[2], [each.__name__ for kind in kinds for each in _subclasses(kind)])
-            return f"--{found[1]} {found[2]}: there is no such class{near}"
-        if found := re.search(r'Parser key "([\w.]+)":.*given class_path \'([\w.]+)\': (?:No )?module', flat):
-            return f"--{found[1]} {found[2]}: there is no such class"
-        if found := re.search(r'Parser key "([\w.]+)": (?:File does not exist|Path is not a file): \'(.*)\'', flat):
+        if found := re.search(
+            r'Parser key "([\w.]+)": (?:File does not exist|Path is not a file): [\'"](.*)[\'"]', flat
+        ):
             return f"--{found[1]} {found[2]}: there is no such file"
         if found := re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', flat):
-            options = [option for option in self._options if option.startswith(f"--{found[1]}.")]
-            return f"--{found[1]} {found[2]}: give {', '.join(options)}"
-        if found := re.search(r'Parser key "([\w.]+)":.*dict\[str, float\].* Given value: (.*)', flat):
-            return f"--{found[1]} {found[2]}: give a number, or a mapping of names to numbers"
-        if found := re.search(r'Parser key "([\w.]+)": Expected a <class \'list\'>. Got value: (.*)', flat):
+            return self._of_group(found[1], found[2])
+        if found := re.search(r'Parser key "([\w.]+)": Expected a <class \'(?:list|dict)\'>. Got value: (.*)', flat):
             return f"--{found[1]} {found[2]}: give a list, such as '[{{shrink: [0.2, 0.4]}}]'"
+        if found := re.search(r'Parser key "([\w.]+)":.*given class_path .* Key "([\w.]+)" is required', flat):
+            return f"--{found[1]}.{found[2]} is missing"
         if found := re.search(r'Key "([\w.]+)" is required', message):
             return f"{found[1].rpartition('.')[2]} are missing: give folders, one after another"
         if found := re.search(r"given class_path '[\w.]+\.DataModule'.* Key '(\w+)' is not expected", flat):
@@ -203,6 +206,8 @@ class OneLineParser(ArgumentParser):
             path, _, name = found[1].rpartition(".")
             known = inspect.signature(getattr(sys.modules[path], name)).parameters
             return f"{name} has no argument {found[2]!r}: it has {', '.join(known)}{nearest(found[2], known)}"
+        if found := re.search(r'Parser key "([\w.]+)":.* Subtypes: \[(.*?)\] Errors:.* Given value: ?(.*)', flat):
+            return self._of_no_kind(*found.groups())
         if found := re.search(r"does not accept nested key '([\w.]+)'|Key '([\w.]+)' is not expected", message):
             key = found[1] or found[2]
             return f"there is no option {key!r}{nearest(key, [option[2:] for option in self._options])}"
@@ -213,6 +218,25 @@ class OneLineParser(ArgumentParser):
                 return f"{message}; lists are typed with commas: 1,2,3"
             message += nearest(unknown[0], self._options)
         return message
+
+    def _of_group(self, group: str, value: Any) -> str:
+        """What is wrong with a value where there are options below."""
+        below = [option for option in self._options if option.startswith(f"--{group}.")]
+        return f"--{group} {value}: give its options, such as {below[0]}"
+
+    def _of_no_kind(self, option: str, kinds: str, value: str) -> str:
+        """What is wrong with a value that is of none of an option's types."""
+        if nested := re.fullmatch(r"NestedArg\(key='(.*)', val='(.*)'\)", value):
+            option, value = f"{option}.{nested[1]}", nested[2]
+        given = f"--{option} {value}" if value else f"--{option} is empty"
+        if re.search(r"<class '\w+\.", kinds):
+            known = [kind for each in self._all_actions if each.dest == option for kind in get_args(each._typehint)]
+            near = nearest(value, [each.__name__ for kind in known for each in _subclasses(kind)])
+            return f"{given}: there is no such class{near}"
+        words = [
+            words for kind, words in IN_WORDS.items() if re.search(rf"(<class '|^|, ){re.escape(kind)}('>|,|$)", kinds)
+        ]
+        return f"{given}: give {' or '.join(words)}"
 
     @property
     def _all_actions(self) -> list[Any]:

@@ -100,17 +100,43 @@ def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words,
         (["warmstart", "--data.data_path", "x"], "--data.data_path is an argument of a data source: name one before"),
         (["warmstart", "--config", ""], "--config is empty: give a file"),
         (["warmstart_ablations", "--arms", "{"], "--arms {: give a list, such as '[{shrink: [0.2, 0.4]}]'"),
-        (["warmstart", "--shrink", "{gains: nan}"], "--shrink {'gains': 'nan'}: give a number, or a mapping of names"),
-        (["warmstart", "--shrink", "much"], "--shrink much: give a number, or a mapping of names to numbers"),
+        (["warmstart", "--shrink", "{gains: nan}"], "--shrink {'gains': 'nan'}: give a number or a mapping of"),
+        (["warmstart", "--shrink", "much"], "--shrink much: give a number or a mapping of names to numbers"),
+        (["warmstart", "--shrink", ""], "--shrink is empty: give a number or a mapping"),
+        (["warmstart", "--shrink.gains", "nan"], "--shrink.gains nan: give a number"),
+        (["warmstart", "--data", "torch.nn.Linear"], "--data torch.nn.Linear: there is no such class"),
+        (["warmstart", "--data", "data/mine"], "--data data/mine: there is no such class"),
+        (["warmstart", "--data", ""], "--data is empty"),
+        (["warmstart", "--data", "litgpt.data.TextFiles"], "--data.train_data_path is missing"),
+        (["warmstart_ablations", "--arms", "[3]"], "--arms 3: give a list"),
         (["warmstart", "--data", "nowhere.Text"], "--data nowhere.Text: there is no such class"),
         (["warmstart", "--data", "litgpt.data.Nothing"], "--data litgpt.data.Nothing: there is no such class"),
-        (["warmstart", "--eval", "3"], "--eval 3: give --eval.interval, "),
+        (["warmstart", "--eval", "3"], "--eval 3: give its options, such as --eval.interval"),
         (["warmstart", "--config", "/no/such.yaml"], "--config /no/such.yaml: there is no such file"),
+        (["warmstart", "--config", "/it's.yaml"], "--config /it's.yaml: there is no such file"),
         (["warmstart", "--config", "/"], "--config /: there is no such file"),
     ],
 )
 def test_what_is_missing_is_told_in_words(refused, words, told):
     assert f"error: {told}" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train: 3", "--train 3: give its options, such as --train."),
+        ("eval: [1, 2]", "--eval [1, 2]: give its options, such as --eval."),
+        ("train: null", "--train None: give its options"),
+        ("data: 3", "--data 3: there is no such class"),
+        ("data: PreparedTxt", "--data PreparedTxt: there is no such class; did you mean PreparedText?"),
+        ("optimizer: 3", "--optimizer 3: give a name or a mapping"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_in_words_with_its_name(refused, tmp_path, line, told):
+    (tmp_path / "wrong.yaml").write_text(line)
+    assert f"error: --config {tmp_path / 'wrong.yaml'}: {told}" in refused(
+        "warmstart", "--config", str(tmp_path / "wrong.yaml")
+    )
 
 
 def test_a_key_of_a_config_file_is_told_so_too_and_what_is_like_nothing_has_no_such_end(refused, tmp_path):
