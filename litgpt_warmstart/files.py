@@ -117,6 +117,8 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
             words = ("PytorchStreamWriter", "inline_container", "iostream error")
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
                 raise
+            if isinstance(error, FileNotFoundError) and not partial.exists() and not path.exists():
+                raise UserError(f"{str(path)!r} has been removed or renamed while it was written") from error
             raise UserError(
                 f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
             ) from error

@@ -143,6 +143,22 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "c/file").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("before", [files.partial_folder, lambda path: path], ids=["filling it", "it is there"])
+def test_a_folder_that_is_renamed_while_it_is_written_is_said_to_be(tmp_path, monkeypatch, before):
+    path = tmp_path / "run/step-00000002"
+    flush = files.flush_to_disk
+
+    def flushed(entry):
+        if before(path).exists() and path.parent.exists():
+            path.parent.rename(tmp_path / "elsewhere")
+        flush(entry)
+
+    monkeypatch.setattr(files, "flush_to_disk", flushed)
+    told = "step-00000002' has been removed or renamed while it was written"
+    with pytest.raises(UserError, match=told), files.atomic_folder(path) as partial:
+        (partial / "file").touch()
+
+
 def test_what_is_foreign_in_a_folder_that_is_replaced_is_kept_aside(tmp_path, capsys):
     for content in ("old", "new"):
         with files.atomic_folder(tmp_path / "c") as partial:
