@@ -27,7 +27,8 @@ from litgpt_warmstart.errors import (
 
 NO_PATH = "is empty: give a path, or leave it out"
 IN_WORDS = {
-    "float": "a number", "str": "a name", "dict": "a mapping", "dict[str, float]": "a mapping of names to numbers"
+    "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a name", "pathlib.Path": "a path",
+    "pathlib._local.Path": "a path", "dict": "a mapping", "dict[str, float]": "a mapping of names to numbers",
 }  # fmt: skip
 """The types that an option may have one of."""
 CONFIGS = Path(__file__).parent / "configs"
@@ -229,7 +230,7 @@ class OneLineParser(ArgumentParser):
         if nested := re.fullmatch(r"NestedArg\(key='(.*)', val='(.*)'\)", value):
             option, value = f"{option}.{nested[1]}", nested[2]
         given = f"--{option} {value}" if value else f"--{option} is empty"
-        if re.search(r"<class '\w+\.", kinds):
+        if re.search(r"<class '(?!pathlib)\w+\.", kinds):
             known = [kind for each in self._all_actions if each.dest == option for kind in get_args(each._typehint)]
             near = nearest(value, [each.__name__ for kind in known for each in _subclasses(kind)])
             return f"{given}: there is no such class{near}"

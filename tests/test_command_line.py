@@ -130,6 +130,9 @@ def test_what_is_missing_is_told_in_words(refused, words, told):
         ("data: 3", "--data 3: there is no such class"),
         ("data: PreparedTxt", "--data PreparedTxt: there is no such class; did you mean PreparedText?"),
         ("optimizer: 3", "--optimizer 3: give a name or a mapping"),
+        ("base: [1]", "--base [1]: give a path"),
+        ("resume: [1]", "--resume [1]: give true or false or a path"),
+        ("devices: [1]", "--devices [1]: give a whole number or a name"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_in_words_with_its_name(refused, tmp_path, line, told):
