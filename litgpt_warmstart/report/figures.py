@@ -322,16 +322,19 @@ def dots(name: str, caption: str, arms: Mapping[str, Mapping[str, Sequence[float
     ``arms`` has label -> panel -> a value a seed; ``title`` is what all arms share.
     """
     headings = list(dict.fromkeys(heading for panels in arms.values() for heading in panels))
-    with drawing(height=1.2 + 0.3 * len(arms), columns=len(headings), width=WIDTH * 1.5, sharey=True) as d:
+    names = ["\n".join(wrap(label, 36)) for label in arms]
+    height = 1.2 + 0.15 * len(arms) + 0.15 * len("\n".join(names).splitlines())
+    with drawing(height=height, columns=len(headings), width=WIDTH * 1.5, sharey=True) as d:
         for axes, heading in zip(d.panels, headings, strict=True):
             for y, (label, panels) in enumerate(arms.items()):
                 color = INK if label.startswith("from scratch") else COLORS[0]
                 if values := list(panels.get(heading, ())):
                     axes.scatter(values, [y] * len(values), color=color, s=14, alpha=0.7)
                     axes.plot([np.mean(values)] * 2, [y - 0.3, y + 0.3], color=color)
-            axes.set(xlabel=LOSS, title=heading)
-        d.panels[0].set_yticks(range(len(arms)), list(arms), fontsize="small")
+            axes.set_title(heading)
+        d.panels[0].set_yticks(range(len(arms)), names, fontsize="small")
         d.panels[0].invert_yaxis()
+        d.figure.supxlabel(LOSS, fontsize="medium")
         d.figure.suptitle(f"{title}; a dot is a seed, a line their mean", fontsize="small")
         return d.finished(name, caption)
 

@@ -1,11 +1,12 @@
 """Figures: elements of a page, with ids of their own and values for the pointer."""
 
 import re
+from itertools import combinations
 
 import pandas as pd
 import pytest
 
-from litgpt_warmstart.report.figures import as_element, drawing, heat_map
+from litgpt_warmstart.report.figures import Drawing, as_element, dots, drawing, heat_map
 
 
 def test_an_svg_in_the_page_has_ids_of_its_own():
@@ -37,3 +38,19 @@ def test_a_grid_of_one_batch_size_has_cells_with_an_area_and_a_diverged_cell_say
     losses = pd.DataFrame({64: [4.0, 3.8, float("nan")]}, index=[0.01, 0.03, 0.1])
     figure = heat_map("grid", "", losses, (0.03, 64), "title")
     assert "diverged" in figure.svg and "3.800" in figure.svg and figure.png.startswith(b"\x89PNG")
+
+
+def test_long_names_of_arms_leave_the_panels_room_and_no_words_lie_over_others(monkeypatch):
+    drawn = []
+    finished = Drawing.finished
+    monkeypatch.setattr(Drawing, "finished", lambda d, *words: drawn.append(d.figure) or finished(d, *words))
+    name = "from scratch, 20 tokens per parameter, 0.5 x the learning rate"
+    losses = {"before the first step": [6.3, 6.4], "at the end": [2.8]}
+    dots("arms", "", {name: losses, "shrink 0.4, growth quiet, 60 tokens per parameter": losses}, "48 -> 96")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    words = [*figure.texts, *(text for axes in figure.axes for text in axes.get_yticklabels())]
+    words += [text for axes in figure.axes for text in (axes.title, axes.xaxis.label)]
+    boxes = [text.get_window_extent() for text in words if text.get_visible() and text.get_text()]
+    assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    assert sum(axes.bbox.width for axes in figure.axes) > 0.5 * figure.bbox.width
