@@ -406,6 +406,12 @@ def test_an_optimizer_that_is_typed_goes_before_a_files(typed, tmp_path, in_file
     assert status == 0 and named(yaml.safe_load(out)["optimizer"]) == (path, arguments)
 
 
+@pytest.mark.parametrize("command", ["warmstart_coord_check", "warmstart_grid_search"])
+def test_an_optimizer_is_named_without_its_module_in_every_command(typed, command):
+    status, out, _ = typed(command, "--optimizer", "Muon", "--print_config")
+    assert status == 0 and named(yaml.safe_load(out)["optimizer"]) == ("Muon", {})
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_shell_completes_commands_and_options(typed, shell):
     pytest.importorskip("shtab")

@@ -9,7 +9,7 @@ from litgpt_warmstart.commands.study import as_list
 from litgpt_warmstart.edge import check_seeds, command, options
 from litgpt_warmstart.errors import UserError, check_above_zero
 from litgpt_warmstart.method.growth import Growth
-from litgpt_warmstart.run.optimizer import MUPS
+from litgpt_warmstart.run.optimizer import mups
 from litgpt_warmstart.run.resolve import read_base, resolve, resolve_models, resolve_parametrization
 from litgpt_warmstart.run.spec import RunArgs, TrainArgs
 
@@ -29,7 +29,7 @@ def setup(
     shrink: list[float] | str = "0.2,0.4,0.6,0.8,1.0",
     growth: Growth = Growth(),
     lr: float | None = None,
-    optimizer: str | dict = MUPS,
+    optimizer: str | dict = "Adam",
     steps: int = 4,
     num_seeds: int = 5,
     seed: int = 0,
@@ -62,7 +62,7 @@ def setup(
             which it is over width.
         shrink: lambda_shrink of the warmstarts, each in [0, 1].
         lr: Learning rate at the muP base. Default: that of the base's record, else the paper's for ``target``.
-        optimizer: As in ``warmstart``. ``lr`` goes before its own. Default: Adam with torch's betas, as in ``mup``.
+        optimizer: As in ``warmstart``. ``lr`` goes before its own. Adam has torch's betas here, as in ``mup``.
         steps: Forward passes, with an update after each; slopes are of the last one. A small ``lr`` takes more of them
             to show what grows.
         num_seeds: How many initializations, or perturbations, to average over.
@@ -111,7 +111,7 @@ def setup(
         max_tokens=batch_size * block_size,
         max_seq_length=block_size,
     )
-    args = RunArgs(lr=lr, data=data, train=train, optimizer=optimizer, tokenizer_dir=tokenizer_dir)
+    args = RunArgs(lr=lr, data=data, train=train, optimizer=mups(optimizer), tokenizer_dir=tokenizer_dir)
     spec = resolve("warmstart_coord_check", target, start, None, out_dir, args, {})
     seeds = tuple(range(seed, seed + num_seeds))
     grown = any(way.growth for way in ways)

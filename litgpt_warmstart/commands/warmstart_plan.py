@@ -89,7 +89,9 @@ def _proposals(
     data = run.data
     names = ("padded_vocab_size", "vocab_size")
     vocabulary = {name: getattr(data, name) for name in names} if isinstance(data, PreparedText) else {}
-    return told(max_flops, propose(max_flops, growth, run.train.max_seq_length, **vocabulary))
+    given = {"--data": data is not None, "options of growth": growth != Growth()}
+    typed = [what for what, is_given in given.items() if is_given]
+    return told(max_flops, propose(max_flops, growth, run.train.max_seq_length, **vocabulary), typed)
 
 
 def _check_free(path: Path) -> None:

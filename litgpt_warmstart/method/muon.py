@@ -51,6 +51,10 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         fused: bool | None = None,
     ) -> None:
+        if not 0 <= momentum < 1:  # torch's Muon takes any that is not negative
+            raise ValueError(f"momentum {momentum} must lie in [0, 1)")
+        if ns_steps not in range(1, 100) or not isinstance(ns_steps, int):  # and asks for less than 100 at its step
+            raise ValueError(f"ns_steps {ns_steps} must be a whole number from 1 to 99")
         muon: dict[str, Any] = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn)
         makers: dict[bool, Callable[..., torch.optim.Optimizer]] = {
             True: lambda groups: torch.optim.Muon(groups, lr=lr, weight_decay=weight_decay, **muon),

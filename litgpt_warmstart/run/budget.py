@@ -1,6 +1,7 @@
 """Which base to grow into which target, and when, for one budget of compute: ``warmstart_plan --max_flops``."""
 
 import itertools
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def propose(max_flops: float, growth: Growth, block_size: int | None, **vocabula
     carries the tokens.
 
     Raises:
-        UserError: The budget is too small for any pair.
+        UserError: The budget is too small for any pair, or the growth fits none.
     """
     scales = [resolve_config(scale.name, **vocabulary) for scale in SCALES]
     found: list[Proposal] = []
@@ -80,6 +81,11 @@ def propose(max_flops: float, growth: Growth, block_size: int | None, **vocabula
             needed.append(
                 (max_flops * FEWEST_TOKENS_PER_PARAM / best.tokens_per_param, f"{best.base} -> {best.target}")
             )
+    if not needed:
+        raise UserError(
+            f"--max_flops proposes scales of Table 1, and no pair of them grows by --operator {growth.operator}: choose"
+            " another operator"
+        )
     if not found:
         least, name = min(needed)
         raise UserError(
@@ -106,8 +112,8 @@ def _proposal(max_flops: float, base: Config, target: Config, delta: float, bloc
     )  # fmt: skip
 
 
-def told(max_flops: float, proposals: list[Proposal]) -> tuple[str, dict[str, Any]]:
-    """Proposals in lines, and as plain values."""
+def told(max_flops: float, proposals: list[Proposal], typed: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Proposals in lines, and as plain values; ``typed`` is what was said here that the command needs, too."""
     rows = [("base -> target", "growth", "grow at", "base tokens", "then", "per param", "saves", "loss", "scratch")]
     for one in proposals:
         name, mark = f"{one.base} -> {one.target}", "" if one.reliable else "*"
@@ -126,5 +132,6 @@ def told(max_flops: float, proposals: list[Proposal]) -> tuple[str, dict[str, An
     ]
     if not all(one.reliable for one in proposals):
         lines.append(f"* more than about {RELIABLE_GROWTH:g}x, which arXiv 2605.13405 finds the most reliable")
-    lines.append(f"Take the first: {proposals[0].command} --max_flops {max_flops:g}")
+    also = f", with the same {' and '.join(typed)}" if typed else ""
+    lines.append(f"Take the first{also}: {proposals[0].command} --max_flops {max_flops:g}")
     return "\n".join(lines), {"max_flops": max_flops, "proposals": [asdict(one) for one in proposals]}

@@ -18,8 +18,6 @@ from litgpt_warmstart.method.muon import Muon
 DEFAULT = "AdamW"
 OURS = {"betas": [0.9, 0.95], "weight_decay": 0.0}
 """What a class that has these arguments gets here unless the user says otherwise."""
-MUPS = {"class_path": "torch.optim.Adam", "init_args": {"betas": [0.9, 0.999]}}
-"""Adam with torch's betas, as mup's own coordinate check has it."""
 ENTRY_BY_ENTRY = (torch.optim.Adagrad, torch.optim.RMSprop)
 """Optimizers without betas that divide each entry of the gradient by its own size."""
 
@@ -127,11 +125,19 @@ def named(optimizer: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     if isinstance(optimizer, str):
         return optimizer, {}
-    beside = dict(optimizer)
+    beside = dict(optimizer) if isinstance(optimizer, Mapping) else {"class_path": optimizer}
     path, init_args = beside.pop("class_path", DEFAULT), beside.pop("init_args", None) or {}
     if not isinstance(path, str) or not isinstance(init_args, Mapping):
         raise UserError("--optimizer: give a class's name, or class_path and init_args, names and values")
     return path, {**init_args, **beside}
+
+
+def mups(optimizer: str | dict) -> str | dict:
+    """The same; Adam with torch's betas where none are given, as mup's own coordinate check has it."""
+    path, init_args = named(optimizer)
+    if path.removeprefix("torch.optim.") != "Adam":
+        return optimizer
+    return {"class_path": path, "init_args": {"betas": [0.9, 0.999], **init_args}}
 
 
 def _imported(path: str) -> Any:

@@ -6,6 +6,7 @@ Every arm has its run from scratch beside it: the same base and target, and all 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,18 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.beta2 is not None and not 0 < self.beta2 < 1:
-            raise UserError(f"--arms: beta2 {self.beta2:g} must lie between 0 and 1")
+            raise UserError(f"beta2 {self.beta2:g} must lie between 0 and 1")
         if self.schedule not in SCHEDULES:
-            raise UserError(f"--arms: schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
+            raise UserError(f"schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
         if not 0 < self.tokens_per_param < math.inf or not 0 <= self.weight_decay < math.inf:
-            raise UserError("--arms: tokens_per_param must be above 0, weight_decay not negative")
+            raise UserError("tokens_per_param must be above 0, weight_decay not negative")
         if not 0 < self.lr_factor < math.inf:
-            raise UserError(f"--arms: lr_factor {self.lr_factor:g} must be above 0")
+            raise UserError(f"lr_factor {self.lr_factor:g} must be above 0")
+        told = named(self.optimizer or "")[1] | dict(self.optimizer_args)
+        if "lr" in told:  # runs have --lr, or a grid's, instead
+            raise UserError("a learning rate is no argument of the optimizer here: vary lr_factor, or a grid's --lrs")
+        if self.weight_decay and "weight_decay" in told:
+            raise UserError("weight_decay is given twice, as the optimizer's argument, too: leave one out")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,11 +71,8 @@ class Arm:
     def of(cls, options: Mapping[str, Any]) -> "Arm":
         """The arm with these options, as YAML has them; what is left out is as by default."""
         own = {name.removeprefix(OF_OPTIMIZER): v for name, v in options.items() if name.startswith(OF_OPTIMIZER)}
-        typed: dict[str, Any] = {"optimizer_args": tuple(own.items())}
-        for name, value in options.items():
-            if not name.startswith(OF_OPTIMIZER):
-                kind = float if name == "beta2" else type(DEFAULTS[name])
-                typed[name] = value if isinstance(value, dict) or name == "optimizer" else kind(value)
+        typed = {name: _typed(name, v) for name, v in options.items() if not name.startswith(OF_OPTIMIZER)}
+        typed["optimizer_args"] = tuple(own.items())
         growth = Growth(**{field.name: typed.pop(field.name) for field in fields(Growth) if field.name in typed})
         return cls(growth=growth if growth.shrink else growth.without_source, **typed)
 
@@ -117,6 +120,19 @@ DEFAULTS = Arm("", "").options
 """What an arm has where nothing else is said."""
 
 
+def _typed(name: str, value: Any) -> Any:
+    """An option of an arm as YAML has it, as its kind; what a mapping of shrink or optimizer has is looked at there."""
+    kind = float if name == "beta2" else type(DEFAULTS[name])
+    if name == "optimizer" or (name == "shrink" and isinstance(value, dict)) or (name == "beta2" and value is None):
+        return value
+    if kind is float and not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            return float(value)
+    if kind is str and isinstance(value, str | Path):
+        return str(value)
+    raise UserError(f"{name} {value!r}: give a {'number' if kind is float else 'name'}, or leave it out")
+
+
 def short_name(model: str) -> str:
     """A scale, a config file's model, or the end of a checkpoint folder's path, as part of a file's name."""
     if Path(model).suffix in (".yaml", ".yml"):
@@ -137,28 +153,30 @@ def as_cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> list[Arm]:
+def expand(arms: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any], option: str = "--arms") -> list[Arm]:
     """All combinations of the lists in each of ``arms``, and the runs from scratch beside them, each once.
 
-    Each of ``arms`` and ``defaults``, for what an arm leaves out, has options with a value or a list of values.
+    Each of ``arms`` and ``defaults``, for what an arm leaves out, has options with a value or a list of values;
+    ``option`` is where they were typed, for messages.
     """
     expanded: dict[Arm, None] = {}
+    known = [*(name for name in DEFAULTS if name != "optimizer_args"), f"{OF_OPTIMIZER}ARGUMENT"]
     for arm in arms:
         if not isinstance(arm, Mapping):
-            raise UserError(f"--arms: {arm!r} is no mapping such as {{shrink: [0.2, 0.4]}}")
-        if unknown := sorted(name for name in arm if name not in DEFAULTS and not str(name).startswith(OF_OPTIMIZER)):
-            raise UserError(f"--arms: no {unknown[0]!r} to vary: choose from {', '.join(DEFAULTS)}")
+            raise UserError(f"{option}: {arm!r} is no mapping such as {{shrink: [0.2, 0.4]}}")
+        for name in arm:
+            if name not in known and not str(name).startswith(OF_OPTIMIZER):
+                raise UserError(f"{option}: no {name!r} to vary: choose from {', '.join(known)}")
         values = {**defaults, **arm}
         lists = [value if isinstance(value, list | tuple) else [value] for value in values.values()]
         for combination in itertools.product(*lists):
-            options = dict(zip(values, combination, strict=True))
             try:
-                made = Arm.of(options)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"--arms: {options}: {error}") from None
+                made = Arm.of(dict(zip(values, combination, strict=True)))
+            except UserError as error:
+                raise UserError(f"{option}: {error}") from None
             expanded |= {made.scratch: None, made: None}
     if not expanded:
-        raise UserError("--arms is empty: give at least one, e.g. [{shrink: [0.2, 0.4]}]")
+        raise UserError(f"{option} is empty: give at least one value to vary")
     return list(expanded)
 
 

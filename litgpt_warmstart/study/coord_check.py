@@ -25,7 +25,7 @@ from litgpt_warmstart.data.loaders import next_batches
 from litgpt_warmstart.data.plan import plan_data
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.files import write_whole
-from litgpt_warmstart.method.growth import Growth, check_growable
+from litgpt_warmstart.method.growth import OPERATORS, Growth, check_growable
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.parametrization import DEFAULT, PARAMETRIZATIONS, ParametrizationName, build_optimizer
 from litgpt_warmstart.method.scales import LARGEST_SIZE, resolve_config
@@ -37,7 +37,7 @@ from litgpt_warmstart.report.runs import Found
 from litgpt_warmstart.run import build
 from litgpt_warmstart.run.checkpoint import HYPERPARAMETERS, RECORD, Checkpoint, Header, read_checkpoint
 from litgpt_warmstart.run.folder import check_writable
-from litgpt_warmstart.run.optimizer import MUPS, ChosenOptimizer, recorded_optimizer, resolve_optimizer
+from litgpt_warmstart.run.optimizer import ChosenOptimizer, mups, recorded_optimizer, resolve_optimizer
 from litgpt_warmstart.run.record import Record
 from litgpt_warmstart.run.resolve import used_seed
 from litgpt_warmstart.run.spec import RunSpec
@@ -98,7 +98,7 @@ class CoordCheck:
     """What warmstarts are trained under."""
     over: Over = "width"
     """What grows over the models."""
-    optimizer: ChosenOptimizer = field(default_factory=partial(resolve_optimizer, MUPS))
+    optimizer: ChosenOptimizer = field(default_factory=lambda: resolve_optimizer(mups("Adam")))
 
     def size(self, config: Config) -> int:
         """Of what grows."""
@@ -190,11 +190,18 @@ def source_of(start: Header, configs: Sequence[Config], growth: Growth, seeds: S
             " take another"
         )
     for config in configs:
-        check_growable(start.config, config, growth)
+        check_growable(start.config, config, growth_into(config, start, growth))
         possible, reason = growth.aligned(start.config, config)
         if reason:
             print(f"{config.name}: alignment {possible} instead of {growth.alignment} ({reason})")
     return read_checkpoint(start.path)
+
+
+def growth_into(config: Config, start: Header, growth: Growth) -> Growth:
+    """How a base becomes a model; of its own depth, which operators that grow it refuse, by padding."""
+    if config.n_layer == start.config.n_layer and OPERATORS[growth.operator].deepens:
+        return replace(growth, operator="pad")
+    return growth
 
 
 def check_out_dir(out_dir: Path, overwrite: bool) -> None:
@@ -247,7 +254,8 @@ def build_model(check: CoordCheck, way: Way, config: Config, seed: int) -> MuGPT
     """One of a check's models as training would start with it, on the CPU, with base shapes."""
     name = check.parametrization(way)
     mup_base = config if PARAMETRIZATIONS[name].is_own_base else check.mup_base
-    return build.build_model(config, mup_base, seed, way.growth, check.source, name)
+    growth = growth_into(config, check.source, way.growth) if check.source and way.growth else None
+    return build.build_model(config, mup_base, seed, growth, check.source, name)
 
 
 def measure_coordinates(check: CoordCheck, inputs: torch.Tensor, targets: torch.Tensor) -> pandas.DataFrame:

@@ -94,7 +94,7 @@ def varied(vary: Mapping[str, Any], optimizer: str | dict[str, Any]) -> dict[str
     for name in vary:
         if name not in ("optimizer", "beta2") and not str(name).startswith(OF_OPTIMIZER):
             raise UserError(f"--vary has no {name!r}: choose from optimizer, beta2, {OF_OPTIMIZER}ARGUMENT")
-    arms = expand([{"shrink": 0.0, **vary}], {"base": "", "target": ""})
+    arms = expand([{"shrink": 0.0, **vary}], {"base": "", "target": ""}, "--vary")
     return {"-".join(arm.optimizer_words).replace(" ", "-"): arm.trained_with(optimizer) for arm in arms}
 
 

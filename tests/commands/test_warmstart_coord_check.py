@@ -115,6 +115,25 @@ def test_over_depths_the_ways_are_those_that_carry_over_depth_and_the_report_sho
     assert "Left out" not in capsys.readouterr().out and "CompleteP" in (tmp_path / "report/index.html").read_text()
 
 
+def test_over_depths_warmstarts_begin_at_the_bases_own_which_is_padded(told, base, tmp_path):
+    own = dict(base=base, widths=None, depths="2,4", parametrizations="warmstart", perturb=0.0, shrink="1")
+    printed = told(**own, operator="stack", gains="copied", out_dir=tmp_path / "out")
+    assert "n_layer 2, 4" in printed
+    first = pandas.read_csv(tmp_path / "out/coord_check.csv").query("depth == 2 and t == 1").set_index("module")["l1"]
+    told(**own | dict(widths="16,32", depths=None), gains="copied", out_dir=tmp_path / "wide")
+    alone = pandas.read_csv(tmp_path / "wide/coord_check.csv").query("width == 16 and t == 1").set_index("module")["l1"]
+    assert first["lm_head"] == pytest.approx(alone["lm_head"], rel=1e-5)  # the base itself
+
+
+def test_adam_has_torchs_betas_unless_others_are_typed(told, tiny, stdlib_path, tmp_path):
+    own = dict(target=tiny[16], lr=0.02, data=StdlibText(stdlib_path), parametrizations="mup")
+    for number, (optimizer, shown) in enumerate(
+        [("torch.optim.Adam", "Adam, betas [0.9, 0.999]"), ({"class_path": "Adam", "betas": [0.8, 0.9]}, "[0.8, 0.9]"),
+         ("AdamW", "AdamW, betas [0.9, 0.95]")]
+    ):  # fmt: skip
+        assert shown in told(**own, optimizer=optimizer, out_dir=tmp_path / str(number))
+
+
 def test_scales_by_file_with_smaller_heads_say_which_alignment_is_used(told, base, tiny, tmp_path):
     narrow_heads = scale(neox(32, 8, **VOCABULARY), tmp_path / "a")
     printed = told(base=base, widths=None, scales=[tiny[16], narrow_heads], out_dir=tmp_path / "out")

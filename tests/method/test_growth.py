@@ -233,6 +233,8 @@ def test_an_unknown_parameter_raises():
     ("options", "told"),
     [
         (dict(shrink=1.1), "--shrink must lie in [0, 1], got 1.1"),
+        (dict(shrink="much"), "--shrink 'much': give a number"),
+        (dict(shrink={"gains": None}), "--shrink None of gains: give a number"),
         (dict(shrink=-0.1), "--shrink must lie in [0, 1]"),
         (dict(perturb=-1.0), "--perturb must not be negative"),
         (dict(perturb=float("nan")), "--perturb must not be negative"),

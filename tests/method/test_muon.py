@@ -45,6 +45,12 @@ def test_the_blocks_matrices_are_torchs_muons_and_the_rest_adamws():
         torch.testing.assert_close(parameter, twin.get_parameter(name), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("wrong", [dict(momentum=1.0), dict(momentum=-0.1), dict(ns_steps=0), dict(ns_steps=2.5)])
+def test_an_argument_out_of_its_range_is_refused_before_the_first_step(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} {next(iter(wrong.values()))} must"):
+        Muon([torch.nn.Parameter(torch.zeros(2, 2))], **wrong)
+
+
 def test_going_on_from_its_state_gives_the_same_bits():
     model = build(neox(32, 4), neox(16, 2))
     optimizer = parametrization.build_optimizer(model, Muon, {}, 0.02)

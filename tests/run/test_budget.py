@@ -45,7 +45,8 @@ def test_the_command_prints_what_to_type_and_keeps_it(tmp_path, capsys):
     held = json.loads(path.read_text())
     assert all(("--mup_base 5M" in one.command) == (one.base == "35M") for one in propose(1e18, Growth(), None))
     assert held["max_flops"] == 1e18 and held["proposals"][0]["limits"]["tokens"] >= 0.5
-    warmstart_plan.setup(max_flops=2e18, json=path)  # it is a plan, and is replaced
+    warmstart_plan.setup(max_flops=2e18, json=path, operator="tile")  # it is a plan, and is replaced
+    assert "Take the first, with the same options of growth: litgpt warmstart_successive" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line(base, refused):
@@ -55,6 +56,7 @@ def test_bad_input_is_one_line(base, refused):
         (dict(max_flops=1e10), "is too small for any pair"),
         (dict(max_flops=0.0), "--max_flops must be above 0"),
         (dict(max_flops=1e18, base=base), "leave --base and --target out"),
+        (dict(max_flops=1e18, growth="quiet", operator="stack"), "no pair of them grows by --operator stack"),
         (dict(max_flops=1e18, target="70M"), "leave --base and --target out"),
     ):
         assert told in refused(warmstart_plan.setup, **given)

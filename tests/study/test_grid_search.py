@@ -50,6 +50,9 @@ def test_what_is_varied_beside_learning_rate_and_batch_has_a_grid_each():
     assert varied({"optimizer.eps": 1e-6}, "NAdam")["eps-1e-06"]["init_args"] == {"eps": 1e-6}
     with pytest.raises(UserError, match="--vary has no 'shrink': choose from optimizer, beta2, optimizer.ARGUMENT"):
         varied({"shrink": 0.4}, "AdamW")
+    for wrong, told in ({"beta2": 2}, "beta2 2 must"), ({"optimizer": 3}, "--opt"), ({"optimizer.lr": 1}, "a learning"):
+        with pytest.raises(UserError, match=f"^--vary: {told}"):
+            varied(wrong, "AdamW")
 
 
 def test_grids_of_several_optimizers_lie_in_their_folders(arguments, tmp_path, capsys):

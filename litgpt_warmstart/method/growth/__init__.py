@@ -88,8 +88,11 @@ class Growth:
         for kind, shrink in self.shrink.items() if isinstance(self.shrink, dict) else [("", self.shrink)]:
             if kind not in ("", *KINDS):
                 raise UserError(f"--shrink has no class {kind!r}: choose from {', '.join(KINDS)}")
+            of = f" of {kind}" * bool(kind)
+            if isinstance(shrink, bool) or not isinstance(shrink, int | float):
+                raise UserError(f"--shrink {shrink!r}{of}: give a number")
             if not 0 <= shrink <= 1:
-                raise UserError(f"--shrink must lie in [0, 1], got {shrink}" + f" of {kind}" * bool(kind))
+                raise UserError(f"--shrink must lie in [0, 1], got {shrink}{of}")
         if not 0 <= self.perturb < math.inf:
             raise UserError(f"--perturb must not be negative, got {self.perturb}")
         self._apply_preset()
