@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.folding import Folding
 from litgpt_warmstart.method.growth import OPERATORS, Growth
 from litgpt_warmstart.method.growth.axis_maps import kind_of, shape_of, split
 from litgpt_warmstart.method.growth.operators import Placement
@@ -36,6 +37,7 @@ def carry(
     growth: Growth,
     parametrization: str,
     seed: int = 0,
+    foldings: tuple[Folding, Folding] | None = None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The states of a grown model's parameters, one at a time, placed as the growth has placed the weights.
 
@@ -46,6 +48,8 @@ def carry(
         growth: How it was grown.
         parametrization: What both are trained under.
         seed: Of what the operator draws.
+        foldings: What the source was trained under, and is trained under now, with the same logits, as under another
+            muP base. Default: no difference.
 
     Raises:
         UserError: A state is unknown, or missing.
@@ -77,7 +81,10 @@ def carry(
             power = 0 if what == "momentum_buffer" and "square_avg" in state else POWERS.get(what)
             if power is None:
                 raise UserError(f"--moments carried: {what} of the base's optimizer is not known: pass --moments fresh")
-            grown[what] = torch.zeros(shape_of(name, target))
+            grown[what], moment = torch.zeros(shape_of(name, target)), moment.float()
+            if foldings:
+                for _ in range(power):  # a gradient changes as its weight does, inversely
+                    moment = foldings[1].under(foldings[0], origin, moment)
             if not nothing:
-                grown[what][placement.held] = placement.taken(moment.float()) / ratio**power
+                grown[what][placement.held] = placement.taken(moment) / ratio**power
         yield name, grown

@@ -1,5 +1,6 @@
 """``--moments carried``: the optimizer's state that lies beside a base's final weights, for the model grown from it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,17 @@ def check_moments(base: Header, optimizer: ChosenOptimizer) -> ChosenOptimizer:
     if record is None or not record.training or not path.is_file():
         raise UserError(f"--moments carried: base {str(base.path)!r} has no training state ({STATE}): {REMEDY}")
     before = recorded_optimizer(record.training["optimizer"])
+    check_same_moments(base.path, before, optimizer)
+    return before
+
+
+def check_same_moments(base: Path, before: ChosenOptimizer, optimizer: ChosenOptimizer) -> None:
+    """Raise a UserError where a base's optimizer, perhaps of a run to come, keeps other moments than another one."""
     if _states(before) != _states(optimizer):
         raise UserError(
-            f"--moments carried: base {str(base.path)!r} was trained with {before}, this run has {optimizer}: pass its"
+            f"--moments carried: base {str(base)!r} was trained with {before}, this run has {optimizer}: pass its"
             f" --optimizer, or {REMEDY.removeprefix('pass ')}"
         )
-    return before
 
 
 def _states(optimizer: ChosenOptimizer) -> tuple[Any, ...]:
@@ -63,7 +69,8 @@ def load_moments(optimizer: torch.optim.Optimizer, gpt: MuGPT, spec: RunSpec, ba
 
     named = {parameter: name for name, parameter in gpt.named_parameters()}
     order = [named[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    carried = dict(carry(states, source, gpt, growth, spec.parametrization, spec.seed))
+    foldings = base.trained_under, mup.folding(base.config, spec.mup_base_config, spec.parametrization)
+    carried = dict(carry(states, source, gpt, growth, spec.parametrization, spec.seed, foldings))
     content = optimizer.state_dict()
     content["state"] = {number: carried[name] for number, name in enumerate(order)}
     optimizer.load_state_dict(content)

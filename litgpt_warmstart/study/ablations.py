@@ -32,7 +32,9 @@ from litgpt_warmstart.report.statistics import (
     tokens_to_last_loss,
     tokens_to_reach,
 )
+from litgpt_warmstart.run.checkpoint import Header
 from litgpt_warmstart.run.hugging_face import names_hub_model
+from litgpt_warmstart.run.moments import check_moments, check_same_moments
 from litgpt_warmstart.run.resolve import draw_alike, read_base, used_seed
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study import horizons
@@ -96,6 +98,8 @@ class Base:
     """Where its learning rate was tuned: a model, or the checkpoint itself."""
     seed: int | None
     """That it was initialized with; None where not known."""
+    trained: Header | RunSpec
+    """What is trained already, or is to be."""
     run: str | None = None
     """Name of the run that trains it; None where that is done."""
 
@@ -156,7 +160,7 @@ def plan(
                         " out, or give a scale or a model_config.yaml"
                     )
             header = read_base(Path(model))
-            base = Base(header.path, header.config, str(header.path), used_seed(header, header.config))
+            base = Base(header.path, header.config, str(header.path), used_seed(header, header.config), header)
             found |= {(model, seed): base for seed in seeds}
             continue
         tuned_at = bases["mup_base"] or model
@@ -164,7 +168,7 @@ def plan(
         for base_seed in seeds if lineages else (bases["seed"],):
             folder = f"base-{short_name(model)}" + f"-seed-{base_seed}" * lineages
             spec = from_scratch(arm, folder, base_seed, tuned_at)
-            base = Base(spec.out_dir / "final", spec.config, tuned_at, base_seed, folder)
+            base = Base(spec.out_dir / "final", spec.config, tuned_at, base_seed, spec, folder)
             found |= {(model, seed): base for seed in ((base_seed,) if lineages else seeds)}
             runs.append(StudyRun(folder, spec))
     budget = f"{bases['tokens_per_param']:g} tokens per parameter"
@@ -236,9 +240,14 @@ def check_steps(spec: RunSpec, cooldown_at: Sequence[float], horizons_at: Sequen
 
 
 def check_growth(base: Base, spec: RunSpec, growth: Growth) -> None:
-    """Raise a UserError where a base cannot grow into a run's model, or was initialized with its perturbation."""
+    """Raise a UserError where a base cannot grow into a run's model, has not its moments, or has its perturbation."""
     check_growable(base.config, spec.config, growth)
     growth.aligned(base.config, spec.config)
+    if growth.carries_moments:
+        if isinstance(base.trained, RunSpec):
+            check_same_moments(base.path, base.trained.optimizer, spec.optimizer)
+        else:
+            check_moments(base.trained, spec.optimizer)
     if growth.perturb and base.seed == spec.seed and draw_alike(base.config, spec.config):
         raise UserError(
             f"seed {spec.seed} is that of its base, too: at the base's own size it would draw its initialization again"

@@ -25,6 +25,7 @@ from litgpt_warmstart.report.page import as_text, write_csv
 from litgpt_warmstart.report.runs import Run, find, find_all
 from litgpt_warmstart.run.checkpoint import Header
 from litgpt_warmstart.run.metrics import FILE_NAME, read_metrics
+from litgpt_warmstart.run.moments import check_moments
 from litgpt_warmstart.run.plan import base_figures
 from litgpt_warmstart.run.spec import RunSpec, TrainArgs
 from litgpt_warmstart.study.folder import check_results
@@ -119,6 +120,8 @@ def plan(
     folders = [f"{number}-{short_name(resolve_config(name).name)}" for number, name in enumerate(scales, start=1)]
     specs = [from_scratch(*stage) for stage in zip(scales, folders, strict=True)]
     check_order([*([start.config] if start else []), *(spec.config for spec in specs)], growths)
+    if start and growths[0].carries_moments:
+        check_moments(start, specs[0].optimizer)
     if compute_split is not None:
         tokens = split_tokens(specs, compute_split, max_flops)
         specs = [from_scratch(*stage) for stage in zip(scales, folders, tokens, strict=True)]

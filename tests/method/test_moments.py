@@ -7,6 +7,7 @@ import torch
 
 from litgpt_warmstart.errors import UserError
 from litgpt_warmstart.method import parametrization
+from litgpt_warmstart.method.folding import Folding
 from litgpt_warmstart.method.growth import Growth
 from litgpt_warmstart.method.model import MuGPT
 from litgpt_warmstart.method.moments import carry
@@ -72,6 +73,22 @@ def test_padded_entries_begin_at_0_and_the_bases_are_divided_by_the_growth_of_wi
         moment[:64, :16] = 0
         assert not moment.any()
     assert carried(source, target, Growth({"hidden": 0.0}), "mup")[name]["exp_avg"].count_nonzero() == 0
+
+
+def test_under_another_mup_base_they_are_those_of_the_same_function():
+    own, base = trained(build(neox(16, 2))), neox(8, 2, head_size=4)  # the readout and q are larger under this one
+    source, foldings = build(own.config, base), (Folding(own.config), parametrization.folding(own.config, base))
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():
+            parameter.copy_(foldings[0].under(foldings[1], name, own.get_parameter(name)))
+    growth = Growth(1.0, perturb=0.0, gains="copied", operator="tile")
+    target = become(source, neox(48, 6), growth, base)
+    torch.testing.assert_close(target(TOKENS), own(TOKENS), rtol=1e-4, atol=1e-5)
+    states = {n: {"exp_avg": g, "exp_avg_sq": g.square()} for n, g in gradients(own).items()}
+    found, expected = dict(carry(states, source, target, growth, "mup", foldings=foldings)), gradients(target)
+    for name, state in found.items():
+        torch.testing.assert_close(state["exp_avg"], expected[name], rtol=1e-3, atol=1e-7)
+        torch.testing.assert_close(state["exp_avg_sq"], expected[name].square(), rtol=1e-3, atol=1e-12)
 
 
 def test_a_state_that_is_not_known_is_refused():

@@ -279,6 +279,7 @@ def test_forks_are_counted_from_where_they_begin_and_run_from_the_start_where_no
         (dict(target="5M", base="22M"), "is wider than the target"),
         (dict(train=TrainArgs(max_tokens=4)), "give --tokens_per_param"),
         (dict(arms=[dict(lr_factor=0)]), "lr_factor 0 must be above 0"),
+        (dict(arms=[dict(moments="carried", optimizer="Muon", schedule="constant")]), "AdamW, betas [0.9, 0.95]"),
         (dict(lineages=True, base_seed=3), "--base_seed has no meaning with --lineages true"),
         (dict(lineages=True, data=TextFiles(Path("."))), "--data TextFiles has none"),
         (dict(lineages=True, data=StdlibText(Path("."), order_seed=3)), "--data.order_seed has no meaning with --lin"),
@@ -303,5 +304,9 @@ def test_a_checkpoint_is_no_base_of_lineages_and_no_perturbation_is_its_bases_in
     assert f"--lineages true is for bases that are trained first, and --base {str(base)!r} is a checkpoint" in told
     told = refused(warmstart_ablations.setup, **(given | dict(base=str(base), mup_base=tiny[16])))
     assert "--mup_base is for bases that are trained first" in told
+    arms = [dict(moments="carried", optimizer=["AdamW", "Adam"])]  # told before the first run
+    told = refused(warmstart_ablations.setup, **(given | dict(base=str(base), arms=arms, plan=None)))
+    assert f"--moments carried: base {str(base)!r} was trained with AdamW" in told and "this run has Adam" in told
+    assert not (tmp_path / "runs").exists()
     told = refused(warmstart_ablations.setup, **(given | dict(target=tiny[16], base_seed=2)))
     assert "seed 2 is that of its base, too" in told

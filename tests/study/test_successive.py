@@ -109,6 +109,7 @@ def test_grow_at_takes_a_base_as_the_first_share_of_the_schedule(half, scales, s
     [
         ("final", {}, "whose rate has come down (wsd"),
         ("step-00000003", dict(train=TrainArgs(global_batch_size=2)), "has 4 as sequences a step, and this chain 2"),
+        ("step-00000003", dict(moments="carried", optimizer="Adam"), "this run has Adam, betas [0.9, 0.95]"),
         ("step-00000003", dict(lr=0.01), "has 0.02 as learning rate, and this chain 0.01: take the base's"),
         ("step-00000003", dict(max_flops=1e9), "give the budget: leave --max_flops out"),
         ("step-00000003", dict(tokens_per_param=0.1), "give the budget: leave --tokens_per_param out"),
