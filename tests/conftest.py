@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import save_config
@@ -27,6 +28,8 @@ from litgpt_warmstart.run.metrics import read_metrics
 from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+settings.register_profile("untimed", deadline=None)  # speed is a benchmark's, and machines are busy
+settings.load_profile("untimed")
 
 REHEARSE = "WARMSTART_REHEARSE"
 """Set to run the tests marked gpu on a CPU, as far as they can be, to find mistakes in them."""

@@ -54,7 +54,7 @@ def test_block_i_holds_the_next_block_size_plus_1_tokens(num_tokens, block_size,
         assert batches[i].tolist() == [list(range(start, start + block_size + 1))]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 30), st.integers(0, 60), st.integers(1, 7), st.sampled_from([0, 0, 0, 2]), st.integers(1, 3))
 @example(5, 30, 4, 2, 3)
 def test_processes_and_their_workers_read_each_block_of_a_range_once_in_order(

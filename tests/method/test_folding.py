@@ -41,7 +41,7 @@ def test_unfolding_brings_every_bit_back_from_the_rows_as_trained(family, dtype)
         torch.testing.assert_close(folding.unfold(name, folded, stale), weight.float(), rtol=1e-6, atol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from(sorted(NORMED)), *[st.floats(1, 100)] * 2, *[st.floats(0.5, 20)] * 4)
 def test_under_another_folding_the_logits_stay(
     family, scalar, other_scalar, width_mult, other_width_mult, divisor, other_divisor

@@ -65,7 +65,7 @@ def config_pairs(draw) -> tuple[Config, Config]:
     return source, target
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.filter_too_much])
 @given(config_pairs())
 def test_heads_map_equals_the_definition(pair):
     source, target = pair
@@ -74,7 +74,7 @@ def test_heads_map_equals_the_definition(pair):
         assert axis_map(axis, source, target, "heads").tolist() == slow_heads_map(axis, source, target), axis
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(config_pairs())
 def test_every_map_is_injective_and_inside_the_target(pair):
     source, target = pair

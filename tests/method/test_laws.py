@@ -29,7 +29,7 @@ def laws(draw) -> Law:
     return Law(irreducible, of_size * 5e5**alpha, alpha, of_tokens * 6e6**beta, beta)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(laws())
 def test_a_law_is_found_again_from_the_losses_that_it_gives(law):
     found = fitted(law)

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from litgpt_warmstart.method.laws import HOFFMANN
@@ -33,7 +33,6 @@ def test_if_the_loss_is_carried_about_6_percent_is_saved_at_most_with_the_base_c
     assert max(shares) == pytest.approx(0.064, abs=0.005)
 
 
-@settings(deadline=None)
 @given(PARAMETERS, TOKENS, st.floats(1.01, 100))
 def test_after_what_is_spared_the_target_is_where_the_base_is(parameters, tokens, growth):
     spared = tokens_spared(parameters, tokens, growth * parameters)

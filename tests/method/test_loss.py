@@ -118,7 +118,7 @@ def test_under_fabrics_bf16_true_the_loss_keeps_its_digits(impl):
     assert found.dtype == torch.float32 and found.item() == pytest.approx(expected, rel=1e-3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     tokens=st.integers(1, 50),
     chunk_tokens=st.integers(1, 60),

@@ -137,7 +137,7 @@ def test_routes_over_table_1_are_those_nearest_to_twice():
         assert [config.name for config in found] == [resolve_config(name).name for name in stages.split()]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(classes=st.sampled_from([4096, 50304]), width=st.integers(2, 20), factor=st.integers(2, 30))
 @example(4096, 2, 2)
 def test_a_routes_stages_can_be_grown_from_one_another_and_its_worst_growth_is_no_worse_than_at_once(

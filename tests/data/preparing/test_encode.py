@@ -48,7 +48,7 @@ def encoders(stdlib_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "shuffled", "llama3", "nfc"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.one_of(st.text(max_size=80), BLANKS, PIECES.map("".join)))
 @example(" " * 3000)
 @example("a" * 3000 + "\u0301" * 50)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from litgpt_warmstart.data.preparing import read as reading
@@ -65,7 +65,6 @@ def test_every_format_gives_its_documents_in_order(tmp_path, texts, small):
         assert read(tmp_path / name, count=7) == texts, name
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=40), max_size=30), st.integers(1, 20), st.integers(1, 200), st.booleans())
 def test_parts_of_lines_read_each_document_once_in_order(tmp_path_factory, found, count, block_bytes, last_newline):
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
@@ -75,7 +74,6 @@ def test_parts_of_lines_read_each_document_once_in_order(tmp_path_factory, found
         assert read(path, count) == found
 
 
-@settings(deadline=None)
 @given(
     st.text(st.sampled_from("abc \n\xe9\u6f22\U0001f468"), max_size=400),
     st.integers(4, 50), st.integers(1, 20), st.integers(1, 200),

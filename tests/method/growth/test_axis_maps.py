@@ -34,7 +34,7 @@ def rows_by_head(config: Config) -> list[tuple]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(0, 3)] * 3), st.sampled_from([0.0, 0.25, 1.0]))
 def test_interleaved_pads_the_tensor_as_it_stood_in_litgpt_03(small, more, rotary):
     def config(groups: int, queries: int, head_size: int) -> Config:

@@ -157,7 +157,7 @@ def slow_tile(axis: str, source: Config, target: Config) -> list[int]:
     return [*q, *(source.n_head * size + row for row in kv), *((source.n_head + old) * size + row for row in kv)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tiled_pairs(), st.sampled_from(["attn.qkv", "attn.proj", "mlp.fc_1", "mlp.proj"]))
 def test_a_tiled_matrix_equals_its_definition(pair, module):
     source, target = pair
