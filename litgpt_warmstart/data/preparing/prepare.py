@@ -39,7 +39,7 @@ from litgpt_warmstart.files import LOCK, file_sha256, flush_to_disk, locked, rem
 VAL_TOKENS = 20_000
 """Where fewer tokens than these are held out, and the user has not said which share to take, more are."""
 MOST_VAL_FRACTION = 0.08
-"""But never a larger share, unless of so few documents it holds out none: then one."""
+"""But never a larger share, unless it holds out none of few documents: one is held out then, and instead of all."""
 MOST_SHUFFLED_TOKENS = 2**29
 """Of a validation split, in memory; a longer one stays in the order of its files."""
 DOWNLOADS = 4
@@ -147,12 +147,18 @@ def _fill(folder: Path, asked: Preparation, say: Say, carry_out: CarryOut | None
         chunks = {split: [chunk for result in results for chunk in result.chunks.get(split, ())] for split in SPLITS}
         fraction = plan.source.val_fraction
         held_out = sum(chunk.tokens for chunk in chunks["val"])
-        if fraction is None or asked.val_fraction or held_out >= VAL_TOKENS or fraction >= MOST_VAL_FRACTION:
+        least = min(result.shares[0] for result in results)
+        greatest = max(result.shares[1] for result in results)
+        one = math.nextafter(least, 1)
+        if (
+            fraction is None or asked.val_fraction or fraction in (one, MOST_VAL_FRACTION)
+            or least >= greatest  # there is no other document
+            or (held_out >= VAL_TOKENS and chunks["train"])
+        ):  # fmt: skip
             break
-        least_share = min(result.least_share for result in results)
         fraction = min(2 * fraction, MOST_VAL_FRACTION)
-        if least_share >= MOST_VAL_FRACTION:
-            fraction = math.ceil(1000 * least_share) / 1000
+        if least >= MOST_VAL_FRACTION or fraction > greatest:
+            fraction = one
         say(f"{held_out:,} tokens are held out, too few to validate: beginning anew with val_fraction {fraction:g}")
         plan = _begin_anew(folder, replace(plan, source=replace(plan.source, val_fraction=fraction)))
     for split in ("train", "val"):

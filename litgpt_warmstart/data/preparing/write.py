@@ -62,8 +62,8 @@ class PortionResult:
     rows: dict[str, int]
     documents: dict[str, int]
     chunks: dict[str, tuple[Chunk, ...]]
-    least_share: float = 1.0
-    """Of the training documents, above which the first of them is held out."""
+    shares: tuple[float, float] = (1.0, 0.0)
+    """The least and the greatest of its training documents, by :func:`share_of`; so where it has none."""
 
 
 def portions_of(files: Sequence[SourceFile]) -> Iterator[Portion]:
@@ -97,32 +97,31 @@ def encode_portion(folder: Path, plan: Plan, portion: Portion, files: dict[str, 
     """Encode a portion of ``files``, each by name with path and sha256, and write its chunks, then its result."""
     rows, counts = {part.name: 0 for part in portion.parts}, Counter[str]()
     chunks: defaultdict[str, tuple[Chunk, ...]] = defaultdict(tuple)
-    least_share = 1.0
-    for number, (encoded, share) in enumerate(_encoded(folder, plan, portion, files, rows)):
-        least_share = min(least_share, share)
+    shares = [1.0, 0.0]
+    for number, encoded in enumerate(_encoded(folder, plan, portion, files, rows, shares)):
         random = _random(plan.seed, portion.number, number)
         for split in encoded:
             path = folder / split / f"chunk-{portion.number}-{number}.bin"
             chunks[split] += (write_chunk(path, _shuffled(encoded[split], random)),)
             counts[split] += len(encoded[split])
     digests = {name: sha256 for name, (_, sha256) in files.items()}
-    result = PortionResult(digests, rows, dict(counts), dict(chunks), least_share)
+    result = PortionResult(digests, rows, dict(counts), dict(chunks), (shares[0], shares[1]))
     write_whole(folder / portion.result_name, json.dumps(asdict(result)))
     return result
 
 
 def _encoded(
-    folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]], rows: dict[str, int]
-) -> Iterator[tuple[dict[str, list[np.ndarray]], float]]:
-    """A portion's documents as tokens, by split, as many as are shuffled at once, and the least of their shares.
+    folder: Path, plan: Plan, portion: Portion, files: dict[str, tuple[Path, str]], rows: dict[str, int],
+    shares: list[float],
+) -> Iterator[dict[str, list[np.ndarray]]]:  # fmt: skip
+    """A portion's documents as tokens, by split, as many as are shuffled at once.
 
-    Counts the ``rows`` of each file.
+    Counts the ``rows`` of each file, and keeps the least and the greatest of the documents' ``shares``.
     """
     encoder = encoder_of(folder, plan.tokenizer_sha256, plan.encoder)
     held_out_share = plan.source.val_fraction if portion.split == "train" else None
     waiting: defaultdict[str, list[np.ndarray]] = defaultdict(list)
     checked = characters = 0
-    least_share = 1.0
     for part in portion.parts:
         for texts in documents(files[part.name][0], part, plan.source.column, plan.source.piece_bytes):
             rows[part.name] += len(texts)
@@ -132,19 +131,21 @@ def _encoded(
                     checked += len(sample)
                     if not encoder.agrees([sample]):
                         raise EncoderDiffers(part.name)
-                share = 1.0 if held_out_share is None else share_of(text)
-                held = held_out_share is not None and share < held_out_share
-                least_share = min(least_share, share)
+                held = False
+                if held_out_share is not None:
+                    share = share_of(text)
+                    held = share < held_out_share
+                    shares[:] = min(shares[0], share), max(shares[1], share)
                 ids = encoder.encode(text)
                 document = np.empty(len(ids) + 1, plan.dtype)
                 document[:-1], document[-1] = ids, plan.eos_id
                 waiting["val" if held else portion.split].append(document)
                 characters += len(text)
                 if characters >= SHUFFLED_CHARACTERS:
-                    yield waiting, least_share
+                    yield waiting
                     waiting.clear()
                     characters = 0
-    yield waiting, least_share
+    yield waiting
 
 
 def share_of(text: str) -> float:

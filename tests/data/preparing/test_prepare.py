@@ -115,12 +115,25 @@ def test_of_few_documents_one_is_held_out(ask, texts, number, capsys):
     short = of({"a.jsonl": jsonl(few)}, ask)
     index = prepare(short, say=print)
     assert index.documents == {"train": number - 1, "val": 1}
-    assert index.source.val_fraction == pytest.approx(min(map(share_of, few)), abs=1e-3)
+    assert index.source.val_fraction == pytest.approx(min(map(share_of, few)))
     assert capsys.readouterr().out.count("beginning anew") == 1
     with pytest.raises(
         UserError, match="the val split .* no text: .*, a larger val_fraction or a file named validation"
     ):
         prepare(replace(short, data_path=ask.data_path.with_name("asked"), val_fraction=0.08))
+
+
+@pytest.mark.parametrize("shares", [(0.05, 0.055), (0.005, 0.006), (0.026, 0.031, 0.055), (0.3, 0.3001, 0.9)])
+def test_where_all_of_few_documents_would_be_held_out_or_two_for_one_it_is_one(ask, shares):
+    numbered = sorted((share_of(text), text) for text in map(str, range(50_000)))
+    few = [next(text for own, text in numbered if own > share) for share in shares]
+    assert prepare(of({"a.jsonl": jsonl(few)}, ask)).documents == {"train": len(few) - 1, "val": 1}
+
+
+def test_where_there_is_no_second_document_nothing_is_begun_anew(ask, capsys):
+    with pytest.raises(UserError, match="the val split of .* has no text: give it documents or a file named val"):
+        prepare(of({"a.jsonl": jsonl(["the same"] * 3)}, ask), say=print)
+    assert "anew" not in capsys.readouterr().out
 
 
 def test_small_pieces_of_long_text_files_are_documents_that_are_shuffled(ask, tmp_path):

@@ -101,7 +101,7 @@ def test_a_source_file_that_changes_while_it_is_prepared_is_named(ask, small):
 def test_an_empty_split_is_told(ask, texts):
     few = of({"train.jsonl": jsonl(texts[:1])}, ask)
     with pytest.raises(
-        UserError, match="the train split of .* has no text: give it documents or a file named validation"
+        UserError, match="the val split of .* has no text: give it documents or a file named validation"
     ):
         prepare(few)
     (few.text_dir / "validation.jsonl").write_bytes(jsonl([""]))
