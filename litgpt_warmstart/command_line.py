@@ -6,12 +6,14 @@ import re
 import sys
 from argparse import SUPPRESS
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse._util import NestedArg
 
 from litgpt_warmstart import __version__
 from litgpt_warmstart.errors import (
@@ -24,13 +26,14 @@ from litgpt_warmstart.errors import (
     told_in_one_line,
     whole_number,
 )
+from litgpt_warmstart.parsing import Unreadable, read_yaml
 
-NO_PATH = "is empty: give a path, or leave it out"
 IN_WORDS = {
-    "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a name", "pathlib.Path": "a path",
-    "pathlib._local.Path": "a path", "dict": "a mapping", "dict[str, float]": "a mapping of names to numbers",
+    bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path",
+    dict: "a mapping", dict[str, float]: "a mapping of names to numbers", tuple: "a list", list: "a list",
+    list[dict[str, Any]]: "a list, such as '[{shrink: [0.2, 0.4]}]'",
 }  # fmt: skip
-"""The types that an option may have one of."""
+"""What an option takes, by its type."""
 CONFIGS = Path(__file__).parent / "configs"
 """The configs that are installed with the package."""
 
@@ -44,7 +47,7 @@ def _versions() -> str:
 def typed_path(text: str) -> Path:
     """The path that was typed; Path takes nothing at all for the current folder."""
     if isinstance(text, str) and not text.strip():
-        raise ValueError(NO_PATH)
+        raise ValueError("a path is empty")
     return Path(text)
 
 
@@ -115,6 +118,7 @@ class OneLineParser(ArgumentParser):
         fill = getattr(self.function, "filled_in", None)
         if fill is None:
             return cfg
+        self._in_one_line(self.validate, cfg, skip_required=True)  # jsonargparse makes classes of it first
         name = f"litgpt {self.function.__module__.rpartition('.')[2]}"
         arguments = {key: value for key, value in vars(self.instantiate_classes(cfg)).items() if key != "config"}
         with told_in_one_line(name), only_looking():
@@ -135,22 +139,25 @@ class OneLineParser(ArgumentParser):
     def _take_our_types(self) -> None:
         for action in self._actions:
             kind = getattr(action, "_typehint", None)
-            if kind == str | dict:
-                action.__class__ = _keeping_the_name(type(action))
-            elif words := _in_plain_words(kind):
-                action.__class__ = _told_plainly(type(action), words)
             if not action.option_strings and get_origin(kind) is list:
                 action.nargs = "+"
-                (action._typehint,) = get_args(kind)  # pyright: ignore[reportAttributeAccessIssue]  # jsonargparse's
+                (kind,) = get_args(kind)
+                action._typehint = kind  # pyright: ignore[reportAttributeAccessIssue]  # jsonargparse's
+            if words := _in_plain_words(kind):
+                action.__class__ = _told_plainly(type(action), words)
+            if kind == str | dict:
+                action.__class__ = _keeping_the_name(type(action))
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        self.config_file = cfg_path
+        names_this, self.config_file = self.config_file, cfg_path
+        if os.path.isfile(cfg_path):
+            self._in_one_line(read_yaml, Path(cfg_path))
         parsed = self._in_one_line(super().parse_path, cfg_path, *args, **kwargs)
         for group in {option[2:].partition(".")[0] for option in self._options if "." in option}:
             takes_value = any(action.dest == group and hasattr(action, "_typehint") for action in self._actions)
             if not takes_value and group in parsed and not isinstance(parsed[group], Namespace):
                 self.error(self._of_group(group, parsed[group]))
-        self.config_file = None
+        self.config_file = names_this
         for action in self._actions:
             if getattr(action, "_typehint", None) == str | dict and isinstance(parsed.get(action.dest), dict):
                 self.of_file.update(parsed[action.dest])
@@ -169,14 +176,20 @@ class OneLineParser(ArgumentParser):
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE) == "1":
                 raise
-            self.error(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+            match error:
+                case Unreadable():
+                    told = error.reason
+                case UserError():
+                    told = str(error)
+                case RecursionError():
+                    told = "it is nested too deeply"
+                case _:
+                    told = f"{type(error).__name__}: {error}"
+            self.error(told)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        if NO_PATH in message:
-            option = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-            message = f"--{option} {NO_PATH}"
         message = self._in_words(message)
         if self.config_file is not None:
             message = f"--config {self.config_file}: {message}"
@@ -193,22 +206,24 @@ class OneLineParser(ArgumentParser):
             r'Parser key "([\w.]+)": (?:File does not exist|Path is not a file): [\'"](.*)[\'"]', flat
         ):
             return f"--{found[1]} {found[2]}: there is no such file"
+        if found := re.search(r"Unable to load config .* - (--.*)", flat):
+            return found[1]
         if found := re.search(r'Parser key "([\w.]+)": Unable to load config \'(.*?)\'', flat):
             return self._of_group(found[1], found[2])
-        if found := re.search(r'Parser key "([\w.]+)": Expected a <class \'(?:list|dict)\'>. Got value: (.*)', flat):
-            return f"--{found[1]} {found[2]}: give a list, such as '[{{shrink: [0.2, 0.4]}}]'"
+        if found := re.search(r'Parser key "([\w.]+)":.*given class_path [^ ]+ --(.*?) Given value type: ', flat):
+            return f"--{found[1]}.{found[2]}"
         if found := re.search(r'Parser key "([\w.]+)":.*given class_path .* Key "([\w.]+)" is required', flat):
             return f"--{found[1]}.{found[2]} is missing"
         if found := re.search(r'Key "([\w.]+)" is required', message):
             return f"{found[1].rpartition('.')[2]} are missing: give folders, one after another"
-        if found := re.search(r"given class_path '[\w.]+\.DataModule'.* Key '(\w+)' is not expected", flat):
-            return f"--data.{found[1]} is an argument of a data source: name one before it, such as --data PreparedText"
-        if found := re.search(r"given class_path '([\w.]+)'.* Key '(\w+)' is not expected", flat):
+        if found := re.search(r"given class_path '([\w.]+)'.* Key '((?!class_path)\w+)' is not expected", flat):
             path, _, name = found[1].rpartition(".")
+            if name == "DataModule":
+                return f"--data.{found[2]} is an argument of a data source: name one before it, such as PreparedText"
             known = inspect.signature(getattr(sys.modules[path], name)).parameters
             return f"{name} has no argument {found[2]!r}: it has {', '.join(known)}{nearest(found[2], known)}"
-        if found := re.search(r'Parser key "([\w.]+)":.* Subtypes: \[(.*?)\] Errors:.* Given value: ?(.*)', flat):
-            return self._of_no_kind(*found.groups())
+        if found := re.search(r'Parser key "([\w.]+)":.* Subtypes: .* Given value: ?(.*)', flat):
+            return self._of_no_class(*found.groups())
         if found := re.search(r"does not accept nested key '([\w.]+)'|Key '([\w.]+)' is not expected", message):
             key = found[1] or found[2]
             return f"there is no option {key!r}{nearest(key, [option[2:] for option in self._options])}"
@@ -223,21 +238,17 @@ class OneLineParser(ArgumentParser):
     def _of_group(self, group: str, value: Any) -> str:
         """What is wrong with a value where there are options below."""
         below = [option for option in self._options if option.startswith(f"--{group}.")]
-        return f"--{group} {value}: give its options, such as {below[0]}"
+        return f"{_given(f'--{group}', value)}: give its options, such as {below[0]}"
 
-    def _of_no_kind(self, option: str, kinds: str, value: str) -> str:
-        """What is wrong with a value that is of none of an option's types."""
-        if nested := re.fullmatch(r"NestedArg\(key='(.*)', val='(.*)'\)", value):
-            option, value = f"{option}.{nested[1]}", nested[2]
-        given = f"--{option} {value}" if value else f"--{option} is empty"
-        if re.search(r"<class '(?!pathlib)\w+\.", kinds):
-            known = [kind for each in self._all_actions if each.dest == option for kind in get_args(each._typehint)]
-            near = nearest(value, [each.__name__ for kind in known for each in _subclasses(kind)])
-            return f"{given}: there is no such class{near}"
-        words = [
-            words for kind, words in IN_WORDS.items() if re.search(rf"(<class '|^|, ){re.escape(kind)}('>|,|$)", kinds)
-        ]
-        return f"{given}: give {' or '.join(words)}"
+    def _of_no_class(self, option: str, value: str) -> str:
+        """What is wrong with a value that should name a class."""
+        named = re.search(r"(?:'class_path': |val=)'([^']*)'", value)
+        name = named[1] if named else value
+        kinds = [kind for each in self._all_actions if each.dest == option for kind in get_args(each._typehint)]
+        known = [each.__name__ for kind in kinds for each in _subclasses(kind)]
+        if name in known or not re.fullmatch(r"[\w./-]+", name):
+            return f"{_given(f'--{option}', value)}: give a class's name, or class_path and init_args alone"
+        return f"--{option} {name}: there is no such class{nearest(name, known)}"
 
     @property
     def _all_actions(self) -> list[Any]:
@@ -257,15 +268,21 @@ def _subclasses(kind: type) -> list[type]:
 
 
 def _in_plain_words(kind: Any) -> dict[str, Any]:
-    """What an option of numbers, truth values and given words takes, and as what type; nothing of other options."""
-    named = {int: "a whole number", float: "a number", bool: "true or false"}
-    kinds = [each for each in get_args(kind) or (kind,) if each is not type(None)]
-    if get_origin(kind) is Literal:
-        kinds = [kind]
-    if not all(each in named or get_origin(each) is Literal for each in kinds):
-        return {}
-    words = [[named[each]] if each in named else get_args(each) for each in kinds]
-    return {str(word): each for each, those in zip(kinds, words, strict=True) for word in those if word is not None}
+    """What an option takes, in words, and as what type; nothing where it takes a class, say."""
+    words = {}
+    for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
+        if get_origin(each) is Literal:
+            words |= {str(word): each for word in get_args(each) if word is not None}
+        elif each is not type(None):
+            words[IN_WORDS.get(each) or IN_WORDS.get(get_origin(each))] = each
+    if "a list" in words:
+        words.pop("a name", None)  # which is a list as typed, with commas
+    return {} if None in words else words
+
+
+def _given(option: str, value: Any) -> str:
+    """An option with its value, for messages."""
+    return f"{option} {value}" if str(value).strip() else f"{option} is empty"
 
 
 def _finding(command: str) -> type:
@@ -279,7 +296,7 @@ def _finding(command: str) -> type:
 
 
 def _told_plainly(action: type, words: dict[str, Any]) -> type:
-    """The action of an option whose value is a number or one of a few words; a whole number may be typed as 1e6.
+    """The action of an option whose types have words; a whole number may be typed as 1e6.
 
     Args:
         action: jsonargparse's.
@@ -287,15 +304,24 @@ def _told_plainly(action: type, words: dict[str, Any]) -> type:
     """
 
     class Plain(action):
+        @wraps(action._check_type)  # whose parameters jsonargparse looks at
         def _check_type(self, value: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                return super()._check_type(value, *args, **kwargs)
+                checked = super()._check_type(value, *args, **kwargs)
+                if isinstance(checked, Exception):  # as which jsonargparse takes a list for a name or a mapping
+                    raise TypeError from checked
+                return checked
             except TypeError as error:
                 number = whole_number(value) if int in words.values() else None
-                if number is None:
-                    told = f"--{self.dest} {value}: give {' or '.join(words)}{nearest(str(value), words)}"
-                    raise TypeError(told) from error
-                return super()._check_type(number, *args, **kwargs)
+                if number is not None:
+                    return super()._check_type(number, *args, **kwargs)
+                name = f"--{self.dest}" if self.option_strings else self.dest
+                if isinstance(value, NestedArg):
+                    name, value = f"{name}.{value.key}", value.val
+                given, choices = _given(name, value), [word for word in words if get_origin(words[word]) is Literal]
+                leave = ", or leave it out" * given.endswith("is empty")
+                told = f"{given}: give {' or '.join(words)}{leave}{nearest(str(value), choices)}"
+                raise TypeError(told) from error
 
     return Plain
 

@@ -96,9 +96,12 @@ def _as_typed(option: str, kind: Any, value: Any) -> Any:
     """Text that Python has given for a path as one, and 1e6 for a whole number; flags' values are these already.
 
     Raises:
-        UserError: A fraction where a whole number is declared, or a word that is none of those declared.
+        UserError: A fraction where a whole number is declared, a word that is none of those declared, or a file's null
+            where None is not.
     """
     kinds = get_args(kind)
+    if value is None and kind is not Any and not {None, type(None)} & {*kinds}:
+        raise UserError(f"--{option} is null: give a value, or leave it out")
     if isinstance(value, list) and kinds == (Path,):
         return [_as_typed(option, Path, each) for each in value]
     if isinstance(value, float) and int in (kind, *kinds) and float not in kinds:

@@ -100,7 +100,21 @@ def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words,
         (["warmstart", "--data.data_path", "x"], "--data.data_path is an argument of a data source: name one before"),
         (["warmstart", "--config", ""], "--config is empty: give a file"),
         (["warmstart_ablations", "--arms", "{"], "--arms {: give a list, such as '[{shrink: [0.2, 0.4]}]'"),
-        (["warmstart", "--shrink", "{gains: nan}"], "--shrink {'gains': 'nan'}: give a number or a mapping of"),
+        (["warmstart", "--shrink", "{gains: nan}"], "--shrink {gains: nan}: give a number or a mapping of"),
+        (["warmstart", "--shrink.gains", "[1]"], "--shrink.gains [1]: give a number"),
+        (["warmstart", "--lr", ""], "--lr is empty: give a number, or leave it out"),
+        (["warmstart", "--lr", "a"], "--lr a: give a number (see --help)"),
+        (["warmstart_report", ""], "runs ['']: give a path"),
+        (["warmstart", "--optimizer", "[1]"], "--optimizer [1]: give a name or a mapping"),
+        (["warmstart", "--optimizer", "null"], "--optimizer null: give a name or a mapping"),
+        (["warmstart", "--data", "PreparedText", "--data.seed", "x"], "--data.seed x: give a whole number"),
+        (["warmstart", "--data", "PreparedText", "--data.val_fraction", ""], "--data.val_fraction is empty"),
+        (["warmstart", "--data", "PreparedText", "--data.data_path", "[1]"], "--data.data_path [1]: give a path"),
+        (["warmstart", "--data", "{class_path: PreparedText, x: 3}"], "--data {'class_path': 'Prepar"),
+        (["warmstart", "--data", "{class_path: PreparedText, init_args: 3}"], "--data {'class_path'"),
+        (["warmstart", "--train", ""], "--train is empty: give its options"),
+        (["warmstart", "--train", "{max_tokens: x}"], "--train.max_tokens x: give a whole number"),
+        (["warmstart", "--train", "{max_tokns: 3}", "--print_config"], "there is no option 'max_tokns'; did you"),
         (["warmstart", "--shrink", "much"], "--shrink much: give a number or a mapping of names to numbers"),
         (["warmstart", "--shrink", ""], "--shrink is empty: give a number or a mapping"),
         (["warmstart", "--shrink.gains", "nan"], "--shrink.gains nan: give a number"),
@@ -108,7 +122,7 @@ def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words,
         (["warmstart", "--data", "data/mine"], "--data data/mine: there is no such class"),
         (["warmstart", "--data", ""], "--data is empty"),
         (["warmstart", "--data", "litgpt.data.TextFiles"], "--data.train_data_path is missing"),
-        (["warmstart_ablations", "--arms", "[3]"], "--arms 3: give a list"),
+        (["warmstart_ablations", "--arms", "[3]"], "--arms [3]: give a list"),
         (["warmstart", "--data", "nowhere.Text"], "--data nowhere.Text: there is no such class"),
         (["warmstart", "--data", "litgpt.data.Nothing"], "--data litgpt.data.Nothing: there is no such class"),
         (["warmstart", "--eval", "3"], "--eval 3: give its options, such as --eval.interval"),
@@ -128,18 +142,39 @@ def test_what_is_missing_is_told_in_words(refused, words, told):
         ("eval: [1, 2]", "--eval [1, 2]: give its options, such as --eval."),
         ("train: null", "--train None: give its options"),
         ("data: 3", "--data 3: there is no such class"),
+        ("data: []", "--data []: give a class's name, or class_path and init_args alone"),
+        ("data: {class_path: PreparedTxt}", "--data PreparedTxt: there is no such class; did you mean PreparedText?"),
+        ("data: {class_path: PreparedText, init_args: {data_path: [1]}}", "--data.data_path [1]: give a path"),
+        ("", "it holds no names and values"),
+        ("3", "it holds no names and values"),
+        ("1: 2", "it holds no names and values"),
+        ("base: {", "while parsing a flow node"),
+        ("base: \xff", "'utf-8' codec can't decode byte 0xff"),
+        ("out_dir: [1]", "--out_dir [1]: give a path"),
         ("data: PreparedTxt", "--data PreparedTxt: there is no such class; did you mean PreparedText?"),
         ("optimizer: 3", "--optimizer 3: give a name or a mapping"),
         ("base: [1]", "--base [1]: give a path"),
-        ("resume: [1]", "--resume [1]: give true or false or a path"),
+        ("resume: [1]", "--resume [1]: give true or false or auto or a path"),
         ("devices: [1]", "--devices [1]: give a whole number or a name"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_told_in_words_with_its_name(refused, tmp_path, line, told):
-    (tmp_path / "wrong.yaml").write_text(line)
+    (tmp_path / "wrong.yaml").write_text(line, encoding="latin-1")
     assert f"error: --config {tmp_path / 'wrong.yaml'}: {told}" in refused(
         "warmstart", "--config", str(tmp_path / "wrong.yaml")
     )
+
+
+def test_a_file_that_names_itself_is_told(refused, tmp_path):
+    (tmp_path / "wrong.yaml").write_text("config: wrong.yaml")
+    assert "--config wrong.yaml: it is nested too deeply" in refused("warmstart", "--config", "wrong.yaml")
+
+
+@pytest.mark.parametrize("line", ["shrink: null", "train: {log_interval: null}", "eval: {initial_validation: null}"])
+def test_a_null_of_a_file_where_none_is_taken_is_told(refused, tmp_path, line):
+    (tmp_path / "wrong.yaml").write_text(line)
+    option = re.sub(r": \{|: null\}?", ".", line).strip(".")
+    assert f"error: --{option} is null: give a value" in refused("warmstart", "--config", "wrong.yaml")
 
 
 def test_a_key_of_a_config_file_is_told_so_too_and_what_is_like_nothing_has_no_such_end(refused, tmp_path):
