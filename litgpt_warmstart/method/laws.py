@@ -22,7 +22,9 @@ TRIED = 4
 LEAST_START_E = math.exp(-1)
 """Of a start that is given: near 0 the law hardly changes with log E, and the descent stays."""
 LEAST_E = 1e-3
-"""In nats per token: what is less is told as 0, to which log E comes down ever more slowly."""
+"""In nats per token: what is less is told as 0."""
+NO_FLOOR = -100.0
+"""log E of a law without one, to which a descent from elsewhere comes down ever more slowly."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def fit(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[f
     starts[:, 2] -= starts[:, 3] * mean_d
     with torch.no_grad():
         nearest = torch.vmap(objective, chunk_size=256)(starts).argsort()[:TRIED]
-    ends = [_descended(objective, starts[number]) for number in nearest]
-    log_a, alpha, log_b, beta, log_e = min(ends, key=lambda constants: float(objective(constants)))
+    found = min((_descended(objective, starts[number]) for number in nearest), key=objective)
+    floorless = _descended(objective, torch.cat([found[:4], torch.tensor([NO_FLOOR])]))
+    log_a, alpha, log_b, beta, log_e = min(found, floorless, key=objective)
     e = log_e.exp() if log_e > math.log(LEAST_E) else 0.0
-    found = e, (log_a + alpha * mean_n).exp(), alpha, (log_b + beta * mean_d).exp(), beta
-    return Law(*(float(value) for value in found))
+    constants = e, (log_a + alpha * mean_n).exp(), alpha, (log_b + beta * mean_d).exp(), beta
+    return Law(*(float(value) for value in constants))
 
 
 def _descended(objective: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor) -> torch.Tensor:

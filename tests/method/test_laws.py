@@ -64,8 +64,9 @@ def test_below_what_a_size_comes_down_to_no_number_of_tokens_is_enough():
     assert HOFFMANN.tokens(1e9, HOFFMANN.floor(1e9) * (1 + 1e-15)) > 1e40
 
 
-def test_losses_that_do_not_level_off_have_no_floor():
-    law = Law(0.0, 200.0, 0.5, 20.0, 0.13)
+@pytest.mark.parametrize("b", [20.0, 60.0])
+def test_losses_that_do_not_level_off_have_no_floor(b):
+    law = Law(0.0, 200.0, 0.5, b, 0.13)
     found = fitted(law)
     assert found.E == 0 and vars(found) == pytest.approx(vars(law), rel=1e-2)
 
