@@ -281,8 +281,9 @@ def _in_plain_words(kind: Any) -> dict[str, Any]:
 
 
 def _given(option: str, value: Any) -> str:
-    """An option with its value, for messages."""
-    return f"{option} {value}" if str(value).strip() else f"{option} is empty"
+    """An option with its value, or one of several, for messages."""
+    is_empty = not all(str(each).strip() for each in (value if isinstance(value, list) else [value]))
+    return f"{option} is empty" if is_empty else f"{option} {value}"
 
 
 def _finding(command: str) -> type:

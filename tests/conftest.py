@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from litgpt_warmstart.run.spec import EvalArgs, TrainArgs
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 settings.register_profile("untimed", deadline=None)  # speed is a benchmark's, and machines are busy
 settings.load_profile("untimed")
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup has it, which commands here would take from us
 
 REHEARSE = "WARMSTART_REHEARSE"
 """Set to run the tests marked gpu on a CPU, as far as they can be, to find mistakes in them."""

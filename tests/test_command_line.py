@@ -104,7 +104,7 @@ def test_what_is_mistyped_is_told_with_the_nearest_that_there_is(refused, words,
         (["warmstart", "--shrink.gains", "[1]"], "--shrink.gains [1]: give a number"),
         (["warmstart", "--lr", ""], "--lr is empty: give a number, or leave it out"),
         (["warmstart", "--lr", "a"], "--lr a: give a number (see --help)"),
-        (["warmstart_report", ""], "runs ['']: give a path"),
+        (["warmstart_report", ""], "runs is empty: give a path"),
         (["warmstart", "--optimizer", "[1]"], "--optimizer [1]: give a name or a mapping"),
         (["warmstart", "--optimizer", "null"], "--optimizer null: give a name or a mapping"),
         (["warmstart", "--data", "PreparedText", "--data.seed", "x"], "--data.seed x: give a whole number"),
@@ -218,7 +218,8 @@ def test_a_whole_number_may_be_so_in_a_config_file(typed, tmp_path):
 
 @pytest.mark.parametrize("written", ["1.5", "1e-3", "1e400", "nan", "many", ""])
 def test_a_number_with_a_fraction_is_none(refused, written):
-    assert f"--train.max_tokens {written}: give a whole number" in refused("warmstart", "--train.max_tokens", written)
+    given = f"--train.max_tokens {written or 'is empty'}: give a whole number"
+    assert given in refused("warmstart", "--train.max_tokens", written)
 
 
 def test_a_whole_number_from_python_is_one_and_lists_take_it(tiny, capsys):
