@@ -118,7 +118,8 @@ def atomic_folder(path: Path, foreign: Callable[[Path], list[str]] = entries) ->
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
                 raise
             if isinstance(error, FileNotFoundError) and not partial.exists() and not path.exists():
-                raise UserError(f"{str(path)!r} has been removed or renamed while it was written") from error
+                gone = f"{str(path)!r} has been removed or renamed while it was written"
+                raise UserError(f"{gone}: give the command again, and leave its folder in its place") from error
             raise UserError(
                 f"cannot write {str(path)!r}: {one_line(error)}; free space or choose another folder"
             ) from error
