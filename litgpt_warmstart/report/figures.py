@@ -124,7 +124,8 @@ def speed_ups(name: str, caption: str, rows: pd.DataFrame) -> Figure:
     limits = dict(marker="|", markersize=11, linestyle="")
     with drawing(height=1.6 + 0.42 * heights[-1]) as d:
         (axes,) = d.panels
-        axes.axvline(1, color=INK, linewidth=1)
+        axes.vlines([1] * len(rows), heights - 0.25, heights + 0.3, color=INK, linewidth=1)
+        axes.spines["left"].set_visible(False)
         for at, label in zip(heights, rows["warmstart"], strict=True):
             _beside(axes, at - 0.35, label)
         for at, title in zip(heights[first], titles[first], strict=True):
@@ -155,11 +156,12 @@ def _beside(axes: Any, y: float, words: str, **look: Any) -> None:
 
 
 def _plain_log(axes: Any) -> None:
-    """Make places of a panel logarithmic, with plain numbers below it."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    """Make places of a panel, which has been drawn, logarithmic, with plain numbers below it."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_locator(NullLocator())
 

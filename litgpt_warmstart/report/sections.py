@@ -59,6 +59,7 @@ def headline(comparisons: Sequence[Comparison]) -> str:
             return f"{comparisons[0].title}: no warmstart reached the scratch run's last validation loss."
         counted = " with the base's counted" * bool(best.speed_up_with_base.seeds)
         told = f"{_times(best.counted)}{counted}: {verdict(best.counted)}"
+        told += "; that is more than growth can give: see below" * best.is_beyond_growth
         return f"{comparisons[0].title}: with {best.label} the scratch run's last loss was reached {told}."
     found = [best.speed_up_with_base if best else estimate([]) for best in bests]
     words = [verdict(one) if one.has_interval or not one.seeds else "told by one seed only" for one in found]

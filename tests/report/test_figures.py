@@ -6,7 +6,7 @@ from itertools import combinations
 import pandas as pd
 import pytest
 
-from litgpt_warmstart.report.figures import Drawing, as_element, dots, drawing, heat_map
+from litgpt_warmstart.report.figures import Drawing, as_element, dots, drawing, heat_map, speed_ups
 
 
 def test_an_svg_in_the_page_has_ids_of_its_own():
@@ -54,3 +54,11 @@ def test_long_names_of_arms_leave_the_panels_room_and_no_words_lie_over_others(m
     boxes = [text.get_window_extent() for text in words if text.get_visible() and text.get_text()]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
     assert sum(axes.bbox.width for axes in figure.axes) > 0.5 * figure.bbox.width
+
+
+def test_speed_ups_near_1_have_numbers_below_them():
+    row = {"comparison": "48 -> 96", "warmstart": "shrink 0.4"}
+    for kind, value in (("speed_up_with_base", 1.26), ("speed_up", 1.33)):
+        row |= {kind: value, f"{kind}_low": value - 0.15, f"{kind}_high": value + 0.2, f"{kind}_limit": 1.1}
+    numbers = re.findall(r">(\d[\d.]*)</text>", speed_ups("s", "", pd.DataFrame([row])).svg)
+    assert {float(number) for number in numbers} >= {1.0, 1.2, 1.4}
