@@ -11,7 +11,7 @@ import pytest
 from litgpt_warmstart.method.schedule import Schedule
 from litgpt_warmstart.report.compare import compare_all, differences
 from litgpt_warmstart.report.runs import Run, find
-from litgpt_warmstart.report.sections import beyond_growth, gain_table, sentences
+from litgpt_warmstart.report.sections import beyond_growth, gain_table, headline, sentences
 from litgpt_warmstart.run.record import Ancestor
 from tests.report.conftest import FLOPS_PER_TOKEN, PER_STEP
 
@@ -51,6 +51,7 @@ def test_the_speed_up_is_the_mean_over_paired_seeds_with_students_interval(study
     assert (most["tokens"], most["tokens_with_base"]) == pytest.approx((4 / 3, 1 / (0.75 + base / whole)))
     assert 1 < most["loss"] < most["tokens"] and most["loss_with_base"] < most["loss"]
     assert arm.is_beyond_growth  # 2.4 times
+    assert headline([comparison]).endswith("faster; that is more than growth can give: see below.")
 
 
 def test_a_seed_that_never_reaches_the_loss_is_counted_as_such(study):
@@ -65,7 +66,7 @@ def test_a_run_from_scratch_that_left_its_last_loss_again_is_counted_to_where_it
     make_run.pair([8.0, 5.0, 4.0, 4.6, 4.5], [8.0, 5.0, 4.0, 4.6, 4.5])
     (arm,) = compared(make_run).comparisons[0].arms
     assert arm.pairs["tokens_to_scratch_loss"].item() == 15 * PER_STEP and arm.speed_up.mean == 1.0
-    assert not arm.is_beyond_growth
+    assert not arm.is_beyond_growth and "can give" not in headline(compared(make_run).comparisons)
 
 
 @pytest.mark.parametrize(
