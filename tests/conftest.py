@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -33,6 +34,15 @@ settings.register_profile("untimed", deadline=None)  # speed is a benchmark's, a
 settings.load_profile("untimed")
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup has it, which commands here would take from us
+
+
+@pytest.fixture(autouse=True)
+def logging_free() -> Iterator[None]:
+    """A signal that ends a command in this process may leave logging locked, for which others would wait for ever."""
+    yield
+    while logging._lock._is_owned():
+        logging._lock.release()
+
 
 REHEARSE = "WARMSTART_REHEARSE"
 """Set to run the tests marked gpu on a CPU, as far as they can be, to find mistakes in them."""

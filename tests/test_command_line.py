@@ -2,7 +2,6 @@
 
 import gc
 import io
-import os
 import re
 import shutil
 import signal
@@ -383,9 +382,9 @@ def test_a_signal_leaves_nothing_half_written(typed, base, tiny, tmp_path, monke
         (partial,) = [path for path in tmp_path.rglob(".*.partial") if path.is_dir()]
         assert any(partial.iterdir())
         try:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         finally:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(f"litgpt_warmstart.run.{midst}", send)
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
@@ -416,7 +415,7 @@ def test_a_file_that_a_signal_breaks_into_is_not_left_half_written(tmp_path, mon
     from litgpt_warmstart import files
     from litgpt_warmstart.errors import Ended, ended_by_signals
 
-    monkeypatch.setattr(files, "flush_to_disk", lambda path: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(files, "flush_to_disk", lambda path: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(Ended), ended_by_signals():
         files.write_whole(tmp_path / "table.csv", "a,b")
     assert not list(tmp_path.iterdir())
