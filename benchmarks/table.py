@@ -29,6 +29,12 @@ def measured_on(result: dict) -> str:
     )
 
 
+def short(result: dict) -> str:
+    """The device in a word or two: of a CPU, what its vectors can do."""
+    vectors = result["cpu"].rpartition(", ")[2]
+    return f"CPU, {vectors}" if result["device"] == "CPU" else result["device"].removeprefix("NVIDIA ")
+
+
 def place(row: dict) -> tuple[str, float]:
     """For sorting by precision, then scale (5M before 22M)."""
     return row["precision"], float(row["scale"].removesuffix("M"))
@@ -78,8 +84,8 @@ def ratio_table() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     found = train_results()
-    rows = [(result["device"].removeprefix("NVIDIA "), row) for result in found for row in result["results"]]
-    for device, row in sorted(rows, key=lambda pair: (pair[0] == "CPU", place(pair[1]))):
+    rows = [(short(result), row) for result in found for row in result["results"]]
+    for device, row in sorted(rows, key=lambda pair: (pair[0].startswith("CPU"), place(pair[1]))):
         stock, ours = row["stock"], row["ours"]
         keeping = row.get("stock_keeping_memory")
         beside = f"{keeping['ratio']['median']:.2f}" if keeping else ""
