@@ -345,7 +345,7 @@ class Step:
     leaves: int = 0
     """Seconds of what is left that it does not take."""
     beside: bool = False
-    """Whether the next step begins at once: it has a use for the GPU, this one for the cores."""
+    """Whether it is carried out beside those that come after it, one after the other with others of its kind."""
 
 
 def steps_of() -> list[Step]:
@@ -354,32 +354,41 @@ def steps_of() -> list[Step]:
         Step("versions", versions, 60),
         Step("train", speed, 270),
         Step("text", text, 150, beside=True),
-        Step("tests", tests, 200),
-        Step("study", study, 400, leaves=FOR_THE_PAGE),
-        Step("page", page, 60),
+        Step("study", study, 400, leaves=FOR_THE_PAGE, beside=True),
+        Step("page", page, 60, beside=True),
+        Step("tests", tests, 230),
     ]
 
 
 def carry_out(session: Session, step: Step) -> str:
     """Carry a step out within its limit, and write its JSON; what became of it."""
-    start, outcome, reason = time.monotonic(), "done", None
+    start, outcome, reason = time.monotonic(), "broken off", None
     limit = min(step.seconds * session.sizes.patience, session.ends - start - step.leaves)
     folder = session.folder(step.name)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     task = Task(session, folder, start + limit)
-    if limit < SHORTEST:
-        outcome, reason = "left out", f"{max(0, limit):.0f} s are left for it"
-    else:
-        print(f"{step.name}: {limit:.0f} s at most", flush=True)
-        try:
+    try:
+        if limit < SHORTEST:
+            outcome, reason = "left out", f"{max(0, limit):.0f} s are left for it"
+        else:
+            print(f"{step.name}: {limit:.0f} s at most", flush=True)
             step.carry_out(task)
-        except Cut as error:
-            outcome, reason = "cut", str(error)
-        except Broke as error:
-            outcome, reason = "failed", str(error)
-        except Exception as error:  # the others are carried out all the same
-            outcome, reason = "failed", f"{type(error).__name__}: {one_line(error, 300)}"
+            outcome = "done"
+    except Cut as error:
+        outcome, reason = "cut", str(error)
+    except Broke as error:
+        outcome, reason = "failed", str(error)
+    except Exception as error:  # the others are carried out all the same
+        outcome, reason = "failed", f"{type(error).__name__}: {one_line(error, 300)}"
+    finally:  # a signal's, too
+        tell(task, step, outcome, reason, start, limit)
+    return outcome
+
+
+def tell(task: Task, step: Step, outcome: str, reason: str | None, start: float, limit: float) -> None:
+    """Write a step's JSON, and say in a line what became of it."""
+    session = task.session
     told = {
         "command": f"python benchmarks/gpu.py --steps {step.name}" + (" --rehearse" if session.rehearse else ""),
         "rehearsal": session.rehearse,
@@ -392,7 +401,6 @@ def carry_out(session: Session, step: Step) -> str:
     }
     (session.out / f"{step.name}.json").write_text(json.dumps(told | task.figures, indent=1) + "\n")
     print(f"{step.name}: {outcome} in {told['seconds']:.0f} s" + (f": {reason}" if reason else ""), flush=True)
-    return outcome
 
 
 def has_text(folder: Path) -> bool:
@@ -445,16 +453,14 @@ def main() -> None:
             for step in chosen:
                 if step.beside:
                     beside.append((step, pool.submit(carry_out, session, step)))
-                    continue
-                if step.carry_out in (study, page):
-                    outcomes |= {other.name: future.result() for other, future in beside}
-                outcomes[step.name] = carry_out(session, step)
+                else:
+                    outcomes[step.name] = carry_out(session, step)
+            outcomes |= {step.name: future.result() for step, future in beside}
         finally:
             if sys.exc_info()[0]:
                 session.ends = 0.0  # what a step beside would start next
                 for process in list(session.running):
                     end_group(process)
-    outcomes |= {other.name: future.result() for other, future in beside}
     whole = [name for name, outcome in outcomes.items() if outcome == "done"]
     print(f"{len(whole)} of {len(chosen)} steps done; results in {str(args.out)!r}")
     sys.exit(0 if len(whole) == len(chosen) else 1)

@@ -8,8 +8,10 @@ rounds of steps in turn. See docs/speed.md for what the figures mean.
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measuring import command_line, machine, positive, spread, write_result
-from trainers import Work, Worker, micro_batch_of, result_of
+from trainers import Ended, Work, Worker, micro_batch_of, result_of
 
 DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
 """Peak rates for the model FLOPs utilization, without sparsity (NVIDIA's data sheets)."""
@@ -47,21 +49,27 @@ def compare_devices(work: Work, pairs: int, folder: Path) -> dict[str, object]:
 
 
 def compare(
-    work: Work, stock_sizes: list[int], pairs: int, round_steps: int, folder: Path, together: bool = False
+    work: Work, stock_sizes: list[int], pairs: int, round_steps: int, folder: Path, together: bool, held: ExitStack
 ) -> dict[str, object]:
-    """All figures of one scale and precision; ``together`` starts the trainers at once."""
+    """All figures of one scale and precision; ``together`` starts the trainers at once, and ``held`` ends them."""
     folder.mkdir(parents=True)
+
+    def begin(what: str, micro: int | None, keep_memory: bool = False) -> Worker:
+        worker = Worker(what, work, micro, folder, keep_memory)
+        held.callback(worker.stop)
+        return worker
+
     first: dict[str, float] = {}
     begun: dict[tuple[str, int | None], Worker] = {}
     sizes = [size for size in stock_sizes if work.batch % size == 0]
     if together:
-        begun = {("stock", size): Worker("stock", work, size, folder) for size in sizes}
-        begun["ours", None] = Worker("ours", work, None, folder)
+        begun = {("stock", size): begin("stock", size) for size in sizes}
+        begun["ours", None] = begin("ours", None)
         micro = micro_batch_of(begun["ours", None].choices())
-        begun["body", micro] = Worker("body", work, micro, folder, keep_memory=True)
+        begun["body", micro] = begin("body", micro, keep_memory=True)
 
     def started(what: str, micro: int | None, keep_memory: bool = False) -> Worker:
-        worker = begun.pop((what, micro), None) or Worker(what, work, micro, folder, keep_memory)
+        worker = begun.pop((what, micro), None) or begin(what, micro, keep_memory)
         (seconds,) = worker.told()["seconds"]
         first.setdefault(f"stock-{micro}" if what == "stock" else what, seconds)
         return worker
@@ -90,8 +98,7 @@ def compare(
     for pair in range(pairs):
         for what in workers if pair % 2 == 0 else reversed(workers):
             steps[what].append(workers[what].round(round_steps))
-    for worker in workers.values():
-        worker.stop()
+    held.close()  # what follows measures the machine
 
     first["stock"] = first[f"stock-{best}"]
     micros = {"stock": best, "ours": ours_micro}
@@ -219,7 +226,7 @@ def main() -> None:
         parser.error("no --stock_micro_batch_sizes divides --global_batch_size")
     if args.block_size > 1024:
         parser.error("--block_size is above the scales' 1,024")
-    results = []
+    results, failed = [], False
     with tempfile.TemporaryDirectory() as folder:
         for scale in args.scales:
             for precision in args.precisions:
@@ -229,10 +236,17 @@ def main() -> None:
                     results.append(compare_devices(work, args.pairs, own))
                     write_result(args.out, command_line(), {"results": results})
                     continue
-                sizes = args.stock_micro_batch_sizes
-                results.append(compare(work, sizes, args.pairs, args.round_steps, own, args.together))
+                try:
+                    with ExitStack() as held:
+                        sizes = args.stock_micro_batch_sizes
+                        results.append(compare(work, sizes, args.pairs, args.round_steps, own, args.together, held))
+                except (Ended, subprocess.CalledProcessError) as error:  # the next scale is worth having all the same
+                    print(f"{scale}, {precision}: {error}", flush=True)
+                    failed = True
+                    continue
                 show(results[-1])
                 write_result(args.out, command_line(), {"results": results})
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,10 @@ def result_of(what: str, work: Work, micro: int | None, folder: Path, **environm
     return json.loads(told.stdout)
 
 
+class Ended(Exception):
+    """A trainer's process is gone; the message has the end of its log."""
+
+
 class Worker:
     """A trainer in a process of its own that makes optimizer steps when told."""
 
@@ -248,7 +253,7 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             tail = "\n".join(self.log.read_text().splitlines()[-15:])
-            raise SystemExit(f"{self.log.name} ended:\n{tail}")
+            raise Ended(f"{self.log.name} ended:\n{tail}")
         return json.loads(line)
 
     def choices(self) -> str:
@@ -261,8 +266,9 @@ class Worker:
 
     def steps(self, number: int) -> dict[str, Any]:
         """The seconds of each of some optimizer steps, and the peak memory of all."""
-        self.process.stdin.write(f"{number}\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, which is told next
+            self.process.stdin.write(f"{number}\n")
+            self.process.stdin.flush()
         return self.told()
 
     def round(self, number: int) -> dict[str, float]:
@@ -271,7 +277,10 @@ class Worker:
         return {"seconds": statistics.median(told["seconds"][1:]), "gigabytes": told["gigabytes"]}
 
     def stop(self) -> None:
-        self.process.communicate("stop\n")
+        """End it, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()  # it has nothing to save
+        self.process.wait()
 
 
 def micro_batch_of(choices: str) -> int:

@@ -73,6 +73,32 @@ def test_a_step_that_hangs_is_cut_with_all_that_it_started_and_later_ones_are_ca
     assert json.loads((tmp_path / "later.json").read_text())["reason"] == "0 s are left for it"
 
 
+def test_a_step_that_a_signal_ends_is_told_of(gpu, tmp_path):
+    gpu, session = gpu
+
+    def is_interrupted(task) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.carry_out(session, gpu.Step("interrupted", is_interrupted, 9))
+    assert json.loads((tmp_path / "interrupted.json").read_text())["outcome"] == "broken off"
+
+
+def test_a_scale_whose_trainer_ends_is_told_of_and_the_next_is_compared(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train
+    import trainers
+
+    words = ["--scales", "5M", "22M", "--precisions", "32-true", "--stock_micro_batch_sizes", "1", "2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    monkeypatch.setattr(trainers, "command_of", lambda *_: [sys.executable, "-c", "raise SystemExit('out of memory')"])
+    with pytest.raises(SystemExit) as stopped:
+        train.main()
+    assert stopped.value.code == 1
+    first, _, second, _ = capsys.readouterr().out.splitlines()[:4]
+    assert first.startswith("5M, 32-true: stock-1.log ended") and second.startswith("22M, 32-true: stock-1.log ended")
+
+
 def test_tests_are_known_by_name_with_and_without_processes_of_their_own(gpu):
     said = """tests/a.py::test_x[1 2] PASSED   [ 50%]
 [gw1] [ 66%] FAILED tests/b.py::test_y[bf16-True]

@@ -1,6 +1,7 @@
 """The softmax of the chunked loss, which turns logits into their gradient where they lie.
 
-Compiled, in two passes over them: by Inductor on a CPU, by a Triton kernel on a GPU.
+Compiled, in two passes over them, by Inductor on a CPU (three where the maximum is taken) and by a Triton kernel on a
+GPU.
 """
 
 from collections.abc import Callable

@@ -41,7 +41,7 @@ LARGEST = {"cpu": 4, "cuda": 256}
 """No larger micro-batch is tried: a CPU's speed is flat from 1 on, and it has no error to catch when memory ends."""
 TOKENS = {"cpu": 2**12, "cuda": 2**16}
 """Of the micro-batch that is tried first, at most."""
-BUSY_FLOPS = 6e12
+BUSY_FLOPS = 1.2e13
 """Matrix products that keep a GPU busy while what comes next is launched: the first micro-batch needs no more."""
 BYTES_PER_ACTIVATION = 40
 """What a token takes for each channel of each layer, measured with 70M in bf16-mixed."""
@@ -329,6 +329,7 @@ def _key(fabric: L.Fabric, spec: RunSpec) -> str:
         kind = torch.backends.cpu.get_cpu_capability() + (" bf16" if cpu_has_bf16() else "")
         device = f"CPU {kind} x {torch.get_num_threads()}"
     asked = (spec.args.loss_impl, spec.args.train.micro_batch_size)
-    run = (asdict(spec.config), spec.block_size, spec.global_batch_size, spec.precision, spec.compile, asked)
+    precision = (spec.precision, torch.get_float32_matmul_precision())  # the command sets it, the Python API does not
+    run = (asdict(spec.config), spec.block_size, spec.global_batch_size, precision, spec.compile, asked)
     digest = hashlib.sha256(json.dumps((installed_versions(), *run), default=str).encode()).hexdigest()
     return f"{device} {spec.config.name} {digest[:16]}"

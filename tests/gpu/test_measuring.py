@@ -11,6 +11,7 @@ import torch
 from litgpt.utils import save_config
 
 from litgpt_warmstart.commands import warmstart_coord_check, warmstart_plan
+from litgpt_warmstart.run import tuning
 from litgpt_warmstart.run.norms import NORMS
 from tests.conftest import TRAIN, cuda_only, losses, neox
 
@@ -52,7 +53,7 @@ def test_a_plan_foretells_a_runs_memory_within_a_quarter_and_its_time(precision,
     warmstart_plan.setup(base=base, json=tmp_path / "plan.json", **asked)
     plan = json.loads((tmp_path / "plan.json").read_text())["measurement"]
     torch._dynamo.reset()
-    torch.cuda.empty_cache()
+    tuning.give_back_memory()
     torch.cuda.reset_peak_memory_stats()
     run = warm("run", **asked)
     assert plan["peak_bytes"] / torch.cuda.max_memory_allocated() == pytest.approx(1, abs=0.25)
