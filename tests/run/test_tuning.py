@@ -142,6 +142,9 @@ def test_a_second_run_of_the_same_model_tries_nothing_and_one_of_another_or_unde
     )
     other = replace(spec, config=replace(spec.config, n_query_groups=1))
     assert find(fabric, other, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_float32_matmul_precision", lambda: "another")
+        assert find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
     monkeypatch.setattr(tuning, "installed_versions", lambda: {"litgpt": "another"})
     assert find(fabric, spec, Choice("chunked", 4), [1, 2, 4], ["chunked"])[0].micro_batch_size == 1
 
@@ -220,6 +223,8 @@ def test_a_first_micro_batch_has_room_for_its_logits_on_a_gpu(spec, monkeypatch)
     gpu, sizes = torch.device("cuda"), candidates(64, 256)
     assert _first(large, "chunked", sizes, gpu) == 64
     assert _first(large, "full", sizes, gpu) == 4  # 2.5 GB of logits, in fp16 and fp32, and of their gradients
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (79 * 10**9, 80 * 10**9))
+    assert _first(replace(large, config=resolve_config("70M")), "chunked", sizes, gpu) == 32  # it is busy
 
 
 def test_a_short_run_or_a_batch_that_nothing_divides_is_not_tried_for_and_that_is_told(fabric, spec, device):
