@@ -49,7 +49,7 @@ quickstart: $(INSTALLED)
 # Some hours on two cores. Prepared text, finished runs and checkpoints are taken as they are.
 STUDY := configs/study/cpu
 study: text-given $(INSTALLED)
-	$(BIN)/litgpt warmstart_prepare_data --text_dir '$(TEXT)' --files '*.txt' --piece_bytes 512 \
+	$(BIN)/litgpt warmstart_prepare_data --text_dir "$$TEXT" --files '*.txt' --piece_bytes 512 \
 	  --tokenizer_vocab_size 512 --data_path data/study/text
 	$(BIN)/litgpt warmstart_grid_search --config $(STUDY)/1-grid.yaml
 	for name in 2-48-96 3-48-192 4-48-96-heads-16; do \
@@ -63,12 +63,12 @@ study: text-given $(INSTALLED)
 	$(BIN)/litgpt warmstart_report $(addprefix out/study/,grid ablations chains coord_check) --out_dir out/study/report
 
 text-given:
-	@test -d '$(TEXT)' || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
+	@test -d "$$TEXT" || { echo "make study: give a folder of .txt files: make study TEXT=DIR"; exit 2; }
 
 # With the Python of .venv where that is, else PYTHON, which has the packages: nothing is installed.
 gpu:
 	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); \
-	exec $$python benchmarks/gpu.py $(if $(TEXT),--text '$(TEXT)') $(if $(OUT),--out '$(OUT)')
+	exec $$python benchmarks/gpu.py $(if $(TEXT),--text "$$TEXT") $(if $(OUT),--out "$$OUT")
 
 check: lint types test
 

@@ -328,6 +328,8 @@ def model_file(folder: Path, sizes: Sizes, name: str, n_embd: int, n_head: int) 
 def page(task: Task) -> None:
     """What the study came to, in words and as a page."""
     session = task.session
+    if not (session.folder("study") / "runs").is_dir():
+        raise Broke("there are no runs: the step study did not come to its end, or was not asked for")
     where = ["--out_dir", session.out / "report", "--picture", session.out / "curves.png"]
     said = task.ours("warmstart_report", "warmstart_report", session.folder("study") / "runs", *where)
     print(said, end="")
@@ -363,22 +365,23 @@ def steps_of() -> list[Step]:
 def carry_out(session: Session, step: Step) -> str:
     """Carry a step out within its limit, and write its JSON; what became of it."""
     start, outcome, reason = time.monotonic(), "broken off", None
-    limit = min(step.seconds * session.sizes.patience, session.ends - start - step.leaves)
+    limit = max(0.0, min(step.seconds * session.sizes.patience, session.ends - start - step.leaves))
     folder = session.folder(step.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     task = Task(session, folder, start + limit)
     try:
         if limit < SHORTEST:
-            outcome, reason = "left out", f"{max(0, limit):.0f} s are left for it"
+            outcome, reason = "left out", f"{limit:.0f} s are left for it"
         else:
             print(f"{step.name}: {limit:.0f} s at most", flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
             step.carry_out(task)
             outcome = "done"
     except Cut as error:
         outcome, reason = "cut", str(error)
     except Broke as error:
-        outcome, reason = "failed", str(error)
+        if session.ends:  # else a signal has ended what it waited for
+            outcome, reason = "failed", str(error)
     except Exception as error:  # the others are carried out all the same
         outcome, reason = "failed", f"{type(error).__name__}: {one_line(error, 300)}"
     finally:  # a signal's, too
@@ -439,7 +442,7 @@ def main() -> None:
 
     out = args.out.resolve()
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         refuse(f"cannot write --out {str(args.out)!r}: {error.strerror}: choose another")
     text = args.text.resolve() if args.text else None
@@ -456,11 +459,11 @@ def main() -> None:
                 else:
                     outcomes[step.name] = carry_out(session, step)
             outcomes |= {step.name: future.result() for step, future in beside}
-        finally:
-            if sys.exc_info()[0]:
-                session.ends = 0.0  # what a step beside would start next
-                for process in list(session.running):
-                    end_group(process)
+        except (KeyboardInterrupt, SystemExit) as stopped:
+            session.ends = 0.0  # what a step beside would start next
+            for process in list(session.running):
+                end_group(process)
+            sys.exit(130 if isinstance(stopped, KeyboardInterrupt) else stopped.code)
     whole = [name for name, outcome in outcomes.items() if outcome == "done"]
     print(f"{len(whole)} of {len(chosen)} steps done; results in {str(args.out)!r}")
     sys.exit(0 if len(whole) == len(chosen) else 1)

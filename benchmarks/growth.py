@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from litgpt.config import Config
-from measuring import command_line, least_seconds, positive, write_result
+from measuring import command_line, least_seconds, positive, result_file, write_result
 
 from litgpt_warmstart.commands import warmstart_grow
 from litgpt_warmstart.method import growth, parametrization
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--n_embd", type=int, default=2048, help="of the wide model")
     parser.add_argument("--n_layer", type=int, default=16)
     parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     args = parser.parse_args()
     seconds = grow_in_memory(args.rounds)
     print(

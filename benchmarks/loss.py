@@ -60,11 +60,12 @@ def measure(config: Config, precision: str, compile: bool, micro_batch_size: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n_embd", type=int, nargs="+", default=[48, 192, 512])
-    parser.add_argument("--classes", type=int, nargs="+", default=[50304])
-    parser.add_argument("--precisions", nargs="+", default=["32-true", "bf16-mixed"])
+    parser.add_argument("--n_embd", type=measuring.positive, nargs="+", default=[48, 192, 512])
+    parser.add_argument("--classes", type=measuring.positive, nargs="+", default=[50304])
+    precisions = ["32-true", "bf16-mixed", "bf16-true"]
+    parser.add_argument("--precisions", nargs="+", choices=precisions, default=precisions[:2])
     parser.add_argument("--compile", nargs="+", choices=["true", "false"], default=["true", "false"])
-    parser.add_argument("--micro_batch_size", type=int, default=16 if torch.cuda.is_available() else 2)
+    parser.add_argument("--micro_batch_size", type=measuring.positive, default=16 if torch.cuda.is_available() else 2)
     parser.add_argument("--rounds", type=measuring.positive, default=5)
     args = parser.parse_args()
     torch.set_float32_matmul_precision("high")

@@ -1,5 +1,6 @@
 """What every benchmark here needs: the machine in words, memory, and a result file."""
 
+import argparse
 import json
 import os
 import platform
@@ -59,6 +60,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError
     return number
+
+
+def result_file(text: str) -> Path:
+    """Where a result goes, for argparse: found out before anything is measured."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: name a file in it")
+    return path
 
 
 def spread(values: list[float]) -> dict[str, float]:

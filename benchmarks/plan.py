@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measuring import command_line, positive, resident_gigabytes, spread, write_result
+from measuring import command_line, positive, resident_gigabytes, result_file, spread, write_result
 
 BATCH, BLOCK_SIZE = 8, 256
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--compile", default="false")
     parser.add_argument("--data_path", type=Path, help="StdlibText as prepared before")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=result_file)
     arguments = parser.parse_args()
 
     from litgpt_warmstart.run.metrics import read_metrics

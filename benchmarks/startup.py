@@ -15,7 +15,7 @@ import timeit
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measuring import command_line, positive, spread, write_result
+from measuring import command_line, positive, result_file, spread, write_result
 
 LITGPT = Path(sys.executable).with_name("litgpt")
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def starts(rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=positive, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     args = parser.parse_args()
     figures = help_pairs(args.pairs)
     print(

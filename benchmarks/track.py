@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import lightning as L
 import torch
-from measuring import command_line, positive, spread, write_result
+from measuring import command_line, positive, result_file, spread, write_result
 
 from litgpt_warmstart.method import parametrization
 from litgpt_warmstart.method.loss import NextTokenLoss, choose
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--global_batch_sizes", type=positive, nargs="+", default=[1, 4, 8])
     parser.add_argument("--micro_batch_size", type=positive, help="default: the largest up to 4 that divides the batch")
     parser.add_argument("--pairs", type=positive, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     args = parser.parse_args()
     results = []
     for scale in args.scales:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measuring import command_line, machine, positive, spread, write_result
+from measuring import command_line, machine, positive, result_file, spread, write_result
 from trainers import Ended, Work, Worker, micro_batch_of, result_of
 
 DENSE_BF16_FLOPS = {"H100": 989.4e12, "H200": 989.4e12}
@@ -205,10 +205,10 @@ def main() -> None:
     parser.add_argument(
         "--precisions", nargs="+", choices=["32-true", "bf16-mixed", "bf16-true"], default=["32-true", "bf16-mixed"]
     )
-    parser.add_argument("--global_batch_size", type=int, default=8, help="sequences per optimizer step")
+    parser.add_argument("--global_batch_size", type=positive, default=8, help="sequences per optimizer step")
     parser.add_argument("--block_size", type=positive, default=1024, help="tokens per sequence")
     parser.add_argument(
-        "--stock_micro_batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
+        "--stock_micro_batch_sizes", type=positive, nargs="+", default=[1, 2, 4, 8], help="the fastest is taken"
     )
     parser.add_argument("--pairs", type=positive, default=5, help="rounds of each")
     parser.add_argument("--round_steps", type=positive, default=3, help="optimizer steps of a round that count")
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument(
         "--devices", type=positive, default=1, help="compare so many processes of one thread with one, and no stock"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=result_file, help="JSON file to write")
     args = parser.parse_args()
     if not any(args.global_batch_size % size == 0 for size in args.stock_micro_batch_sizes):
         parser.error("no --stock_micro_batch_sizes divides --global_batch_size")

@@ -110,10 +110,22 @@ PASSED tests/a.py::test_x[1 2]"""
 
 @pytest.mark.parametrize(
     ("words", "told"),
+    [(["train.py", "--out", BENCHMARKS], f"argument --out: {str(BENCHMARKS)!r} is a folder: name a file in it"),
+     (["train.py", "--global_batch_size", "0"], "argument --global_batch_size: invalid positive value: '0'"),
+     (["loss.py", "--n_embd", "0"], "argument --n_embd: invalid positive value: '0'"),
+     (["loss.py", "--precisions", "64-true"], "argument --precisions: invalid choice: '64-true'")],
+)  # fmt: skip
+def test_what_a_benchmark_cannot_do_is_said_before_anything_is_measured(words, told):
+    done = subprocess.run([sys.executable, BENCHMARKS / words[0], *words[1:]], capture_output=True, text=True)
+    assert done.returncode == 2 and told in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
     [([], "torch finds no CUDA device"), (["--text", "/no/folder"], "no text in '/no/folder'"),
      (["--minutes", "nan"], "--minutes must be above 0 and finite, got nan"),
      (["--steps", "trian"], "there is no step 'trian': choose from versions, train, text"),
-     (["--rehearse", "--out", __file__], f"cannot write --out {__file__!r}: File exists: choose another")],
+     (["--rehearse", "--out", __file__], f"cannot write --out {__file__!r}: Not a directory: choose another")],
 )  # fmt: skip
 def test_make_gpu_refuses_in_one_line_and_writes_nothing(words, told, tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "--out", tmp_path / "out", *words]

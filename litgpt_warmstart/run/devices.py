@@ -16,6 +16,7 @@ from litgpt.config import Config
 from litgpt.utils import parse_devices
 
 from litgpt_warmstart.errors import UserError
+from litgpt_warmstart.method.loss import cpu_has_bf16
 from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.run.spec import CUDA_GRAPHS, RunArgs, RunSpec
 
@@ -33,7 +34,8 @@ def count_devices(devices: int | str) -> int:
 
 
 def check_here(args: RunArgs) -> None:
-    """Raise a UserError where this machine has fewer devices than a run asks of a node."""
+    """Raise a UserError where this machine has fewer devices than a run asks of a node, or none for its precision."""
+    check_precision(args.precision)
     asked, has = count_devices(args.devices), devices_here()
     if asked <= has:
         return
@@ -44,6 +46,12 @@ def check_here(args: RunArgs) -> None:
             f"this machine has no CUDA device, and its CPU takes at most {has} process{'es' * (has > 1)}, a core each"
         )
     raise UserError(f"--devices {asked}: {told}: lower --devices")
+
+
+def check_precision(precision: str | None) -> None:
+    """Raise a UserError where this machine has no device for a precision, which Fabric would replace by another."""
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        raise UserError("--precision 16-mixed: this machine has no CUDA device: give bf16-mixed or 32-true")
 
 
 def devices_here() -> int:
@@ -164,7 +172,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """
     dtype = {"32": torch.float32, "bf": torch.bfloat16, "16": torch.float16}[precision[:2]]
     if device.type == "cpu":
-        return _measured(dtype, torch.get_num_threads())
+        is_emulated = dtype == torch.bfloat16 and not cpu_has_bf16()
+        return _measured(torch.float32 if is_emulated else dtype, torch.get_num_threads())
     if "H200" in torch.cuda.get_device_name(device):  # an H100's; Lightning 2.6 has those with sparsity, twice as many
         tf32 = torch.get_float32_matmul_precision() != "highest"
         return 989.4e12 if dtype != torch.float32 else 494.7e12 if tf32 else 66.9e12

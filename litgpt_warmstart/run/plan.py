@@ -31,7 +31,7 @@ from litgpt_warmstart.method.model import parameter_count
 from litgpt_warmstart.method.scales import SCALES, resolve_config, short_name
 from litgpt_warmstart.run.build import build_state, update_weights
 from litgpt_warmstart.run.checkpoint import Header, read_checkpoint
-from litgpt_warmstart.run.devices import share
+from litgpt_warmstart.run.devices import check_precision, share
 from litgpt_warmstart.run.spec import RunSpec
 from litgpt_warmstart.run.tuning import device_failed, give_back_memory, keep_memory, now, tuned
 
@@ -288,6 +288,7 @@ def measure(spec: RunSpec) -> Measurement:
         UserError: The base cannot be read, or the device's memory is too small.
     """
     on_gpu = torch.cuda.is_available()
+    check_precision(spec.precision)
     fabric = L.Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=spec.precision)
     fabric.launch()
     fabric.seed_everything(spec.seed, verbose=False)

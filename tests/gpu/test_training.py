@@ -79,7 +79,7 @@ def expected(base, tiny, tiny_settings, tmp_path_factory) -> list[float]:
 def test_every_precision_loss_and_compile_mode_trains_as_fp32_does_eagerly(
     precision, loss_impl, compile, warm, expected
 ):
-    if compile == "reduce-overhead" and not torch.cuda.is_available():
+    if (precision == "16-mixed" or compile == "reduce-overhead") and not torch.cuda.is_available():
         pytest.skip("refused on a CPU")
     torch._dynamo.reset()
     searched = "ATEN,TRITON" if (precision, loss_impl) == ("bf16-mixed", "chunked") else "ATEN"  # it takes long
@@ -89,6 +89,7 @@ def test_every_precision_loss_and_compile_mode_trains_as_fp32_does_eagerly(
     assert found[-1] < found[0]
 
 
+@cuda_only
 def test_chunked_in_fp16_is_refused_in_one_line(warm, capsys):
     with pytest.raises(SystemExit):
         warm(precision="16-mixed", loss_impl="chunked")

@@ -11,6 +11,7 @@ from litgpt_warmstart.run.devices import (
     ROOM,
     _measured,
     check_here,
+    check_precision,
     choose_strategy,
     count_devices,
     devices_here,
@@ -96,6 +97,20 @@ def gpu(monkeypatch):
 def test_an_h100_and_an_h200_have_the_dense_figure_of_their_data_sheet(gpu, name):
     assert peak_flops(gpu(name), "bf16-mixed") == peak_flops(gpu(name), "16-mixed") == 989.4e12
     assert peak_flops(gpu(name), "bf16-true") == 989.4e12
+
+
+def test_fp16_is_refused_where_fabric_would_train_in_another_precision(monkeypatch):
+    with pytest.raises(UserError, match="--precision 16-mixed: this machine has no CUDA device: give bf16-mixed"):
+        check_here(RunArgs(precision="16-mixed"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_precision("16-mixed")
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_cpu_that_emulates_bf16_is_measured_in_fp32_as_its_head_computes(emulated, monkeypatch):
+    monkeypatch.setattr("litgpt_warmstart.run.devices.cpu_has_bf16", lambda: not emulated)
+    monkeypatch.setattr("litgpt_warmstart.run.devices._measured", lambda dtype, threads: dtype)
+    assert peak_flops(torch.device("cpu"), "bf16-mixed") == (torch.float32 if emulated else torch.bfloat16)
 
 
 def test_a_gpu_that_nobody_knows_has_none(gpu):
